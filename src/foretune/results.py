@@ -20,10 +20,15 @@ def provenance(seed: int, wall_seconds: float, device: str | torch.device = "cpu
     """The header of every result file: schema version, package versions, seed, device and wall time in seconds."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "versions": {"foretune": __version__} | {name: version(name) for name in ("torch", "transformers", "peft")},
+        "versions": {"foretune": __version__}
+        | {name: version(name) for name in ("torch", "transformers", "peft")},
         "seed": seed,
         "device": str(device),
-        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
+        "machine": {
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
         "wall_seconds": round(wall_seconds, 3),
     }
 
@@ -42,7 +47,9 @@ def writable_directory(path: str | Path) -> Path:
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"output directory {path}", f"cannot write there ({error.strerror})", "name a directory you can write to with -o"
+            f"output directory {path}",
+            f"cannot write there ({error.strerror})",
+            "name a directory you can write to with -o",
         ) from error
     return path
 
@@ -76,7 +83,9 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
         raise InputError(str(path), f"not a readable result file ({error})", hint) from error
     found = content.get("schema_version") if isinstance(content, dict) else None
     if found != SCHEMA_VERSION:
-        raise InputError(str(path), f"schema_version is {found!r}, this foretune reads {SCHEMA_VERSION}", hint)
+        raise InputError(
+            str(path), f"schema_version is {found!r}, this foretune reads {SCHEMA_VERSION}", hint
+        )
     return content
 
 

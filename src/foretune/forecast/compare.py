@@ -1,0 +1,241 @@
+"""Forecast against truth: how far the predictions were from the runs that were really trained.
+
+Every number is computed over the candidates of ``forecast.json`` that also have a ``train/*/result.json``. A
+statistic that the data cannot give (fewer than three pairs, a constant input) is ``None``, never nan.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import kendalltau, spearmanr
+
+from foretune.errors import InputError
+from foretune.results import provenance, read_json, write_json
+
+Z_90 = 1.645  # half-width of a 90% normal band in standard deviations
+POINTS = 0.03  # "within three points" of a metric between 0 and 1
+MIN_PAIRS = 3  # a rank correlation of two pairs is always ±1
+
+_SHARES = ("accuracy", "f1", "precision", "recall", "exact_match", "auc")
+_LOWER_IS_BETTER = ("loss", "mse", "mae", "error", "perplexity")
+_RANKERS = {  # what people rank by today: where it is in forecast.json, and its sign (higher is ranked first)
+    "trainable_parameters": ("cost", "trainable_parameters", 1),
+    "trace": ("kernel", "trace", 1),
+    "condition_number": ("kernel", "condition_number", -1),
+    "alignment": ("kernel", "alignment", 1),
+}
+
+
+def is_share(metric_name: str | None) -> bool:
+    """Whether the metric is a share between 0 and 1 that people read in percent, such as accuracy or F1."""
+    return any(part in (metric_name or "").lower() for part in _SHARES)
+
+
+def higher_is_better(metric_name: str | None) -> bool:
+    """Whether a larger value of the metric is better: false for losses, errors and perplexity."""
+    name = (metric_name or "").lower().removeprefix("eval_").removeprefix("neg_")
+    return (metric_name or "").lower().startswith("neg_") or not any(
+        part in name for part in _LOWER_IS_BETTER
+    )
+
+
+def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two parsed JSON values differ, as (dotted key, value in ``one``, value in ``other``)."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*one, *other]):
+            yield from differences(one.get(key), other.get(key), f"{where}.{key}" if where else str(key))
+    elif one != other:
+        yield where, one, other
+
+
+def compare(directory: Path) -> dict[str, Any]:
+    """Compare ``forecast.json`` with every real training run beside it, and write ``comparison.json``.
+
+    Errors are predicted − true, in the metric's own unit (0.01 of accuracy is one point). The regret of a
+    ranking is the best true metric among the trained candidates − the true metric of the one ranked first
+    (averaged over ties; sign turned for metrics where lower is better), so 0 means that it picked the best.
+    ``cost_ratio`` is the mean of forecast seconds ÷ real seconds (training + evaluation); ``collect_ratio``
+    is the seconds of the one collection ÷ the mean real seconds of a candidate.
+
+    Args:
+        directory: The run directory.
+
+    Returns:
+        The content of ``comparison.json``. ``skipped`` lists the results that are no truth for this forecast
+        (linearised runs, candidates it does not contain).
+
+    Raises:
+        InputError: There is no forecast, no candidate of it was trained, or a result is of another
+            configuration.
+    """
+    start = time.perf_counter()
+    directory = Path(directory)
+    forecast = read_json(directory / "forecast.json", f"run: foretune forecast run.yaml -o {directory}")
+    pairs, skipped = _matched(directory, forecast["candidates"])
+    if not pairs:
+        known = ", ".join(str(candidate["name"]) for candidate in forecast["candidates"]) or "none"
+        why = "".join(f"; {item['name']}: {item['reason']}" for item in skipped)
+        raise InputError(
+            str(directory / "train"),
+            f"no candidate of the forecast has a real training run (candidates: {known}){why}",
+            f"run: foretune train run.yaml --candidate NAME -o {directory}",
+        )
+    rows = [_row(candidate, result) for candidate, result in pairs]
+    metric_name = pairs[0][0]["predicted"].get("metric_name")
+    comparison = {
+        **provenance(forecast.get("seed") or 0, time.perf_counter() - start),
+        "metric_name": metric_name,
+        "candidates": rows,
+        "summary": {
+            **_summary(rows, "eval_metric", higher_is_better(metric_name), is_share(metric_name)),
+            **_cost(pairs, forecast.get("collect") or {}),
+            "eval_loss": _summary(rows, "eval_loss", higher=False, share=False),
+        },
+        "rankers": _rankers(pairs, higher_is_better(metric_name)),
+        "skipped": skipped,
+    }
+    write_json(directory / "comparison.json", comparison)
+    return comparison
+
+
+def _matched(directory: Path, candidates: list[dict[str, Any]]) -> tuple[list[tuple[dict, dict]], list[dict]]:
+    """Pairs of (candidate, its result) in the forecast's order, and the results that match none."""
+    by_name = {candidate["name"]: candidate for candidate in candidates}
+    results: dict[str, dict[str, Any]] = {}
+    skipped = []
+    for path in sorted(directory.glob("train/*/result.json")):
+        result = read_json(path, f"run: foretune train run.yaml --candidate NAME -o {directory}")
+        name = result["candidate"]
+        if result.get("linearised"):
+            skipped.append({"name": name, "reason": "a linearised run is not the truth"})
+        elif name not in by_name:
+            skipped.append({"name": name, "reason": "not a candidate of the forecast"})
+        else:
+            _check_same(path, result, by_name[name])
+            results[name] = result
+    return [(candidate, results[name]) for name, candidate in by_name.items() if name in results], skipped
+
+
+def _check_same(path: Path, result: dict[str, Any], candidate: dict[str, Any]) -> None:
+    """Refuse a result that was trained with another configuration than the forecast's.
+
+    Raises:
+        InputError: It was.
+    """
+    mine, ours = ({part: side.get(part) for part in ("peft", "training")} for side in (result, candidate))
+    names = (result["final"].get("metric_name"), candidate["predicted"].get("metric_name"))
+    found = [
+        f"{key} is {trained!r}, in the forecast {planned!r}"
+        for key, trained, planned in differences(mine, ours)
+    ]
+    if None not in names and names[0] != names[1]:
+        found.append(f"the metric is {names[0]!r}, in the forecast {names[1]!r}")
+    if found:
+        raise InputError(
+            str(path),
+            f"stale: {'; '.join(found[:3])}{' …' if len(found) > 3 else ''}",
+            f"run foretune forecast again, or foretune train run.yaml --candidate {candidate['name']} again",
+        )
+
+
+def _row(candidate: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """One candidate's predicted and true values, side by side."""
+    quantities = ("eval_metric", "eval_loss", "train_loss")
+    predicted = {key: _number(candidate["predicted"].get(key)) for key in (*quantities, "eval_metric_std")}
+    true = {key: _number(result["final"].get(key)) for key in quantities}
+    error = {key: _minus(predicted[key], true[key]) for key in quantities[:2]}
+    miss, std = error["eval_metric"], predicted["eval_metric_std"]
+    return {
+        "name": candidate["name"],
+        "predicted": predicted,
+        "true": true,
+        "error": error,
+        "within_interval": None if miss is None or std is None else abs(miss) <= Z_90 * std,
+    }
+
+
+def _number(value: float | int | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _summary(rows: list[dict[str, Any]], quantity: str, higher: bool, share: bool) -> dict[str, Any]:
+    """The statistics of one predicted quantity over the candidates where both values are known."""
+    known = [row for row in rows if row["error"][quantity] is not None]
+    predicted = [row["predicted"][quantity] for row in known]
+    true = [row["true"][quantity] for row in known]
+    error = np.array([row["error"][quantity] for row in known], dtype=float)
+    # predicted − true is exact in decimals only up to rounding: 0.80 − 0.77 must count as three points
+    within = float(np.mean(np.abs(error) <= POINTS + 1e-12)) if share and known else None
+    return {
+        "n": len(known),
+        **_correlations(predicted, true),
+        "mean_absolute_error": float(np.abs(error).mean()) if known else None,
+        "bias": float(error.mean()) if known else None,
+        "share_within_3_points": within,
+        "regret": _regret(predicted, true, higher, ranked_by_higher=higher),
+    }
+
+
+def _correlations(one: Sequence[float], other: Sequence[float]) -> dict[str, float | None]:
+    """Spearman's and Kendall's rank correlation, ties handled by scipy (average ranks, tau-b)."""
+    if len(one) < MIN_PAIRS or len(set(one)) == 1 or len(set(other)) == 1:
+        return {"spearman": None, "kendall": None}
+    return {
+        "spearman": float(spearmanr(one, other).statistic),
+        "kendall": float(kendalltau(one, other).statistic),
+    }
+
+
+def _regret(
+    scores: Sequence[float], true: Sequence[float], higher: bool, ranked_by_higher: bool = True
+) -> float | None:
+    """What choosing by ``scores`` costs against the best choice; ``None`` where there is no choice."""
+    if len(true) < 2:
+        return None
+    s = np.array(scores, dtype=float) * (1 if ranked_by_higher else -1)
+    value = np.array(true, dtype=float) * (1 if higher else -1)
+    return float(value.max() - value[s == s.max()].mean()) + 0.0
+
+
+def _cost(pairs: list[tuple[dict, dict]], collect: dict[str, Any]) -> dict[str, float | None]:
+    """How much cheaper a forecast is than the run that it predicts."""
+    ratios, reals = [], []
+    for candidate, result in pairs:
+        cost = result.get("cost") or {}
+        real = (cost.get("seconds") or 0.0) + (cost.get("eval_seconds") or 0.0)
+        ours = (candidate.get("cost") or {}).get("seconds")
+        if real > 0:
+            reals.append(real)
+            ratios += [] if ours is None else [ours / real]
+    seconds = collect.get("seconds")
+    return {
+        "cost_ratio": float(np.mean(ratios)) if ratios else None,
+        "collect_ratio": None if seconds is None or not reals else float(seconds / np.mean(reals)),
+    }
+
+
+def _rankers(pairs: list[tuple[dict, dict]], higher: bool) -> dict[str, dict[str, Any]]:
+    """How well the trivial rankers order the same candidates by their true metric."""
+    rankers = {}
+    for name, (part, key, sign) in _RANKERS.items():
+        known = [
+            (float(sign * score), float(true))
+            for candidate, result in pairs
+            if (score := (candidate.get(part) or {}).get(key)) is not None
+            and (true := result["final"].get("eval_metric")) is not None
+        ]
+        scores, values = [score for score, _ in known], [true for _, true in known]
+        goodness = [value if higher else -value for value in values]
+        rankers[name] = {
+            "n": len(known),
+            **_correlations(scores, goodness),
+            "regret": _regret(scores, values, higher),
+        }
+    return rankers

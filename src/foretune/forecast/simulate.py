@@ -1,0 +1,68 @@
+"""A simulated fine-tune: the user's own training arguments, run on the tangent model."""
+
+import tempfile
+
+import torch
+from datasets import Dataset
+
+from foretune.linear.tangent_model import TangentModel
+from foretune.tangents import Adapter, Head, Tangents
+from foretune.task import Candidate, Task
+from foretune.train.loop import Run, loop_arguments, run_trainer
+
+# what only concerns the hardware or the files of the real run
+_NEUTRAL = {
+    "bf16": False,
+    "fp16": False,
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+    "torch_compile": False,
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "push_to_hub": False,
+    "report_to": "none",
+    "dataloader_num_workers": 0,
+    "per_device_eval_batch_size": 256,
+}
+
+
+def simulate(
+    tangents: Tangents, task: Task, candidate: Candidate, adapters: list[Adapter], head: Head, seed: int
+) -> tuple[Run, TangentModel]:
+    """Train the tangent model as ``Trainer`` would train the network from this seed's adapters and head."""
+    model = TangentModel(tangents, adapters, head, accepts_loss_kwargs=accepts_loss_kwargs(task))
+    train, evaluation = index_datasets(tangents, task)
+    with tempfile.TemporaryDirectory() as scratch:
+        overrides = _NEUTRAL | loop_arguments(candidate.training) | {"seed": seed}
+        args = candidate.training_arguments(scratch, **overrides)
+        run, _ = run_trainer(model, args, train, evaluation, task.compute_metrics, collator=collate)
+    return run, model
+
+
+def index_datasets(tangents: Tangents, task: Task) -> tuple[Dataset, Dataset]:
+    """The splits with examples given by number; lengths let ``Trainer`` group them as it would group the texts."""
+    lengths = tangents.counts[tangents.place]
+    columns = {"index": torch.arange(tangents.num_examples), "labels": tangents.labels, "length": lengths}
+    sizes = slice(None, tangents.num_train), slice(tangents.num_train, None)
+    train, evaluation = (
+        Dataset.from_dict({name: values[size].tolist() for name, values in columns.items()}) for size in sizes
+    )
+    return train, evaluation
+
+
+def collate(rows: list[dict[str, float]]) -> dict[str, torch.Tensor]:
+    """A batch of numbered examples."""
+    return {
+        name: torch.tensor([row[name] for row in rows]) for name in ("index", "labels") if name in rows[0]
+    }
+
+
+def accepts_loss_kwargs(task: Task) -> bool:
+    """Whether ``Trainer`` leaves the averaging over accumulated batches to the model, by the rule it uses itself."""
+    import inspect
+
+    model = task.model
+    if hasattr(model, "accepts_loss_kwargs"):
+        return bool(model.accepts_loss_kwargs)
+    kinds = {parameter.kind for parameter in inspect.signature(model.forward).parameters.values()}
+    return inspect.Parameter.VAR_KEYWORD in kinds

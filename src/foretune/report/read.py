@@ -1,0 +1,232 @@
+"""Result files of a run directory as plain objects; the page and its figures see nothing else."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foretune.errors import InputError
+from foretune.forecast.compare import Z_90, differences, higher_is_better
+from foretune.report.numbers import Metric
+from foretune.results import read_json
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation on a training curve; time in epochs."""
+
+    epoch: float | None
+    train_loss: float | None
+    eval_loss: float | None
+    eval_metric: float | None
+    eval_loss_std: float | None
+    eval_metric_std: float | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a fine-tune ends and how it gets there, forecast or real."""
+
+    eval_metric: float | None
+    eval_loss: float | None
+    train_loss: float | None
+    eval_metric_std: float | None
+    num_seeds: int
+    curve: tuple[Point, ...]
+
+    @property
+    def band(self) -> float | None:
+        """Half the width of the 90% band of the metric, 1.645 · std."""
+        return None if self.eval_metric_std is None else Z_90 * self.eval_metric_std
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The numbers of one candidate's NTK (theory.md §4)."""
+
+    condition_number: float | None
+    condition_number_std: float | None
+    regularised_condition_number: float | None
+    trace: float | None
+    effective_dimension: float | None
+    alignment: float | None
+    strength: float | None
+    spectrum: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Everything known about one candidate."""
+
+    name: str
+    peft: dict[str, Any]
+    training: dict[str, Any]
+    trainable_parameters: float | None
+    forecast: Outcome | None = None
+    truth: Outcome | None = None
+    kernel: Kernel | None = None
+    forecast_seconds: float | None = None
+    training_seconds: float | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def error(self) -> float | None:
+        """Predicted − true metric."""
+        if not self.forecast or not self.truth:
+            return None
+        predicted, true = self.forecast.eval_metric, self.truth.eval_metric
+        return None if predicted is None or true is None else predicted - true
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory: candidates best first, and where each number came from."""
+
+    directory: str
+    task: dict[str, Any]
+    collect: dict[str, Any]
+    metric: Metric
+    candidates: tuple[Candidate, ...]
+    comparison: dict[str, Any] | None
+    sources: dict[str, dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+
+
+_KERNEL_NUMBERS = [key for key in Kernel.__dataclass_fields__ if key != "spectrum"]
+
+
+def read_run(directory: Path) -> Run:
+    """Read every result file in a run directory.
+
+    Raises:
+        InputError: The directory holds neither a forecast nor a training result, or a file is unreadable.
+    """
+    forecast_path, comparison_path = directory / "forecast.json", directory / "comparison.json"
+    result_paths = sorted(directory.glob("train/*/result.json"))
+    if not forecast_path.exists() and not result_paths:
+        raise InputError(
+            str(directory),
+            "no result files to report on",
+            f"run: foretune forecast run.yaml -o {directory}, or foretune train run.yaml -o {directory}",
+        )
+    forecast: dict[str, Any] = {}
+    if forecast_path.exists():
+        forecast = read_json(forecast_path, f"run: foretune forecast run.yaml -o {directory}")
+    results = {
+        path: read_json(path, f"run: foretune train run.yaml --candidate NAME -o {directory}")
+        for path in result_paths
+    }
+    task, notes = forecast.get("task") or {}, []
+    metric = Metric(_metric_name(task, forecast, list(results.values())))
+    candidates = {item["name"]: _forecast(item) for item in forecast.get("candidates") or []}
+    for path, result in results.items():
+        notes += _add_result(candidates, path.relative_to(directory), result)
+    ranked = tuple(candidates.values()) if forecast else _by_truth(list(candidates.values()), metric)
+
+    comparison, sources = None, {"forecast.json": forecast} if forecast else {}
+    sources |= {str(path.relative_to(directory)): result for path, result in results.items()}
+    if comparison_path.exists() and forecast:
+        content = read_json(comparison_path, f"run: foretune compare {directory}")
+        if _describes(content, ranked):
+            comparison, sources = content, sources | {"comparison.json": content}
+        else:
+            notes.append(
+                f"comparison.json does not match the results: run foretune compare {directory} again."
+            )
+    return Run(
+        str(directory), task, forecast.get("collect") or {}, metric, ranked, comparison, sources, notes
+    )
+
+
+def _metric_name(task: dict[str, Any], forecast: dict[str, Any], results: list[dict[str, Any]]) -> str | None:
+    names = [task.get("metric_name")]
+    names += [(item.get("predicted") or {}).get("metric_name") for item in forecast.get("candidates") or []]
+    names += [(result.get("final") or {}).get("metric_name") for result in results]
+    return next((str(name) for name in names if name), None)
+
+
+def _forecast(item: dict[str, Any]) -> Candidate:
+    predicted, kernel, cost = (item.get(key) or {} for key in ("predicted", "kernel", "cost"))
+    return Candidate(
+        name=str(item["name"]),
+        peft=item.get("peft") or {},
+        training=item.get("training") or {},
+        trainable_parameters=_number(cost.get("trainable_parameters")),
+        forecast=_outcome(predicted, predicted.get("curve")),
+        kernel=Kernel(
+            **{key: _number(kernel.get(key)) for key in _KERNEL_NUMBERS},
+            spectrum=tuple(_number(value) for value in kernel.get("spectrum") or []),
+        ),
+        forecast_seconds=_number(cost.get("seconds")),
+        warnings=tuple(str(text) for text in item.get("warnings") or []),
+    )
+
+
+def _add_result(candidates: dict[str, Candidate], path: Path, result: dict[str, Any]) -> list[str]:
+    """Put one training result beside its forecast; the notes say why it could not be."""
+    name, cost, notes = str(result["candidate"]), result.get("cost") or {}, []
+    truth = _outcome(result.get("final") or {}, result.get("curve"))
+    seconds = [_number(cost.get(key)) for key in ("seconds", "eval_seconds")]
+    total = None if seconds == [None, None] else sum(value or 0.0 for value in seconds)
+    known = candidates.get(name)
+    if known and not result.get("linearised"):
+        changed = [
+            key
+            for part in ("peft", "training")
+            for key, _, _ in differences(result.get(part) or {}, getattr(known, part), part)
+        ]
+        if changed:
+            notes.append(f"{path} was trained with another {', '.join(changed[:3])} than forecast: left out.")
+        else:
+            candidates[name] = Candidate(**{**vars(known), "truth": truth, "training_seconds": total})
+        return notes
+    label = f"{name} (linearised)" if result.get("linearised") else name
+    candidates[label] = Candidate(
+        name=label,
+        peft=result.get("peft") or {},
+        training=result.get("training") or {},
+        trainable_parameters=_number(cost.get("trainable_parameters")),
+        truth=truth,
+        training_seconds=total,
+    )
+    return notes
+
+
+def _outcome(final: dict[str, Any], curve: list[dict[str, Any]] | None) -> Outcome:
+    return Outcome(
+        **{
+            key: _number(final.get(key))
+            for key in ("eval_metric", "eval_loss", "train_loss", "eval_metric_std")
+        },
+        num_seeds=len(final.get("seeds") or []),
+        curve=tuple(
+            Point(**{key: _number(point.get(key)) for key in Point.__dataclass_fields__})
+            for point in curve or []
+        ),
+    )
+
+
+def _by_truth(candidates: list[Candidate], metric: Metric) -> tuple[Candidate, ...]:
+    sign = -1 if higher_is_better(metric.name) else 1
+
+    def key(candidate: Candidate) -> tuple[bool, float]:
+        value = candidate.truth.eval_metric if candidate.truth else None
+        return value is None, sign * (value or 0.0)
+
+    return tuple(sorted(candidates, key=key))
+
+
+def _describes(comparison: dict[str, Any], candidates: tuple[Candidate, ...]) -> bool:
+    """Whether a comparison was made from the numbers shown here."""
+    compared = {
+        str(row["name"]): (row["predicted"].get("eval_metric"), row["true"].get("eval_metric"))
+        for row in comparison.get("candidates") or []
+    }
+    return compared == {
+        item.name: (item.forecast.eval_metric, item.truth.eval_metric)
+        for item in candidates
+        if item.forecast and item.truth
+    }
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

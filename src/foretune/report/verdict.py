@@ -1,0 +1,139 @@
+"""What the numbers say, in plain words and no stronger than they are."""
+
+import math
+from typing import Any
+
+from foretune.forecast.compare import Z_90
+from foretune.report.numbers import correlation
+from foretune.report.read import Candidate, Outcome, Run
+
+
+def verdict(run: Run) -> list[str]:
+    """The opening paragraph as sentences: who is first, by how much, and how far that was tested."""
+    forecasts = [item for item in run.candidates if item.forecast]
+    if not forecasts:
+        return _truth_only(run)
+    return [*_first(run, forecasts), *_lead(run, forecasts), *_baseline(run, forecasts[0]), *_tested(run)]
+
+
+def _truth_only(run: Run) -> list[str]:
+    best = run.candidates[0]
+    value = best.truth.eval_metric if best.truth else None
+    number = len(run.candidates)
+    runs = "The one real run" if number == 1 else f"The best of {number} real runs"
+    return [
+        f"{runs} is “{best.name}”"
+        + (
+            f", with a measured {run.metric.label} of {run.metric.value(value)}."
+            if value is not None
+            else "."
+        ),
+        "There is no forecast in this directory, so nothing here was predicted: "
+        f"run foretune forecast run.yaml -o {run.directory} to see what it would have said.",
+    ]
+
+
+def _first(run: Run, forecasts: list[Candidate]) -> list[str]:
+    name, outcome = forecasts[0].name, forecasts[0].forecast
+    if outcome is None or outcome.eval_metric is None:
+        return [f"“{name}” is listed first, but its {run.metric.label} could not be estimated."]
+    value = run.metric.value(outcome.eval_metric)
+    if outcome.band is None:
+        return [
+            f"“{name}” is forecast first, with an estimated {run.metric.label} of {value} and no error bar."
+        ]
+    seeds = f" over {outcome.num_seeds} simulated seeds" if outcome.num_seeds > 1 else ""
+    return [
+        f"“{name}” is forecast first, with an estimated {run.metric.label} of {value} ± "
+        f"{run.metric.difference(outcome.band)} (90% band: 1.645 standard deviations{seeds})."
+    ]
+
+
+def _lead(run: Run, forecasts: list[Candidate]) -> list[str]:
+    first, lead = forecasts[0].forecast, lead_over_second(run)
+    if len(forecasts) == 1:
+        return ["It is the only candidate."]
+    if first is None or lead is None:
+        return []
+    second, bar = forecasts[1], _bar(first, forecasts[1].forecast)
+    text = f"Its lead over “{second.name}” is {run.metric.difference(lead)}"
+    if bar is None:
+        return [f"{text}; without error bars there is no telling whether that lead is real."]
+    close = sum(_within(run, first, item.forecast) for item in forecasts[1:])
+    if close == 0:
+        return [f"{text}, more than the error bar of that difference ({run.metric.difference(bar)})."]
+    others = "1 other candidate" if close == 1 else f"{close} other candidates"
+    compared = "no more" if lead <= bar else "more"
+    return [
+        f"{text}, {compared} than the error bar of that difference ({run.metric.difference(bar)}).",
+        f"{others} of {len(forecasts) - 1} cannot be told apart from the first by this forecast.",
+    ]
+
+
+def lead_over_second(run: Run) -> float | None:
+    """By how much the first forecast is better than the second, in the metric's unit."""
+    values = [item.forecast.eval_metric for item in run.candidates if item.forecast][:2]
+    if len(values) < 2 or values[0] is None or values[1] is None:
+        return None
+    return run.metric.sign * (values[0] - values[1])
+
+
+def _bar(one: Outcome, other: Outcome | None) -> float | None:
+    """Half the 90% band of a difference between two independent estimates."""
+    if other is None or one.eval_metric_std is None or other.eval_metric_std is None:
+        return None
+    return Z_90 * math.hypot(one.eval_metric_std, other.eval_metric_std)
+
+
+def _within(run: Run, one: Outcome, other: Outcome | None) -> bool:
+    bar = _bar(one, other)
+    if bar is None or other is None or one.eval_metric is None or other.eval_metric is None:
+        return False
+    return run.metric.sign * (one.eval_metric - other.eval_metric) <= bar
+
+
+def _baseline(run: Run, first: Candidate) -> list[str]:
+    baseline = run.task.get("majority_metric")
+    value = first.forecast.eval_metric if first.forecast else None
+    if baseline is None or value is None:
+        return []
+    guessing = f"always guessing the commonest class scores {run.metric.value(baseline)}"
+    if run.metric.sign * (value - baseline) <= 0:
+        return [f"That is no better than guessing: {guessing}."]
+    return [f"For scale, {guessing}."]
+
+
+def _tested(run: Run) -> list[str]:
+    trained = sum(1 for item in run.candidates if item.forecast and item.truth)
+    if run.comparison is None:
+        text = ["This forecast has not yet been compared with a real run."]
+        if trained:
+            runs = "1 candidate was" if trained == 1 else f"{trained} candidates were"
+            text.append(f"{runs} really trained: run foretune compare {run.directory} to measure the error.")
+        return text
+    return _measured(run, run.comparison["summary"])
+
+
+def _measured(run: Run, summary: dict[str, Any]) -> list[str]:
+    number, error = summary["n"], summary["mean_absolute_error"]
+    if not number or error is None:
+        return ["It was compared with real runs, but none of them has a metric to compare."]
+    runs = "1 real run" if number == 1 else f"{number} real runs"
+    share = summary["share_within_3_points"]
+    within = f"; {100 * share:.0f}% were within 3 points" if share is not None and number > 1 else ""
+    bias = f" (bias {run.metric.difference(summary['bias'], signed=True)})" if number > 1 else ""
+    average = " on average" if number > 1 else ""
+    off = f"off by {run.metric.difference(error)}{average}{bias}{within}"
+    text = [f"Tested against {runs}, the forecast was {off}."]
+    if summary["spearman"] is None:
+        text.append("That is too little to judge the ranking.")
+    else:
+        spearman = correlation(summary["spearman"])
+        text.append(f"Its ranking of them has a Spearman correlation of {spearman} with the truth.")
+    if number > 1 and summary["regret"] is not None:
+        regret = run.metric.difference(summary["regret"])
+        text.append(f"Following it among them cost {regret} against the best choice.")
+    lead = lead_over_second(run)
+    if lead is not None and lead < error:
+        text.append("The first candidate's lead is smaller than that measured error.")
+    return text

@@ -1,0 +1,14 @@
+"""Tangents: one pass over the model, from which every adapter's first-order behaviour follows."""
+
+from foretune.tangents.adapters import Adapter as Adapter
+from foretune.tangents.adapters import adapted as adapted
+from foretune.tangents.adapters import draw_adapters as draw_adapters
+from foretune.tangents.adapters import lora_layers as lora_layers
+from foretune.tangents.adapters import read_adapters as read_adapters
+from foretune.tangents.basis import centring as centring
+from foretune.tangents.collect import collect as collect
+from foretune.tangents.head import Head as Head
+from foretune.tangents.hooks import layer_gradients as layer_gradients
+from foretune.tangents.rules import layer_rule as layer_rule
+from foretune.tangents.tangents import Entry as Entry
+from foretune.tangents.tangents import Tangents as Tangents

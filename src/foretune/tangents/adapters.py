@@ -1,0 +1,98 @@
+"""What peft puts around a layer: the factors of a LoRA update, their scale and their dropout."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from foretune.errors import InputError
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One LoRA update ``dW = scaling * B A`` of one layer.
+
+    Attributes:
+        layer: Name of the layer in the model without adapters.
+        name: Name of the wrapped layer's adapter in the peft model, up to the factors.
+        a: Factor A.
+        b: Factor B.
+        scaling: ``lora_alpha / r``, or what the config makes of it (rsLoRA: ``lora_alpha / sqrt(r)``).
+        dropout: Probability with which inputs are dropped while training.
+    """
+
+    layer: str
+    name: str
+    a: Float[Tensor, "r i"]
+    b: Float[Tensor, "o r"]
+    scaling: float
+    dropout: float
+
+
+def read_adapters(model: nn.Module) -> list[Adapter]:
+    """The active adapters of a peft model, as they stand.
+
+    Raises:
+        InputError: Some adapter is not plain LoRA on a linear layer.
+    """
+    adapters: list[Adapter] = []
+    others: dict[str, str] = {}
+    for path, layer in lora_layers(model).items():
+        for key in layer.active_adapters:
+            if key in layer.lora_variant:
+                others[path] = type(layer.lora_variant[key]).__name__
+            elif key in layer.lora_A:
+                a, b = layer.lora_A[key].weight, layer.lora_B[key].weight
+                dropout = getattr(layer.lora_dropout[key], "p", 0.0)
+                adapters.append(
+                    Adapter(
+                        base_name(path),
+                        f"{path}.{{}}.{key}.weight",
+                        a,
+                        b,
+                        float(layer.scaling[key]),
+                        float(dropout),
+                    )
+                )
+            elif key in layer.lora_embedding_A:
+                others[path] = "LoRA on an embedding"
+    if others:
+        names = ", ".join(f"{name} ({kind})" for name, kind in others.items())
+        raise InputError("peft", f"no tangents for {names}", "use plain LoRA or rsLoRA on linear layers")
+    return adapters
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """The layers that carry LoRA adapters, by their name in the peft model."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def base_name(path: str) -> str:
+    """A layer's name in the model without adapters."""
+    return path.removeprefix("base_model.model.")
+
+
+@contextmanager
+def adapted(model: nn.Module, config: LoraConfig) -> Iterator[PeftModel]:
+    """The model with adapters drawn from torch's generator, as ``get_peft_model`` draws them; removed afterwards."""
+    peft_model = get_peft_model(model, config)  # type: ignore[arg-type]
+    try:
+        yield peft_model
+    finally:
+        peft_model.unload()
+
+
+def draw_adapters(model: nn.Module, config: LoraConfig, generator_state: Tensor) -> list[Adapter]:
+    """Copies of the adapters that ``get_peft_model`` makes when torch's generator is in this state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(generator_state)
+        with adapted(model, config) as peft_model:
+            return [
+                Adapter(x.layer, x.name, x.a.detach().clone(), x.b.detach().clone(), x.scaling, x.dropout)
+                for x in read_adapters(peft_model)
+            ]

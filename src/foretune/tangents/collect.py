@@ -1,0 +1,292 @@
+"""The one pass over the data: inputs and output gradients of every layer that any candidate adapts."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from foretune.errors import InputError
+from foretune.tangents import store
+from foretune.tangents.basis import centring, output_basis, task_directions
+from foretune.tangents.head import Head, entering, find_head, head_names, outputs_of, watched
+from foretune.tangents.hooks import Call, Rows, layer_gradients
+from foretune.tangents.rules import check_supported, supported
+from foretune.tangents.tangents import Entry, Tangents
+from foretune.task import Task
+
+PROBE_EXAMPLES = 512  # training examples on which the directions of the task are estimated
+Progress = Callable[[int, int], None]
+
+
+def collect(
+    task: Task,
+    modules: str | Sequence[str] = "all-linear",
+    *,
+    heads: Sequence[str] | None = None,
+    directory: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Tangents:
+    """Tangents of the task's model at its pretrained weights, for its training and evaluation examples.
+
+    For every call ``z = W a`` of an adapted layer this keeps ``a`` and the gradients at ``z`` of the features that
+    enter the trained head, along an orthonormal basis of few directions (theory.md section 6). It costs one forward
+    and one activation-only backward pass a direction, whatever adapters are forecast later.
+
+    Args:
+        task: Model, data and loss.
+        modules: ``all-linear`` (every supported layer but the head), or full names or name endings.
+        heads: Modules that are trained in full; by default the classification head as peft finds it, ``()`` if none.
+        directory: Keep the tangents there; those of the same task, model and modules are used again.
+        dtype: How rows are stored; by default bfloat16 for single precision models, else the model's own type.
+        batch_size: Examples in one pass; memory grows with it, results do not depend on it.
+        progress: Called with examples done and in all.
+
+    Raises:
+        InputError: A module has no rule, nothing matches, or the model's head cannot be cut off.
+    """
+    started = time.perf_counter()
+    model = task.model.eval()
+    heads = head_names(model) if heads is None else tuple(heads)
+    layers = select_layers(model, modules, heads)
+    kept = dtype or (torch.bfloat16 if model.dtype == torch.float32 else model.dtype)
+    key = _key(task, layers, heads, kept)
+    work = _Pass(task, layers, heads, kept, batch_size, progress)
+    if directory is None:
+        return work.run(None, started)
+    folder = Path(directory) / _key(task, layers, heads, kept)
+    found = Tangents.load(folder, lambda: work.head)
+    if found is None:
+        with store.writing(folder) as temporary:
+            work.run(temporary, started).save(temporary)
+        found = Tangents.load(folder, lambda: work.head)
+        assert found is not None
+        found.reused = False
+    return found
+
+
+def select_layers(
+    model: nn.Module, modules: str | Sequence[str], heads: Sequence[str]
+) -> dict[str, nn.Module]:
+    """The layers meant by ``modules``, without those of the head.
+
+    Raises:
+        InputError: None is meant, or some have no rule.
+    """
+    outside = {
+        name: module
+        for name, module in model.named_modules()
+        if not any(name == head or name.startswith(f"{head}.") for head in heads)
+    }
+    if modules == "all-linear":
+        return {name: module for name, module in outside.items() if supported(module)}
+    endings = (modules,) if isinstance(modules, str) else tuple(modules)
+    layers = {
+        name: module
+        for name, module in outside.items()
+        if any(name == ending or name.endswith(f".{ending}") for ending in endings)
+    }
+    if not layers:
+        names = sorted({name.rsplit(".", 1)[-1] for name, module in outside.items() if supported(module)})
+        raise InputError(
+            "modules", f"no layer is called {', '.join(endings)}", f"use some of: {', '.join(names)}"
+        )
+    check_supported(layers)
+    return layers
+
+
+def _key(task: Task, layers: dict[str, nn.Module], heads: Sequence[str], dtype: torch.dtype) -> str:
+    content = [store.FORMAT, task.fingerprint(), sorted(layers), list(heads), str(dtype)]
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=12).hexdigest()
+
+
+class _Pass:
+    """The state of one pass: examples sorted by length, so that batches waste little on padding."""
+
+    def __init__(
+        self,
+        task: Task,
+        layers: dict[str, nn.Module],
+        heads: Sequence[str],
+        dtype: torch.dtype,
+        batch_size: int,
+        progress: Progress | None,
+    ) -> None:
+        self.task, self.layers, self.dtype = task, layers, dtype
+        self.batch_size, self.progress = batch_size, progress or (lambda done, total: None)
+        self.num_train = len(task.train)
+        self.device = task.model.device
+        self.centring = centring(task.num_outputs).to(self.device)
+        self.summary: dict[str, list[Tensor]] = {"features": [], "outputs": [], "basis": [], "labels": []}
+        self.lengths = _lengths(task.train) + _lengths(task.eval)
+        self.order = sorted(range(len(self.lengths)), key=lambda example: (self.lengths[example], example))
+        self.head: Head = find_head(task.model, heads, self.batch(self.order[:2]))
+
+    def batch(self, examples: Sequence[int]) -> dict[str, Tensor]:
+        """A padded batch of examples, numbered through both splits."""
+        train, evaluation = self.task.train, self.task.eval
+        rows = [train[i] if i < self.num_train else evaluation[i - self.num_train] for i in examples]
+        return {name: value.to(self.device) for name, value in self.task.collator(rows).items()}
+
+    def task_rows(self) -> Float[Tensor, "k d"]:
+        """Directions of the task in the head's features, from a sample of the training examples."""
+        generator = torch.Generator().manual_seed(0)
+        chosen = set(torch.randperm(self.num_train, generator=generator)[:PROBE_EXAMPLES].tolist())
+        sample = [i for i in self.order if i in chosen]
+        features, labels = [], []
+        for start in range(0, len(sample), self.batch_size):
+            batch = self.batch(sample[start : start + self.batch_size])
+            with watched(self.task.model, self.head.names) as watch, torch.inference_mode():
+                logits = outputs_of(self.task.model, batch)
+                entered = watch.inputs[self.head.names[0]] if self.head.names else logits
+            if entered.dim() == 3:
+                entered = entered[torch.arange(len(entered)), self.positions(batch)]
+            features.append(entered.float().cpu())
+            labels.append(batch["labels"].cpu())
+        classes = self.task.num_outputs if self.task.loss == "cross_entropy" else 1
+        return task_directions(torch.cat(features), torch.cat(labels), classes)
+
+    def positions(self, batch: dict[str, Tensor]) -> Tensor:
+        """Which token of each example the head reads, found from the head's gradient."""
+        model, name = self.task.model, self.head.names[0]
+        seen: list[Tensor] = []
+
+        def leaf(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            seen.append(args[0].detach().requires_grad_())
+            return (seen[0], *args[1:])
+
+        handle = model.get_submodule(name).register_forward_pre_hook(leaf)
+        try:
+            with torch.enable_grad():
+                gradient = torch.autograd.grad(outputs_of(model, batch).square().sum(), seen[0])[0]
+        finally:
+            handle.remove()
+        return gradient.abs().amax(2).argmax(1)
+
+    def forward(self, batch: dict[str, Tensor], task_rows: Tensor) -> Tensor:
+        """Coordinates of the head's features in the output basis (b, q), keeping the summary of the batch."""
+        with watched(self.task.model, self.head.names) as watch:
+            logits = outputs_of(self.task.model, batch)
+            features, jacobian = entering(self.head, watch, logits)
+        if not (self.head.linear and self.summary["basis"]):
+            rows = torch.einsum("kc,bcd->bkd", self.centring, jacobian.double())
+            basis = output_basis(rows[:1] if self.head.linear else rows, task_rows)
+            self.summary["basis"].append(basis.to(logits.dtype))
+        self.summary["features"].append(features.detach())
+        self.summary["outputs"].append(logits.detach())
+        self.summary["labels"].append(batch["labels"])
+        return torch.einsum("bd,bqd->bq", features, self.summary["basis"][-1].expand(len(features), -1, -1))
+
+    def run(self, folder: Path | None, started: float) -> Tangents:
+        """Make the pass; rows are written to ``folder`` as they come, or kept in memory."""
+        task_rows = self.task_rows().to(self.device) if self.head.names else self.centring
+        first = self.batch(self.order[:1])
+        scout, calls, _, _ = layer_gradients(
+            self.task.model, self.layers, lambda: self.forward(first, task_rows), _mask(first)
+        )
+        room = _Arena(
+            calls,
+            scout.shape[1],
+            self.lengths if _mask(first) is not None else None,
+            len(self.order),
+            self.dtype,
+            folder,
+        )
+        self.summary = {name: [] for name in self.summary}
+        for start in range(0, len(self.order), self.batch_size):
+            batch = self.batch(self.order[start : start + self.batch_size])
+            layer_gradients(
+                self.task.model,
+                self.layers,
+                lambda b=batch: self.forward(b, task_rows),
+                _mask(batch),
+                room,  # type: ignore[misc]
+            )
+            room.advance()
+            self.progress(min(start + self.batch_size, len(self.order)), len(self.order))
+        place = torch.empty(len(self.order), dtype=torch.long)
+        place[torch.tensor(self.order)] = torch.arange(len(self.order))
+        summary = {name: torch.cat(values).cpu() for name, values in self.summary.items()}
+        # rows stay in the order in which they were written; everything else goes back to the order of the examples
+        summary = {
+            name: values[place] if len(values) == len(place) else values for name, values in summary.items()
+        }
+        return Tangents(
+            entries=tuple(
+                Entry(call.layer, call.shared, room.fixed[call.position], call.widths) for call in calls
+            ),
+            tensors=room.tensors,
+            place=place,
+            counts=torch.tensor([self.lengths[i] for i in self.order]),
+            head=self.head,
+            num_train=self.num_train,
+            loss=self.task.loss,
+            seconds=time.perf_counter() - started,
+            **summary,
+        )
+
+
+class _Arena(Rows):
+    """Room for the rows of the whole data set, filled batch by batch."""
+
+    def __init__(
+        self,
+        calls: list[Call],
+        num_outputs: int,
+        lengths: list[int] | None,
+        num_examples: int,
+        dtype: torch.dtype,
+        folder: Path | None,
+    ) -> None:
+        spec: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        self.fixed: dict[int, int | None] = {}
+        for call in calls:
+            by_token = call.by_token and lengths is not None
+            self.fixed[call.position] = None if by_token else int(call.row_counts[0])
+            rows = sum(lengths or ()) if by_token else int(call.row_counts[0]) * num_examples
+            if call.shared == call.position:
+                spec[f"inputs.{call.position}"] = ((rows, call.widths[0]), dtype)
+            spec[f"gradients.{call.position}"] = ((rows, num_outputs, call.widths[1]), dtype)
+        if folder is None:
+            self.tensors = {name: torch.empty(shape, dtype=kind) for name, (shape, kind) in spec.items()}
+        else:
+            self.tensors = store.create(folder / "tangents.safetensors", spec)
+        self.filled = dict.fromkeys(range(len(calls)), 0)
+        self.taken: dict[int, int] = {}
+
+    def inputs(self, call: Call, dtype: torch.dtype) -> Tensor:
+        """The next rows of this call's inputs."""
+        return self._next(f"inputs.{call.position}", call)
+
+    def gradients(self, call: Call, num_outputs: int, dtype: torch.dtype) -> Tensor:
+        """The next rows of this call's gradients."""
+        return self._next(f"gradients.{call.position}", call)
+
+    def _next(self, name: str, call: Call) -> Tensor:
+        rows = int(call.row_counts.sum())
+        self.taken[call.position] = rows
+        start = self.filled[call.position]
+        return self.tensors[name][start : start + rows]
+
+    def advance(self) -> None:
+        """The batch is done: later rows go behind it."""
+        for position, rows in self.taken.items():
+            self.filled[position] += rows
+
+
+def _mask(batch: dict[str, Tensor]) -> Tensor | None:
+    return batch["attention_mask"].bool() if "attention_mask" in batch else None
+
+
+def _lengths(split: Dataset) -> list[int]:
+    """Tokens of each example that are not padding; 1 for inputs without tokens."""
+    if "attention_mask" in split.column_names:
+        return [sum(mask) for mask in split["attention_mask"]]
+    return [1] * len(split)

@@ -1,0 +1,81 @@
+"""Tangents on disk: one safetensors file written in place through a memory map, then renamed, beside a manifest."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from foretune.results import write_json
+
+FORMAT = 1
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+}
+
+Spec = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def create(path: Path, spec: Spec) -> dict[str, Tensor]:
+    """Create a safetensors file of the given tensors and map it: what is written to them is written to the file."""
+    header, end = {}, 0
+    for name, (shape, dtype) in spec.items():
+        size = int(np.prod(shape)) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [end, end + size]}
+        end += -(-size // 64) * 64  # aligned; the gap is its own tensor, as the format allows no holes
+        if end > header[name]["data_offsets"][1]:  # type: ignore[index, operator]
+            gap = [header[name]["data_offsets"][1], end]  # type: ignore[index]
+            header[f"{name}.gap"] = {"dtype": "U8", "shape": [gap[1] - gap[0]], "data_offsets": gap}
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    start = 8 + len(text)
+    tensors = {}
+    for name, (shape, dtype) in spec.items():
+        first, last = header[name]["data_offsets"]  # type: ignore[misc]
+        mapped = np.memmap(path, np.uint8, "r+", offset=start + first, shape=(last - first,))
+        tensors[name] = torch.from_numpy(mapped).view(dtype).view(shape)
+    return tensors
+
+
+def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors (mapped, read when used) and manifest of a finished folder; None if there is none."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    with safe_open(folder / "tangents.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys() if not name.endswith(".gap")}
+    return tensors, manifest
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``folder`` when the block ends well, and disappears when it does not."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest, which marks the folder as finished."""
+    write_json(folder / "manifest.json", manifest)

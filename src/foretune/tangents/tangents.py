@@ -1,0 +1,169 @@
+"""The collected tangents: what one pass over the data leaves behind, and how to find one's rows in it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from foretune.tangents import store
+from foretune.tangents.head import Head
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The rows of one call of one layer.
+
+    Attributes:
+        layer: Name of the layer; a layer that runs twice has two entries.
+        inputs: Number of the entry that keeps its inputs: calls with the same input share them.
+        rows_per_example: How many rows every example has, or None for one row a token.
+        widths: Input and output width (i, o).
+    """
+
+    layer: str
+    inputs: int
+    rows_per_example: int | None
+    widths: tuple[int, int]
+
+
+@dataclass
+class Tangents:
+    """First-order behaviour of a network in all weights of its watched layers (theory.md section 6).
+
+    For any changes ``dW`` of the layers' weights the head's features become, to first order,
+    ``h = features + basis' t`` with ``t_q = sum over entries and rows of gradients[row, q]' dW inputs[row]``.
+
+    Attributes:
+        entries: The layer calls.
+        tensors: ``inputs.K`` (rows i) and ``gradients.K`` (rows q o) of entry K, examples in stored order.
+        place: Where each example stands in the stored order; training examples come first.
+        counts: Tokens of each example, in stored order.
+        features: What enters the head (n d), in the order of the examples, as everything below.
+        outputs: The model's outputs (n c).
+        basis: Orthonormal directions (1 q d), or (n q d) where the head is not affine.
+        labels: Targets (n).
+        head: The trained head as it was when the tangents were taken.
+        num_train: How many of the examples are for training.
+        loss: ``cross_entropy`` or ``mean_squared_error``.
+        seconds: What the pass took.
+        reused: Whether they were read from disk.
+    """
+
+    entries: tuple[Entry, ...]
+    tensors: dict[str, Tensor]
+    place: Int[Tensor, "n"]
+    counts: Int[Tensor, "n"]
+    features: Float[Tensor, "n d"]
+    outputs: Float[Tensor, "n c"]
+    basis: Float[Tensor, "m q d"]
+    labels: Tensor
+    head: Head
+    num_train: int
+    loss: str
+    seconds: float = 0.0
+    reused: bool = False
+
+    @property
+    def num_examples(self) -> int:
+        """Training and evaluation examples n."""
+        return len(self.place)
+
+    @property
+    def num_directions(self) -> int:
+        """Directions q of the output basis."""
+        return self.basis.shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the rows."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """The watched layers."""
+        return tuple(dict.fromkeys(entry.layer for entry in self.entries))
+
+    @cached_property
+    def token_starts(self) -> Int[Tensor, "n+1"]:
+        """Where each stored example's tokens start."""
+        return torch.cat([torch.zeros(1, dtype=torch.long), self.counts.cumsum(0)])
+
+    def starts(self, rows_per_example: int | None) -> Int[Tensor, "n+1"]:
+        """Where each stored example's rows start in an entry with this many rows an example."""
+        if rows_per_example is None:
+            return self.token_starts
+        return torch.arange(self.num_examples + 1) * rows_per_example
+
+    def rows(
+        self, examples: Int[Tensor, "b"], rows_per_example: int | None
+    ) -> tuple[Int[Tensor, "rows"], Int[Tensor, "rows"]]:
+        """The rows of some examples, and to which of them (0 to b-1) each belongs."""
+        starts = self.starts(rows_per_example)
+        places = self.place[examples]
+        sizes = starts[places + 1] - starts[places]
+        owner = torch.repeat_interleave(torch.arange(len(examples)), sizes)
+        within = torch.arange(len(owner)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+        return starts[places][owner] + within, owner
+
+    def inputs(self, entry: int) -> Float[Tensor, "rows i"]:
+        """What entered a call."""
+        return self.tensors[f"inputs.{self.entries[entry].inputs}"]
+
+    def gradients(self, entry: int) -> Float[Tensor, "rows q o"]:
+        """Gradients of the features' coordinates at what came out of a call."""
+        return self.tensors[f"gradients.{entry}"]
+
+    def output_gradients(self, examples: Int[Tensor, "b"]) -> Float[Tensor, "b c q"]:
+        """Gradient of the head's outputs in the coordinates of the features, at the head the tangents were taken with."""
+        basis, head = self.basis[examples if len(self.basis) > 1 else [0]], self.head
+        features = self.features[examples].detach().requires_grad_()
+        outputs = head(features)
+        rows = [
+            torch.autograd.grad(outputs[:, c].sum(), features, retain_graph=True)[0]
+            for c in range(outputs.shape[1])
+        ]
+        return torch.einsum("bcd,bqd->bcq", torch.stack(rows, 1), basis.expand(len(examples), -1, -1))
+
+    def save(self, folder: Path) -> None:
+        """Write everything but the rows, which are there already, and mark the folder as finished."""
+        small = {name: getattr(self, name).contiguous() for name in _SMALL}
+        small |= {f"head.{name}": value.contiguous() for name, value in self.head.state_dict().items()}
+        save_file(small, folder / "summary.safetensors")
+        manifest = {
+            "entries": [[e.layer, e.inputs, e.rows_per_example, list(e.widths)] for e in self.entries],
+            "num_train": self.num_train,
+            "loss": self.loss,
+            "seconds": self.seconds,
+        }
+        store.write_manifest(folder, manifest)
+
+    @classmethod
+    def load(cls, folder: Path, head: Callable[[], Head]) -> "Tangents | None":
+        """Tangents saved in ``folder``, their rows mapped and read when used; None if there are none.
+
+        The head's modules are the model's own: ``head`` cuts them off.
+        """
+        found = store.load(folder)
+        if found is None:
+            return None
+        tensors, manifest = found
+        small = load_file(folder / "summary.safetensors")
+        modules = head()
+        modules.load_state_dict(
+            {name[5:]: value for name, value in small.items() if name.startswith("head.")}
+        )
+        entries = [
+            Entry(layer, inputs, rows, tuple(widths)) for layer, inputs, rows, widths in manifest["entries"]
+        ]
+        rest: dict[str, Any] = {name: small[name] for name in _SMALL}
+        keys = {name: manifest[name] for name in ("num_train", "loss", "seconds")}
+        return cls(entries=tuple(entries), tensors=tensors, head=modules, reused=True, **rest, **keys)
+
+
+_SMALL = ("place", "counts", "features", "outputs", "basis", "labels")

@@ -1,0 +1,100 @@
+"""From ``run.yaml`` to a task, checked from end to end before anything is computed."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from foretune.errors import InputError
+from foretune.task.candidate import Candidate, build_candidates
+from foretune.task.config import RunConfig, load_config
+from foretune.task.data import EncodedData, encode_data, read_data
+from foretune.task.matching import Adaptation, adaptation
+from foretune.task.model import load_model, load_tokenizer
+from foretune.task.task import Task
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A task with what was learnt while loading it: config, data numbers, what each candidate adapts."""
+
+    config: RunConfig
+    task: Task
+    data: EncodedData
+    adaptations: tuple[Adaptation, ...]
+
+
+def load_task(path: str | Path, candidate_names: Sequence[str] | None = None) -> Task:
+    """Load and check the fine-tune that a ``run.yaml`` describes.
+
+    Anything wrong in the file, the data, the model or a candidate is an ``InputError`` that names it.
+
+    Args:
+        path: The YAML file; relative paths in it start at its folder.
+        candidate_names: Keep only these candidates; all when None.
+    """
+    return load_run(path, candidate_names).task
+
+
+def load_run(path: str | Path, candidate_names: Sequence[str] | None = None) -> LoadedRun:
+    """Like ``load_task``, with what was learnt on the way."""
+    source = str(path)
+    config = load_config(path)
+    candidates = build_candidates(config, candidate_names)
+    raw = read_data(config.data, config.model.task == "regression", source)
+    tokenizer = load_tokenizer(config.model, f"{source}: model.path")
+    data = encode_data(raw, tokenizer, config.data.max_length, source)
+    model_init = functools.partial(
+        _init,
+        config,
+        1 if data.labels is None else len(data.labels),
+        data.labels,
+        tokenizer.pad_token_id,
+        source,
+    )
+    model = model_init(int(config.training.get("seed", 42)))
+    _check_length(model, tokenizer, data, source)
+    task = Task(
+        model,
+        tokenizer,
+        data.train,
+        data.eval,
+        "mean_squared_error" if data.labels is None else "cross_entropy",
+        labels=data.labels,
+        candidates=candidates,
+        model_init=model_init,
+        max_length=config.data.max_length,
+        name=Path(path).resolve().parent.name if Path(path).stem == "run" else Path(path).stem,
+    )
+    adaptations = tuple(
+        adaptation(model, candidate, _field(source, config, candidate)) for candidate in candidates
+    )
+    return LoadedRun(config, task, data, adaptations)
+
+
+def _init(
+    config: RunConfig, num_labels: int, labels: tuple[str, ...] | None, pad: int, source: str, seed: int
+) -> PreTrainedModel:
+    return load_model(config.model, num_labels, labels, pad, seed, f"{source}: model.path")
+
+
+def _field(source: str, config: RunConfig, candidate: Candidate) -> str:
+    spec = next(spec for spec in config.candidates if spec.name == candidate.name)
+    index = config.candidates.index(spec)
+    return f"{source}: candidates[{index}] ({spec.name}).peft" if spec.peft else f"{source}: peft"
+
+
+def _check_length(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: EncodedData, source: str
+) -> None:
+    # Positions past a model's table fail deep inside it, with an index error: say so here.
+    longest = max(data.train_stats.tokens_max, data.eval_stats.tokens_max)
+    limit = tokenizer.model_max_length
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        limit = min(limit, positions)
+    if longest > limit:
+        found = f"an example has {longest} tokens, {type(model).__name__} takes {limit}"
+        raise InputError(f"{source}: data.max_length", found, f"write {limit} or less")

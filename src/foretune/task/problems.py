@@ -1,0 +1,145 @@
+"""Everything wrong with an input, gathered and said once, in the user's words rather than the parser's."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from foretune.errors import InputError
+
+WHAT_TO_WRITE = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "list_type": "a list, such as [a, b]",
+    "dict_type": "a mapping of keys to values",
+    "model_type": "a mapping of keys to values",
+}
+ALIASES = {  # what people call a thing elsewhere
+    "rank": "r",
+    "lora_r": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "modules": "target_modules",
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "optimizer": "optim",
+    "scheduler": "lr_scheduler_type",
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps",
+    "adam": "adamw_torch",
+    "adamw": "adamw_torch",
+    "validation": "eval",
+    "test": "eval",
+    "name_or_path": "path",
+    "max_len": "max_length",
+}
+BOUNDS = {
+    "greater_than": ("gt", "a number above"),
+    "greater_than_equal": ("ge", "a number of at least"),
+    "less_than": ("lt", "a number below"),
+    "less_than_equal": ("le", "a number of at most"),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: the dotted field (or ""), what was found there, and what to write instead."""
+
+    field: str
+    found: str
+    fix: str
+
+
+def raise_problems(source: str, problems: Sequence[Problem]) -> NoReturn:
+    """Raise one error that lists all ``problems``, at least one, found in the file ``source``.
+
+    Raises:
+        InputError: Always.
+    """
+    if len(problems) == 1:
+        (problem,) = problems
+        raise InputError(
+            f"{source}: {problem.field}" if problem.field else source, problem.found, problem.fix
+        )
+    listed = "; ".join(f"({i}) {p.field}: {p.found}, {p.fix}" for i, p in enumerate(problems, start=1))
+    raise InputError(source, f"{len(problems)} problems: {listed}", "correct each of them")
+
+
+def shown(value: Any) -> str:
+    """A value as it may appear in a message: short, and quoted when it is text."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """What to write instead of ``name``: the nearest valid name if one is near, and the names there are."""
+    names = list(valid)
+    folded = {candidate.lower(): candidate for candidate in reversed(names)}
+    wanted = str(name).lower()
+    alias = ALIASES.get(wanted)
+    close = [alias] if alias in names else difflib.get_close_matches(wanted, list(folded), n=1, cutoff=0.6)
+    listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    if close and close[0] is not None:
+        best = folded[close[0].lower()]
+        return (
+            f"write {best}, the nearest valid one"
+            if len(names) > 12
+            else f"write {best}, the nearest of: {listed}"
+        )
+    return f"write one of: {listed}"
+
+
+def custom(found: str, fix: str) -> PydanticCustomError:
+    """The error for a pydantic validator to raise when it knows the words itself."""
+    return PydanticCustomError("foretune", "see the context", {"found": found, "fix": fix})
+
+
+def from_validation(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
+    """Translate pydantic's errors about ``root`` into problems with dotted fields and valid alternatives."""
+    return [_translate(item, root) for item in error.errors(include_url=False)]
+
+
+def _translate(item: ErrorDetails, root: type[BaseModel]) -> Problem:
+    kind, location, context = item["type"], item["loc"], item.get("ctx", {})
+    field, value = dotted(location), item["input"]
+    if kind == "foretune":
+        return Problem(field, str(context["found"]), str(context["fix"]))
+    if kind == "missing":
+        return Problem(field, "not given", f"add {location[-1]}")
+    if kind == "extra_forbidden":
+        valid = list(_model_at(root, location[:-1]).model_fields)
+        return Problem(field, f"unknown key {shown(location[-1])}", nearest(str(location[-1]), valid))
+    if kind == "literal_error":
+        return Problem(field, f"found {shown(value)}", f"write {context['expected']}")
+    if kind in BOUNDS:
+        key, words = BOUNDS[kind]
+        return Problem(field, f"found {shown(value)}", f"write {words} {context[key]}")
+    return Problem(field, f"found {shown(value)}", f"write {WHAT_TO_WRITE.get(kind, item['msg'])}")
+
+
+def dotted(location: Iterable[str | int]) -> str:
+    """``("candidates", 0, "name")`` as ``candidates[0].name``."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _model_at(root: type[BaseModel], location: Iterable[str | int]) -> type[BaseModel]:
+    """Follow field names (and list indices, which change nothing) down to the model that lies there."""
+    model = root
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            inner = [annotation, *getattr(annotation, "__args__", ())]
+            model = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), model)
+    return model

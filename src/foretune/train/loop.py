@@ -1,0 +1,149 @@
+"""One training loop for real runs and forecasts: Hugging Face's ``Trainer``, whatever the model is.
+
+Because both go through it, optimiser, schedule, batch order, accumulation, clipping and label smoothing of a forecast
+are those of the real run by construction.
+"""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch import nn
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+Point = dict[str, float | int | None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run gave.
+
+    Attributes:
+        curve: A point before the first step and after each epoch: step, epoch, train_loss (mean over the steps since the
+            last point, in training mode), eval_loss, eval_metric.
+        train_seconds: Time spent in steps.
+        eval_seconds: Time spent in evaluations.
+    """
+
+    curve: list[Point]
+    train_seconds: float
+    eval_seconds: float
+
+    @property
+    def final(self) -> Point:
+        """The last point."""
+        return self.curve[-1]
+
+
+class _TimedTrainer(Trainer):
+    eval_seconds = 0.0
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        started = time.perf_counter()
+        metrics = super().evaluate(*args, **kwargs)
+        self.eval_seconds += time.perf_counter() - started
+        return metrics
+
+
+class _OnStep(TrainerCallback):
+    def __init__(self, tell: Callable[[int, int], None]) -> None:
+        self.tell = tell
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.tell(state.global_step, state.max_steps)
+
+
+def run_trainer(
+    model: nn.Module,
+    args: TrainingArguments,
+    train: Dataset,
+    evaluation: Dataset,
+    compute_metrics: Callable[[Any, Any], dict[str, float]],
+    *,
+    collator: Callable[..., Any] | None = None,
+    tokenizer: Any = None,
+    progress: Callable[[int, int], None] | None = None,
+    resume: bool = False,
+) -> tuple[Run, Trainer]:
+    """Train a model that returns ``loss`` and ``logits``; evaluate before the first step and after each epoch."""
+
+    def metrics(prediction: EvalPrediction) -> dict[str, float]:
+        logits = prediction.predictions
+        return compute_metrics(
+            np.asarray(logits[0] if isinstance(logits, tuple) else logits), prediction.label_ids
+        )
+
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")
+        trainer = _TimedTrainer(
+            model=model,
+            args=args,
+            train_dataset=train,
+            eval_dataset=evaluation,
+            data_collator=collator,
+            processing_class=tokenizer,
+            compute_metrics=metrics,
+            callbacks=[_OnStep(progress)] if progress else None,
+        )
+        for chatty in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(chatty)
+        started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=resume or None)
+        seconds = time.perf_counter() - started
+    curve = _curve(trainer.state.log_history)
+    return Run(curve, seconds - trainer.eval_seconds, trainer.eval_seconds), trainer
+
+
+def loop_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate and log by epoch, unless the user asked otherwise, and before the first step."""
+    return {
+        "eval_strategy": "epoch",
+        "logging_strategy": "epoch",
+        "eval_on_start": True,
+        "disable_tqdm": True,
+    } | {name: given[name] for name in ("eval_strategy", "logging_strategy") if name in given}
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Whether an interrupted run left a checkpoint to go on from."""
+    return any((path / "trainer_state.json").exists() for path in directory.glob("checkpoint-*"))
+
+
+def _curve(history: list[dict[str, Any]]) -> list[Point]:
+    curve: list[Point] = []
+    loss: float | None = None
+    for entry in history:
+        if "loss" in entry:
+            loss = float(entry["loss"])
+        if "eval_loss" in entry:
+            curve.append(
+                {
+                    "step": int(entry["step"]),
+                    "epoch": float(entry.get("epoch", 0.0)),
+                    "train_loss": loss,
+                    "eval_loss": float(entry["eval_loss"]),
+                    "eval_metric": float(entry["eval_metric"]),
+                }
+            )
+    return curve
+
+
+class _quiet:
+    """Keep transformers' notices out of the way; errors still show."""
+
+    def __enter__(self) -> None:
+        self.loggers = [logging.getLogger(name) for name in ("transformers", "accelerate", "datasets")]
+        self.levels = [logger.level for logger in self.loggers]
+        for logger in self.loggers:
+            logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        for logger, level in zip(self.loggers, self.levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,63 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import write_tiny_run
+
+from foretune.errors import InputError
+from foretune.task import build_candidates, load_config
+from foretune.task.config import GgufFile
+
+
+def test_paths_start_at_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_run(tmp_path / "deep")
+    monkeypatch.chdir(tmp_path)
+    config = load_config("deep/run.yaml")
+    assert config.model.path == str(tmp_path / "deep" / "model")
+    assert config.data.train.path == str(tmp_path / "deep" / "train.jsonl")
+
+
+def test_hub_ids_and_gguf_files(tmp_path: Path) -> None:
+    assert load_config(write_tiny_run(tmp_path, model={"path": "org/name"})).model.path == "org/name"
+    gguf = load_config(write_tiny_run(tmp_path, model={"path": {"gguf": "m.gguf"}})).model.path
+    assert gguf == GgufFile(gguf=str(tmp_path / "m.gguf"))
+
+
+def test_numbers_that_yaml_reads_as_text_and_words_it_reads_as_booleans(tmp_path: Path) -> None:
+    path = write_tiny_run(tmp_path)
+    text = path.read_text().replace("learning_rate: 0.001", "learning_rate: 1e-3\n  eval_strategy: no")
+    path.write_text(text.replace("r: 4", "r: 4\n  lora_dropout: 1e-1") + "proximal: {strength: 1e-2}\n")
+    config = load_config(path)
+    assert config.training["learning_rate"] == pytest.approx(1e-3)
+    assert config.training["eval_strategy"] == "no"
+    assert config.peft["lora_dropout"] == pytest.approx(0.1)
+    assert config.proximal.strength == pytest.approx(0.01)
+
+
+def test_candidates_override_key_by_key(tmp_path: Path) -> None:
+    wide: dict[str, Any] = {
+        "name": "wide",
+        "peft": {"r": 6, "target_modules": "all-linear"},
+        "training": {"seed": 3},
+    }
+    near: dict[str, Any] = {"name": "near", "proximal": {"strength": 0.5}}
+    config = load_config(write_tiny_run(tmp_path, candidates=[wide, near], proximal={"rule": "selective"}))
+    first, second = build_candidates(config)
+    assert (first.peft.r, first.peft.lora_alpha, first.peft.target_modules) == (6, 8, "all-linear")
+    assert first.seed == 3 and first.training["learning_rate"] == pytest.approx(1e-3)
+    assert (second.proximal.strength, second.proximal.rule) == (0.5, "selective")
+    assert [candidate.name for candidate in build_candidates(config, ["near"])] == ["near"]
+    with pytest.raises(InputError, match="wide"):
+        build_candidates(config, ["wode"])
+
+
+def test_without_candidates_there_is_a_base(tmp_path: Path) -> None:
+    (candidate,) = build_candidates(load_config(write_tiny_run(tmp_path)))
+    assert candidate.name == "base"
+    assert candidate.peft_dict() == {
+        "type": "lora",
+        "r": 4,
+        "target_modules": ["query", "value"],
+        "lora_alpha": 8,
+    }
+    assert candidate.training_dict()["optim"] == "adamw_torch"

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import tiny_rows, write_jsonl, write_tiny_run
+from peft import get_peft_model
+from transformers import Trainer, TrainingArguments
+
+from foretune.task import diagnose, load_task
+from foretune.task.doctor import cache_values_per_token, compress, num_steps
+from foretune.task.matching import AdaptedModule
+
+
+def test_diagnosis(tmp_path: Path) -> None:
+    wide = {
+        "name": "wide",
+        "peft": {"r": 40, "target_modules": "all-linear"},
+        "training": {"num_train_epochs": 1},
+    }
+    path = write_tiny_run(tmp_path, candidates=[{"name": "a"}, wide], data={"max_length": 8})
+    found = diagnose(path)
+    assert (found.train.rows, found.eval.rows, found.heads) == (48, 32, ("classifier",))
+    assert (found.model_class, found.dtype, found.attention) == (
+        "BertForSequenceClassification",
+        "float32",
+        "sdpa",
+    )
+    first, second = found.candidates
+    assert first.modules == tuple(
+        f"bert.encoder.layer.{{0-1}}.attention.self.{name}" for name in ("query", "value")
+    )
+    assert (first.num_modules, first.steps, second.steps, second.num_modules) == (4, 12, 6, 13)
+    assert first.trainable_parameters == 4 * 4 * 64 + 32 * 2 + 2
+    tokens = found.train.tokens_total + found.eval.tokens_total
+    assert first.estimated_cache_bytes == tokens * 2 * (32 + 3 * 64) * 4
+    assert (
+        first.estimated_train_seconds > 0 and second.estimated_train_bytes > first.estimated_train_bytes > 0
+    )
+    text = " ".join(found.warnings)
+    assert "training examples are cut" in text and "wide: r is larger" in text
+
+
+def test_warnings_about_the_data(tmp_path: Path) -> None:
+    path = write_tiny_run(tmp_path)
+    rows = [*tiny_rows(46, seed=3)[1::2], {"text": "bad film", "label": 0}]
+    write_jsonl(tmp_path / "train.jsonl", [*rows, rows[0]])
+    write_jsonl(tmp_path / "eval.jsonl", rows)
+    text = " ".join(diagnose(path).warnings)
+    assert "unbalanced: 0 has 1 of 25" in text and "24 evaluation texts are also training texts" in text
+    assert "1 training texts occur more than once" in text
+
+
+def test_nothing_is_changed_by_the_timing(tmp_path: Path) -> None:
+    path = write_tiny_run(tmp_path)
+    torch.manual_seed(0)
+    before = sorted(file.name for file in tmp_path.iterdir())
+    diagnose(path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"num_train_epochs": 2},
+        {"num_train_epochs": 1.5, "per_device_train_batch_size": 7},
+        {"gradient_accumulation_steps": 4, "dataloader_drop_last": True, "per_device_train_batch_size": 10},
+        {"max_steps": 3},
+    ],
+)
+def test_steps_are_counted_as_trainer_does(keys: dict[str, float], tmp_path: Path) -> None:
+    task = load_task(write_tiny_run(tmp_path))
+    arguments = task.candidates[0].training_arguments(
+        tmp_path / "out", save_strategy="no", disable_tqdm=True, logging_strategy="no", **keys
+    )
+    assert isinstance(arguments, TrainingArguments)
+    model = get_peft_model(task.model, task.candidates[0].peft_config())
+    trainer = Trainer(model, arguments, train_dataset=task.train, data_collator=task.collator)
+    assert trainer.train().global_step == num_steps(len(task.train), arguments)
+
+
+def test_names_are_folded() -> None:
+    names = [f"h.{i}.attn" for i in (0, 1, 2, 5)] + ["h.3.mlp", "pooler"]
+    assert compress(names) == ["pooler", "h.{0-2,5}.attn", "h.3.mlp"]
+
+
+def test_shared_inputs_are_stored_once() -> None:
+    modules = tuple(AdaptedModule(f"0.attention.{name}", 8, 4, 2, 24) for name in ("query", "value"))
+    assert cache_values_per_token(modules, 3) == 8 + 3 * 8

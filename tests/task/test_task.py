@@ -1,0 +1,110 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from helpers import tiny_model, tiny_rows, write_jsonl, write_tiny_run
+from torch import nn
+
+from foretune.task import MeanPooledClassifier, Task, load_task
+
+
+def image_task(**changes: Any) -> Task:
+    rows = Dataset.from_dict({"pixel_values": torch.randn(4, 3, 8, 8).tolist(), "labels": [0, 1, 2, 0]})
+    return Task(**({"model": tiny_model("vit"), "tokenizer": None, "train": rows, "eval": rows} | changes))
+
+
+def head(model: nn.Module) -> nn.Linear:
+    module = model.get_submodule("classifier")
+    assert isinstance(module, nn.Linear)
+    return module
+
+
+def test_loads_end_to_end(tmp_path: Path) -> None:
+    task = load_task(write_tiny_run(tmp_path / "reviews"))
+    assert (len(task.train), len(task.eval), task.num_outputs) == (48, 32, 2)
+    assert (task.loss, task.metric_name, task.labels, task.name) == (
+        "cross_entropy",
+        "accuracy",
+        ("0", "1"),
+        "reviews",
+    )
+    batch = task.collator([task.train[i] for i in range(3)])
+    assert task.model(**batch).logits.shape == (3, 2)
+    seeded = task.build_model(0)
+    assert all(torch.equal(a, b) for a, b in zip(seeded.parameters(), task.model.parameters(), strict=True))
+    assert not torch.equal(head(task.build_model(1)).weight, head(task.model).weight)
+
+
+def test_regression_with_mean_pooling(tmp_path: Path) -> None:
+    path = write_tiny_run(tmp_path, model={"task": "regression", "pooling": "mean"})
+    for split in ("train", "eval"):
+        write_jsonl(
+            tmp_path / f"{split}.jsonl", [row | {"label": row["label"] - 0.5} for row in tiny_rows(8, seed=0)]
+        )
+    task = load_task(path)
+    assert isinstance(task.model, MeanPooledClassifier)
+    assert (task.loss, task.metric_name, task.num_outputs, task.labels) == (
+        "mean_squared_error",
+        "pearson",
+        1,
+        None,
+    )
+    batch = task.collator([task.train[i] for i in range(3)])
+    assert batch["labels"].dtype == torch.float32 and torch.isfinite(task.model(**batch).loss)
+
+
+def test_selects_candidates(tmp_path: Path) -> None:
+    path = write_tiny_run(tmp_path, candidates=[{"name": "a"}, {"name": "b", "peft": {"r": 2}}])
+    assert [candidate.name for candidate in load_task(path, ["b"]).candidates] == ["b"]
+
+
+def test_metrics(tmp_path: Path) -> None:
+    logits, labels = np.array([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0]]), np.array([0, 1, 1])
+    task = load_task(write_tiny_run(tmp_path))
+    assert task.compute_metrics(logits, labels) == {"eval_metric": pytest.approx(2 / 3)}
+    assert task.compute_metrics(torch.tensor(logits), torch.tensor(labels))["eval_metric"] == pytest.approx(
+        2 / 3
+    )
+    task = image_task(model=tiny_model("vit", num_labels=1), loss="mean_squared_error")
+    x, y = np.array([1.0, 2.0, 4.0, 3.0]), np.array([0.0, 1.0, 5.0, 2.0])
+    expected = pytest.approx(float(np.corrcoef(x, y)[0, 1]))
+    assert task.compute_metrics(x[:, None], y)["eval_metric"] == expected
+    assert task.compute_metrics(np.ones((4, 1)), y)["eval_metric"] == pytest.approx(0)
+
+
+def test_fingerprint_changes_with_what_matters(tmp_path: Path) -> None:
+    path = write_tiny_run(tmp_path)
+    task = load_task(path)
+    first = task.fingerprint()
+    assert first == task.fingerprint() == load_task(path).fingerprint()
+    shuffled = Task(
+        task.model, task.tokenizer, task.train.select(range(47, -1, -1)), task.eval, labels=task.labels
+    )
+    restored = Task(task.model, task.tokenizer, shuffled.train.select(range(47, -1, -1)), task.eval)
+    assert shuffled.fingerprint() != first == restored.fingerprint()
+    with torch.no_grad():
+        head(task.model).bias[0] += 1e-6
+    assert task.fingerprint() != first
+    images = image_task()
+    assert images.fingerprint() == image_task(train=images.train, eval=images.eval).fingerprint()
+    assert image_task(model=tiny_model("vit").bfloat16()).fingerprint() != images.fingerprint()
+
+
+def test_build_model_without_a_recipe_copies() -> None:
+    task = image_task()
+    copied = task.build_model(3)
+    with torch.no_grad():
+        next(copied.parameters()).zero_()
+    assert next(task.model.parameters()).abs().max() > 0
+
+
+def test_misuse_is_explained() -> None:
+    with pytest.raises(ValueError, match="num_labels=1"):
+        image_task(loss="mean_squared_error")
+    with pytest.raises(ValueError, match="no rows"):
+        image_task(train=Dataset.from_dict({"labels": []}))
+    with pytest.raises(ValueError, match="name the targets 'labels'"):
+        image_task(eval=Dataset.from_dict({"label": [1]}))
