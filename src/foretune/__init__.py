@@ -1,1 +1,18 @@
 """foretune tells you how a fine-tune will go before you train it."""
+
+from foretune import testing as testing
+from foretune.api import Kernel as Kernel
+from foretune.api import Tangents as Tangents
+from foretune.api import collect as collect
+from foretune.errors import InputError as InputError
+from foretune.forecast.compare import compare as compare
+from foretune.forecast.forecast import Forecast as Forecast
+from foretune.forecast.forecast import forecast as forecast
+from foretune.linear import gradient_descent as gradient_descent
+from foretune.linear import gradient_flow as gradient_flow
+from foretune.linear import ridge as ridge
+from foretune.tangents import layer_rule as layer_rule
+from foretune.task import Candidate as Candidate
+from foretune.task import Task as Task
+from foretune.task import load_task as load_task
+from foretune.version import __version__ as __version__

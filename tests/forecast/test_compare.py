@@ -17,9 +17,7 @@ from foretune.results import provenance, read_json, write_json
 HEADER = provenance(0, 1.0)
 
 
-def forecast(
-    name: str, metric: float | None, *, loss: float | None = 0.5, std: float | None = None, **more: Any
-):
+def forecast(name: str, metric: float | None, *, loss: float | None = 0.5, std: float | None = None, **more: Any):
     """One candidate of forecast.json; ``more``: trace, condition_number, alignment, parameters, …"""
     return {
         "name": name,
@@ -73,8 +71,7 @@ def test_hand_computed_statistics(tmp_path: Path) -> None:
     true = {"a": 0.82, "b": 0.86, "c": 0.83, "d": 0.71}
     write(
         tmp_path,
-        [forecast(name, value, std=0.02) for name, value in predicted.items()]
-        + [forecast("untrained", 0.99)],
+        [forecast(name, value, std=0.02) for name, value in predicted.items()] + [forecast("untrained", 0.99)],
         [truth(name, value) for name, value in true.items()],
     )
     result = compare(tmp_path)
@@ -124,9 +121,7 @@ def test_trivial_rankers(tmp_path: Path) -> None:
     assert rankers["trace"] == {"n": 3, "spearman": 1.0, "kendall": pytest.approx(1.0), "regret": 0.0}
     assert rankers["condition_number"]["spearman"] == pytest.approx(-0.5)  # −κ orders a, c, b
     assert rankers["condition_number"]["regret"] == pytest.approx(0.2)  # the smallest κ is ranked first
-    assert rankers["trainable_parameters"]["regret"] == pytest.approx(
-        0.05
-    )  # b and c tie: the mean of 0.1 and 0
+    assert rankers["trainable_parameters"]["regret"] == pytest.approx(0.05)  # b and c tie: the mean of 0.1 and 0
     assert rankers["trainable_parameters"]["spearman"] == pytest.approx(3**0.5 / 2)
     assert rankers["alignment"] == {"n": 2, "spearman": None, "kendall": None, "regret": 0.0}
 
@@ -194,10 +189,7 @@ def test_a_perfect_forecast_is_perfect(values: list[float], name: str) -> None:
     with TemporaryDirectory() as folder:
         write(
             Path(folder),
-            [
-                forecast(f"c{i}", value, loss=value, std=0.0, metric_name=name)
-                for i, value in enumerate(values)
-            ],
+            [forecast(f"c{i}", value, loss=value, std=0.0, metric_name=name) for i, value in enumerate(values)],
             [truth(f"c{i}", value, loss=value, metric_name=name) for i, value in enumerate(values)],
         )
         result = compare(Path(folder))

@@ -37,9 +37,7 @@ def is_share(metric_name: str | None) -> bool:
 def higher_is_better(metric_name: str | None) -> bool:
     """Whether a larger value of the metric is better: false for losses, errors and perplexity."""
     name = (metric_name or "").lower().removeprefix("eval_").removeprefix("neg_")
-    return (metric_name or "").lower().startswith("neg_") or not any(
-        part in name for part in _LOWER_IS_BETTER
-    )
+    return (metric_name or "").lower().startswith("neg_") or not any(part in name for part in _LOWER_IS_BETTER)
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -127,10 +125,7 @@ def _check_same(path: Path, result: dict[str, Any], candidate: dict[str, Any]) -
     """
     mine, ours = ({part: side.get(part) for part in ("peft", "training")} for side in (result, candidate))
     names = (result["final"].get("metric_name"), candidate["predicted"].get("metric_name"))
-    found = [
-        f"{key} is {trained!r}, in the forecast {planned!r}"
-        for key, trained, planned in differences(mine, ours)
-    ]
+    found = [f"{key} is {trained!r}, in the forecast {planned!r}" for key, trained, planned in differences(mine, ours)]
     if None not in names and names[0] != names[1]:
         found.append(f"the metric is {names[0]!r}, in the forecast {names[1]!r}")
     if found:

@@ -1,5 +1,6 @@
 """A simulated fine-tune: the user's own training arguments, run on the tangent model."""
 
+import inspect
 import tempfile
 
 import torch
@@ -21,6 +22,7 @@ _NEUTRAL = {
     "load_best_model_at_end": False,
     "push_to_hub": False,
     "report_to": "none",
+    "remove_unused_columns": False,  # lengths stay for samplers that group by them
     "dataloader_num_workers": 0,
     "per_device_eval_batch_size": 256,
 }
@@ -30,7 +32,9 @@ def simulate(
     tangents: Tangents, task: Task, candidate: Candidate, adapters: list[Adapter], head: Head, seed: int
 ) -> tuple[Run, TangentModel]:
     """Train the tangent model as ``Trainer`` would train the network from this seed's adapters and head."""
-    model = TangentModel(tangents, adapters, head, accepts_loss_kwargs=accepts_loss_kwargs(task))
+    model = TangentModel(
+        tangents, adapters, head, config=task.model.config, accepts_loss_kwargs=accepts_loss_kwargs(task)
+    )
     train, evaluation = index_datasets(tangents, task)
     with tempfile.TemporaryDirectory() as scratch:
         overrides = _NEUTRAL | loop_arguments(candidate.training) | {"seed": seed}
@@ -52,15 +56,11 @@ def index_datasets(tangents: Tangents, task: Task) -> tuple[Dataset, Dataset]:
 
 def collate(rows: list[dict[str, float]]) -> dict[str, torch.Tensor]:
     """A batch of numbered examples."""
-    return {
-        name: torch.tensor([row[name] for row in rows]) for name in ("index", "labels") if name in rows[0]
-    }
+    return {name: torch.tensor([row[name] for row in rows]) for name in ("index", "labels") if name in rows[0]}
 
 
 def accepts_loss_kwargs(task: Task) -> bool:
     """Whether ``Trainer`` leaves the averaging over accumulated batches to the model, by the rule it uses itself."""
-    import inspect
-
     model = task.model
     if hasattr(model, "accepts_loss_kwargs"):
         return bool(model.accepts_loss_kwargs)

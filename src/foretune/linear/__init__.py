@@ -1,0 +1,12 @@
+"""The linearised fine-tune: in closed form, or simulated with the real optimiser."""
+
+from foretune.linear.closed_form import Curve as Curve
+from foretune.linear.closed_form import Fit as Fit
+from foretune.linear.closed_form import Modes as Modes
+from foretune.linear.closed_form import Ridge as Ridge
+from foretune.linear.closed_form import best_strength as best_strength
+from foretune.linear.closed_form import gradient_descent as gradient_descent
+from foretune.linear.closed_form import gradient_flow as gradient_flow
+from foretune.linear.closed_form import ridge as ridge
+from foretune.linear.closed_form import sum_strength as sum_strength
+from foretune.linear.tangent_model import TangentModel as TangentModel

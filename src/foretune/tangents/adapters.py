@@ -1,16 +1,19 @@
 """What peft puts around a layer: the factors of a LoRA update, their scale and their dropout."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from foretune.errors import InputError
+from foretune.tangents.rules import supported
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ def read_adapters(model: nn.Module) -> list[Adapter]:
         for key in layer.active_adapters:
             if key in layer.lora_variant:
                 others[path] = type(layer.lora_variant[key]).__name__
+            elif key in layer.lora_A and not supported(layer):
+                others[path] = f"LoRA on {type(layer.get_base_layer()).__name__}"
+            elif key in layer.lora_A and layer.lora_B[key].bias is not None:
+                others[path] = "lora_bias"
             elif key in layer.lora_A:
                 a, b = layer.lora_A[key].weight, layer.lora_B[key].weight
                 dropout = getattr(layer.lora_dropout[key], "p", 0.0)
@@ -67,9 +74,14 @@ def read_adapters(model: nn.Module) -> list[Adapter]:
     return adapters
 
 
-def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """The layers that carry LoRA adapters, by their name in the peft model."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers that carry LoRA adapters, by their name in the peft model, but none in a head trained in full."""
+    heads = [name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer) and not name.startswith(tuple(f"{head}." for head in heads))
+    }
 
 
 def base_name(path: str) -> str:
@@ -78,13 +90,16 @@ def base_name(path: str) -> str:
 
 
 @contextmanager
-def adapted(model: nn.Module, config: LoraConfig) -> Iterator[PeftModel]:
+def adapted(model: nn.Module, config: LoraConfig) -> Generator[PeftModel]:
     """The model with adapters drawn from torch's generator, as ``get_peft_model`` draws them; removed afterwards."""
-    peft_model = get_peft_model(model, config)  # type: ignore[arg-type]
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    peft_model = get_peft_model(model, config)
     try:
         yield peft_model
     finally:
         peft_model.unload()
+        for name, parameter in model.named_parameters():  # peft freezes them
+            parameter.requires_grad_(trainable[name])
 
 
 def draw_adapters(model: nn.Module, config: LoraConfig, generator_state: Tensor) -> list[Adapter]:

@@ -1,10 +1,12 @@
 """The one pass over the data: inputs and output gradients of every layer that any candidate adapts."""
 
+import copy
 import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -13,8 +15,8 @@ from torch import Tensor, nn
 
 from foretune.errors import InputError
 from foretune.tangents import store
-from foretune.tangents.basis import centring, output_basis, task_directions
-from foretune.tangents.head import Head, entering, find_head, head_names, outputs_of, watched
+from foretune.tangents.basis import centring, num_directions, output_basis, task_directions
+from foretune.tangents.head import Head, entering, features_of, find_head, head_names, outputs_of, watched
 from foretune.tangents.hooks import Call, Rows, layer_gradients
 from foretune.tangents.rules import check_supported, supported
 from foretune.tangents.tangents import Entry, Tangents
@@ -38,7 +40,8 @@ def collect(
 
     For every call ``z = W a`` of an adapted layer this keeps ``a`` and the gradients at ``z`` of the features that
     enter the trained head, along an orthonormal basis of few directions (theory.md section 6). It costs one forward
-    and one activation-only backward pass a direction, whatever adapters are forecast later.
+    and one activation-only backward pass a direction, whatever adapters are forecast later. Modules without a rule,
+    names that match nothing and heads that cannot be cut off are an ``InputError``.
 
     Args:
         task: Model, data and loss.
@@ -48,20 +51,16 @@ def collect(
         dtype: How rows are stored; by default bfloat16 for single precision models, else the model's own type.
         batch_size: Examples in one pass; memory grows with it, results do not depend on it.
         progress: Called with examples done and in all.
-
-    Raises:
-        InputError: A module has no rule, nothing matches, or the model's head cannot be cut off.
     """
     started = time.perf_counter()
     model = task.model.eval()
     heads = head_names(model) if heads is None else tuple(heads)
     layers = select_layers(model, modules, heads)
     kept = dtype or (torch.bfloat16 if model.dtype == torch.float32 else model.dtype)
-    key = _key(task, layers, heads, kept)
     work = _Pass(task, layers, heads, kept, batch_size, progress)
     if directory is None:
         return work.run(None, started)
-    folder = Path(directory) / _key(task, layers, heads, kept)
+    folder = Path(directory) / _key(task, layers, heads, kept)  # hashes the weights: only where it is needed
     found = Tangents.load(folder, lambda: work.head)
     if found is None:
         with store.writing(folder) as temporary:
@@ -72,9 +71,7 @@ def collect(
     return found
 
 
-def select_layers(
-    model: nn.Module, modules: str | Sequence[str], heads: Sequence[str]
-) -> dict[str, nn.Module]:
+def select_layers(model: nn.Module, modules: str | Sequence[str], heads: Sequence[str]) -> dict[str, nn.Module]:
     """The layers meant by ``modules``, without those of the head.
 
     Raises:
@@ -95,9 +92,7 @@ def select_layers(
     }
     if not layers:
         names = sorted({name.rsplit(".", 1)[-1] for name, module in outside.items() if supported(module)})
-        raise InputError(
-            "modules", f"no layer is called {', '.join(endings)}", f"use some of: {', '.join(names)}"
-        )
+        raise InputError("modules", f"no layer is called {', '.join(endings)}", f"use some of: {', '.join(names)}")
     check_supported(layers)
     return layers
 
@@ -123,6 +118,8 @@ class _Pass:
         self.batch_size, self.progress = batch_size, progress or (lambda done, total: None)
         self.num_train = len(task.train)
         self.device = task.model.device
+        self.kind = torch.promote_types(task.model.dtype, torch.float32)  # of the basis
+        self.count: int | None = None  # its directions
         self.centring = centring(task.num_outputs).to(self.device)
         self.summary: dict[str, list[Tensor]] = {"features": [], "outputs": [], "basis": [], "labels": []}
         self.lengths = _lengths(task.train) + _lengths(task.eval)
@@ -143,32 +140,10 @@ class _Pass:
         features, labels = [], []
         for start in range(0, len(sample), self.batch_size):
             batch = self.batch(sample[start : start + self.batch_size])
-            with watched(self.task.model, self.head.names) as watch, torch.inference_mode():
-                logits = outputs_of(self.task.model, batch)
-                entered = watch.inputs[self.head.names[0]] if self.head.names else logits
-            if entered.dim() == 3:
-                entered = entered[torch.arange(len(entered)), self.positions(batch)]
-            features.append(entered.float().cpu())
+            features.append(features_of(self.task.model, self.head, batch).double().cpu())
             labels.append(batch["labels"].cpu())
         classes = self.task.num_outputs if self.task.loss == "cross_entropy" else 1
         return task_directions(torch.cat(features), torch.cat(labels), classes)
-
-    def positions(self, batch: dict[str, Tensor]) -> Tensor:
-        """Which token of each example the head reads, found from the head's gradient."""
-        model, name = self.task.model, self.head.names[0]
-        seen: list[Tensor] = []
-
-        def leaf(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            seen.append(args[0].detach().requires_grad_())
-            return (seen[0], *args[1:])
-
-        handle = model.get_submodule(name).register_forward_pre_hook(leaf)
-        try:
-            with torch.enable_grad():
-                gradient = torch.autograd.grad(outputs_of(model, batch).square().sum(), seen[0])[0]
-        finally:
-            handle.remove()
-        return gradient.abs().amax(2).argmax(1)
 
     def forward(self, batch: dict[str, Tensor], task_rows: Tensor) -> Tensor:
         """Coordinates of the head's features in the output basis (b, q), keeping the summary of the batch."""
@@ -177,20 +152,30 @@ class _Pass:
             features, jacobian = entering(self.head, watch, logits)
         if not (self.head.linear and self.summary["basis"]):
             rows = torch.einsum("kc,bcd->bkd", self.centring, jacobian.double())
-            basis = output_basis(rows[:1] if self.head.linear else rows, task_rows)
-            self.summary["basis"].append(basis.to(logits.dtype))
+            rows = rows[:1] if self.head.linear else rows
+            if self.count is None:
+                self.count = num_directions(rows, task_rows, self.head.linear)
+            self.summary["basis"].append(output_basis(rows, task_rows, self.count).to(self.kind))
         self.summary["features"].append(features.detach())
         self.summary["outputs"].append(logits.detach())
         self.summary["labels"].append(batch["labels"])
-        return torch.einsum("bd,bqd->bq", features, self.summary["basis"][-1].expand(len(features), -1, -1))
+        return torch.einsum(
+            "bd,bqd->bq", features.to(self.kind), self.summary["basis"][-1].expand(len(features), -1, -1)
+        )
 
     def run(self, folder: Path | None, started: float) -> Tangents:
-        """Make the pass; rows are written to ``folder`` as they come, or kept in memory."""
+        """Make the pass; rows are written to ``folder`` as they come, or kept in memory.
+
+        Raises:
+            InputError: None of the layers runs.
+        """
         task_rows = self.task_rows().to(self.device) if self.head.names else self.centring
         first = self.batch(self.order[:1])
         scout, calls, _, _ = layer_gradients(
             self.task.model, self.layers, lambda: self.forward(first, task_rows), _mask(first)
         )
+        if not calls:
+            raise InputError("modules", "none of these layers runs", "name layers that the model uses")
         room = _Arena(
             calls,
             scout.shape[1],
@@ -205,27 +190,23 @@ class _Pass:
             layer_gradients(
                 self.task.model,
                 self.layers,
-                lambda b=batch: self.forward(b, task_rows),
+                lambda b=batch: self.forward(b, task_rows),  # type: ignore[misc]
                 _mask(batch),
-                room,  # type: ignore[misc]
+                room,
             )
             room.advance()
             self.progress(min(start + self.batch_size, len(self.order)), len(self.order))
         place = torch.empty(len(self.order), dtype=torch.long)
         place[torch.tensor(self.order)] = torch.arange(len(self.order))
-        summary = {name: torch.cat(values).cpu() for name, values in self.summary.items()}
+        summary: dict[str, Any] = {name: torch.cat(values).cpu() for name, values in self.summary.items()}
         # rows stay in the order in which they were written; everything else goes back to the order of the examples
-        summary = {
-            name: values[place] if len(values) == len(place) else values for name, values in summary.items()
-        }
+        summary = {name: values[place] if len(values) == len(place) else values for name, values in summary.items()}
         return Tangents(
-            entries=tuple(
-                Entry(call.layer, call.shared, room.fixed[call.position], call.widths) for call in calls
-            ),
+            entries=tuple(Entry(call.layer, call.shared, room.fixed[call.position], call.widths) for call in calls),
             tensors=room.tensors,
             place=place,
             counts=torch.tensor([self.lengths[i] for i in self.order]),
-            head=self.head,
+            head=copy.deepcopy(self.head).cpu(),
             num_train=self.num_train,
             loss=self.task.loss,
             seconds=time.perf_counter() - started,
@@ -258,8 +239,11 @@ class _Arena(Rows):
             self.tensors = {name: torch.empty(shape, dtype=kind) for name, (shape, kind) in spec.items()}
         else:
             self.tensors = store.create(folder / "tangents.safetensors", spec)
-        self.filled = dict.fromkeys(range(len(calls)), 0)
-        self.taken: dict[int, int] = {}
+        self.layers = [call.layer for call in calls]
+        self.lengths = torch.tensor(sorted(lengths or ()))
+        self.filled = [0] * len(calls)
+        self.taken: dict[int, Call] = {}
+        self.done = 0
 
     def inputs(self, call: Call, dtype: torch.dtype) -> Tensor:
         """The next rows of this call's inputs."""
@@ -270,15 +254,32 @@ class _Arena(Rows):
         return self._next(f"gradients.{call.position}", call)
 
     def _next(self, name: str, call: Call) -> Tensor:
-        rows = int(call.row_counts.sum())
-        self.taken[call.position] = rows
+        fixed, counts = self.fixed.get(call.position), call.row_counts
+        expected = self.lengths[self.done : self.done + len(counts)] if fixed is None else fixed
+        known = name in self.tensors and self.layers[call.position] == call.layer
+        if not known or not bool((counts == expected).all()):
+            raise InputError(
+                "modules",
+                f"{call.layer} does not run alike for all examples (as often, on the same tokens)",
+                "leave it out",
+            )
+        self.taken[call.position] = call
         start = self.filled[call.position]
-        return self.tensors[name][start : start + rows]
+        return self.tensors[name][start : start + int(counts.sum())]
 
     def advance(self) -> None:
-        """The batch is done: later rows go behind it."""
-        for position, rows in self.taken.items():
-            self.filled[position] += rows
+        """The batch is done: later rows go behind it.
+
+        Raises:
+            InputError: A layer did not run on it that ran before.
+        """
+        if len(self.taken) != len(self.filled):
+            missing = {self.layers[k] for k in set(range(len(self.filled))) - set(self.taken)}
+            raise InputError("modules", f"{', '.join(sorted(missing))} did not run for all examples", "leave them out")
+        for position, call in self.taken.items():
+            self.filled[position] += int(call.row_counts.sum())
+        self.done += len(self.taken[0].row_counts)
+        self.taken.clear()
 
 
 def _mask(batch: dict[str, Tensor]) -> Tensor | None:
@@ -289,4 +290,6 @@ def _lengths(split: Dataset) -> list[int]:
     """Tokens of each example that are not padding; 1 for inputs without tokens."""
     if "attention_mask" in split.column_names:
         return [sum(mask) for mask in split["attention_mask"]]
+    if "input_ids" in split.column_names:
+        return [len(ids) for ids in split["input_ids"]]
     return [1] * len(split)

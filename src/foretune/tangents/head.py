@@ -5,7 +5,7 @@ A new classification head is random and trained too, so tangents are taken of th
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foretune.errors import InputError
+from foretune.tangents.hooks import frozen
 
 HEAD_NAMES = ("classifier", "score")  # what peft trains in full for sequence classification
 LINKS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -96,7 +97,7 @@ class Watch:
 
 
 @contextmanager
-def watched(model: nn.Module, names: Sequence[str]) -> Iterator[Watch]:
+def watched(model: nn.Module, names: Sequence[str]) -> Generator[Watch]:
     """Watch the named modules and every dropout of ``model``."""
     watch, handles = Watch(), []
 
@@ -113,7 +114,7 @@ def watched(model: nn.Module, names: Sequence[str]) -> Iterator[Watch]:
         if name in names:
             handles.append(module.register_forward_hook(see(name)))
         elif isinstance(module, nn.Dropout):
-            handles.append(module.register_forward_hook(see_dropout))  # type: ignore[arg-type]
+            handles.append(module.register_forward_hook(see_dropout))
     try:
         yield watch
     finally:
@@ -136,28 +137,46 @@ def find_head(model: nn.Module, names: Sequence[str], batch: Mapping[str, Tensor
         order = list(watch.inputs)
         before: list[Tensor | None] = [None, *(watch.outputs[name] for name in order)]
         links = [_link(name, source, watch.inputs[name]) for name, source in zip(order, before, strict=False)]
-        dropouts = [
-            max((p for seen, p in watch.dropouts if seen is watch.inputs[name]), default=0.0)
-            for name in order
-        ]
+        dropouts = [max((p for seen, p in watch.dropouts if seen is watch.inputs[name]), default=0.0) for name in order]
         sequence = watch.inputs[order[0]].dim() == 3
         modules = [copy.deepcopy(model.get_submodule(name)) for name in order]
         head = Head(order, modules, links, dropouts, sequence).eval()
-    with watched(model, order) as watch, torch.enable_grad():
-        features = entering(head, watch, outputs_of(model, batch))[0].detach()
-        if features.shape[0] != logits.shape[0] or not torch.allclose(
-            head(features), logits, rtol=1e-3, atol=1e-4
-        ):
-            raise InputError(
-                "model",
-                f"its outputs are not a function of what enters {order[0]!r} alone",
-                "use another model class",
-            )
+    features = features_of(model, head, batch)
+    tolerance = 5 * torch.finfo(logits.dtype).eps ** 0.5 if logits.dtype.itemsize < 4 else 1e-3
+    if features.shape[0] != logits.shape[0] or not torch.allclose(
+        head(features), logits, rtol=tolerance, atol=tolerance / 10
+    ):
+        raise InputError(
+            "model",
+            f"its outputs are not a function of what enters {order[0]!r} alone",
+            "use another model class",
+        )
     return head
 
 
+def features_of(model: nn.Module, head: Head, batch: Mapping[str, Tensor]) -> Float[Tensor, "b d"]:
+    """What enters the head for a batch, one vector an example; nothing below the head is differentiated."""
+    if not head.names:
+        with torch.no_grad():
+            return outputs_of(model, batch)
+
+    def cut(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].detach().requires_grad_(), *args[1:])
+
+    handle = model.get_submodule(head.names[0]).register_forward_pre_hook(cut)
+    try:
+        with frozen(model), watched(model, head.names) as watch, torch.enable_grad():
+            return entering(head, watch, outputs_of(model, batch))[0].detach()
+    finally:
+        handle.remove()
+
+
 def _link(name: str, source: Tensor | None, entered: Tensor) -> str:
-    """Which function leads from the head module before to this one."""
+    """Which function leads from the head module before to this one.
+
+    Raises:
+        InputError: None of ``LINKS`` does.
+    """
     for key, function in LINKS.items():
         if source is None or (source.shape == entered.shape and torch.allclose(function(source), entered)):
             return key
@@ -187,19 +206,13 @@ def entering(
         return logits, eye.expand(len(logits), -1, -1)
     entered = watch.inputs[head.names[0]]
     if not entered.requires_grad:
-        raise InputError(
-            "target_modules", "no adapted layer lies below the head", "adapt layers of the network itself"
-        )
-    gradients = [
-        torch.autograd.grad(logits[:, c].sum(), entered, retain_graph=True)[0] for c in range(logits.shape[1])
-    ]
+        raise InputError("target_modules", "no adapted layer lies below the head", "adapt layers of the network itself")
+    gradients = [torch.autograd.grad(logits[:, c].sum(), entered, retain_graph=True)[0] for c in range(logits.shape[1])]
     jacobian = torch.stack(gradients, 1)  # (b, c, d) or (b, c, t, d)
     if entered.dim() == 2:
         return entered, jacobian
     used = jacobian.abs().amax((1, 3)) > 0  # (b, t)
     if bool((used.sum(1) != 1).any()):
-        raise InputError(
-            "model", "its head reads several positions of an example", "set model.pooling to mean"
-        )
+        raise InputError("model", "its head reads several positions of an example", "set model.pooling to mean")
     position, example = used.float().argmax(1), torch.arange(len(entered), device=entered.device)
     return entered[example, position], jacobian[example, :, position]

@@ -4,14 +4,16 @@ For every call of an adapted layer ``z = W a + b`` it keeps the rows ``a`` that 
 output at ``z`` (theory.md section 6). Weights get no gradients, and nothing below the lowest adapted layer is visited.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from foretune.errors import InputError
 from foretune.tangents.rules import check_supported, sizes
 
 
@@ -25,7 +27,7 @@ class Call:
         position: Number of this call among all calls of the batch.
         shared: Position of the first call that was given the same input tensor (its own, if none was).
         row_counts: Rows of each example.
-        by_token: Whether the rows are tokens (else one row an example).
+        by_token: Whether the rows are the tokens that the mask keeps (else every row there is, padding or not).
         widths: Input and output width (i, o).
     """
 
@@ -33,21 +35,29 @@ class Call:
     index: int
     position: int
     shared: int
-    row_counts: Int[Tensor, "b"]
+    row_counts: Int[Tensor, " b"]
     by_token: bool
     widths: tuple[int, int]
 
 
 class Rows:
-    """Where the rows of a batch go: here new tensors of the model's type; a subclass keeps them elsewhere."""
+    """Where the rows of a batch go: here new tensors of the model's type; a subclass keeps them elsewhere.
+
+    Args:
+        device: Where new tensors are made.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = device
 
     def inputs(self, call: Call, dtype: torch.dtype) -> Float[Tensor, "rows i"]:
         """Room for what entered a call."""
-        return torch.empty(int(call.row_counts.sum()), call.widths[0], dtype=dtype)
+        return torch.empty(int(call.row_counts.sum()), call.widths[0], dtype=dtype, device=self.device)
 
     def gradients(self, call: Call, num_outputs: int, dtype: torch.dtype) -> Float[Tensor, "rows c o"]:
         """Room for the gradients of every output at what came out of a call."""
-        return torch.empty(int(call.row_counts.sum()), num_outputs, call.widths[1], dtype=dtype)
+        shape = int(call.row_counts.sum()), num_outputs, call.widths[1]
+        return torch.empty(shape, dtype=dtype, device=self.device)
 
 
 @dataclass
@@ -59,29 +69,31 @@ class _Tape:
     calls: list[Call] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
-    sources: list[Tensor] = field(default_factory=list)
+    sources: list[tuple[Tensor, int]] = field(default_factory=list)
     leaves: list[Tensor] = field(default_factory=list)
     handles: list[torch.utils.hooks.RemovableHandle] = field(default_factory=list)
     written: list[bool] = field(default_factory=list)
-    direction: int = 0
+    direction: int | None = None  # None until the passes begin: ``forward`` may ask for gradients of its own
 
     def close(self) -> None:
         """Break the cycle graph -> tensor hook -> tape -> graph, which no garbage collector sees."""
         for handle in self.handles:
             handle.remove()
-        for tensors in (self.handles, self.sources, self.leaves):
-            tensors.clear()
+        self.handles.clear()
+        self.sources.clear()
+        self.leaves.clear()
 
     def hook(self, name: str) -> Callable[..., Tensor]:
-        def record(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            source, position = args[0], len(self.calls)
-            shared = next((k for k, earlier in enumerate(self.sources) if earlier is source), position)
-            self.sources.append(source)
+        def record(layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Tensor) -> Tensor:
+            source: Tensor = args[0] if args else next(iter(options.values()))
+            position, version = len(self.calls), source._version
+            shared = next((k for k, (x, then) in enumerate(self.sources) if x is source and then == version), position)
+            self.sources.append((source, version))  # a tensor changed in place since then is another input
             keep = _kept_tokens(source, self.mask)
             rows = None if keep is None or bool(keep.all()) else keep.flatten().nonzero().squeeze(1)
-            counts = keep.sum(1) if keep is not None else torch.ones(len(source), dtype=torch.long)
+            counts = _row_counts(source) if keep is None else keep.sum(1).cpu()
             index = sum(call.layer == name for call in self.calls)
-            call = Call(name, index, position, shared, counts.cpu(), keep is not None, tuple(sizes(layer)))
+            call = Call(name, index, position, shared, counts, keep is not None, (*sizes(layer),))
             if shared == position:
                 self.inputs.append(self.room.inputs(call, output.dtype))
                 _write(source.detach(), rows, self.inputs[position])
@@ -94,6 +106,8 @@ class _Tape:
                 self.leaves.append(output)
 
             def keep_gradient(gradient: Tensor) -> None:
+                if self.direction is None:
+                    return
                 self.written[position] = True
                 _write(gradient, rows, self.gradients[position][:, self.direction])
 
@@ -114,6 +128,7 @@ def layer_gradients(
     """Inputs of the named layers and the gradients of every output at their outputs, for one batch.
 
     Examples must not interact (no batch norm): the gradient of ``sum_b outputs[b, c]`` then holds each example's own.
+    Layers without a rule are an ``InputError`` that names all of them.
 
     Args:
         model: Evaluated as it stands (the caller chooses eval mode and the attention implementation).
@@ -126,21 +141,29 @@ def layer_gradients(
         The outputs; the calls in the order in which they were made; their inputs; their gradients.
 
     Raises:
-        InputError: A layer has no rule.
+        InputError: A layer runs on something else than rows of each example.
     """
     check_supported(layers)
     room = room or Rows()
     tape = _Tape(mask, room)
     try:
-        with _frozen(model), _hooked(layers, tape), torch.enable_grad():
+        with frozen(model), _hooked(layers, tape), torch.enable_grad():
             outputs = forward()
+            mixed = sorted({call.layer for call in tape.calls if len(call.row_counts) != len(outputs)})
+            if mixed:
+                raise InputError(
+                    "target_modules",
+                    f"{', '.join(mixed)} mix the rows of several examples (their inputs' first axis is not the batch)",
+                    "leave these layers out",
+                )
             num_outputs = outputs.shape[1]
             tape.gradients = [room.gradients(call, num_outputs, outputs.dtype) for call in tape.calls]
             for c in range(num_outputs):
                 tape.direction, tape.written = c, [False] * len(tape.calls)
-                torch.autograd.grad(
-                    outputs[:, c].sum(), tape.leaves, retain_graph=c + 1 < num_outputs, allow_unused=True
-                )
+                if tape.leaves and outputs.requires_grad:
+                    torch.autograd.grad(
+                        outputs[:, c].sum(), tape.leaves, retain_graph=c + 1 < num_outputs, allow_unused=True
+                    )
                 for rows, written in zip(tape.gradients, tape.written, strict=True):
                     if not written:  # this output does not depend on this call
                         rows[:, c].zero_()
@@ -150,7 +173,8 @@ def layer_gradients(
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Generator[None]:
+    """No parameter of ``model`` requires gradients inside the block; afterwards those that did do again."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
@@ -162,8 +186,8 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _hooked(layers: Mapping[str, nn.Module], tape: _Tape) -> Iterator[None]:
-    handles = [layer.register_forward_hook(tape.hook(name)) for name, layer in layers.items()]
+def _hooked(layers: Mapping[str, nn.Module], tape: _Tape) -> Generator[None]:
+    handles = [layer.register_forward_hook(tape.hook(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         yield
     finally:
@@ -172,13 +196,17 @@ def _hooked(layers: Mapping[str, nn.Module], tape: _Tape) -> Iterator[None]:
 
 
 def _kept_tokens(source: Tensor, mask: Tensor | None) -> Tensor | None:
-    """The token mask for an input of shape (b, t, i); None for (b, i), which has one row an example."""
-    if source.dim() == 2:
+    """The token mask if the rows of an input (b, t, i), or flattened (b t, i), are tokens; None if they are not."""
+    if mask is None:
         return None
-    tokens = source.flatten(1, -2).shape[1]
-    if mask is not None and mask.shape == (source.shape[0], tokens):
-        return mask
-    return torch.ones(source.shape[0], tokens, dtype=torch.bool, device=source.device)
+    if source.dim() == 2:
+        return mask if len(source) == mask.numel() and mask.shape[1] > 1 else None
+    return mask if source.shape[:-1] == mask.shape else None
+
+
+def _row_counts(source: Tensor) -> Int[Tensor, " b"]:
+    """Rows of each example of an input without token mask: (b, i) has one, (b, ..., i) the product of the rest."""
+    return torch.full((len(source),), source[0].numel() // source.shape[-1], dtype=torch.long)
 
 
 def _write(values: Tensor, rows: Tensor | None, target: Tensor) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -41,25 +42,37 @@ def layer_rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
     return register
 
 
-@layer_rule(nn.Linear, LoraLinear)
+@layer_rule(nn.Linear)
 def _linear(layer: nn.Module) -> Sizes:
     return Sizes(layer.in_features, layer.out_features)  # type: ignore[arg-type]
 
 
 @layer_rule(Conv1D)
 def _conv1d(layer: nn.Module) -> Sizes:
-    rows, columns = layer.weight.shape  # type: ignore[union-attr, misc]
-    return Sizes(rows, columns)  # type: ignore[arg-type]
+    rows, columns = layer.weight.shape  # type: ignore[misc]
+    return Sizes(rows, columns)
 
 
 def supported(layer: nn.Module) -> bool:
-    """Whether a rule exists for this layer's type or one of its bases."""
-    return any(base in _RULES for base in type(layer).__mro__)
+    """Whether a rule exists for this layer's type or one of its bases; a LoRA layer counts as what it wraps."""
+    return _rule(layer) is not None
 
 
 def sizes(layer: nn.Module) -> Sizes:
     """Widths of a supported layer."""
-    return next(_RULES[base] for base in type(layer).__mro__ if base in _RULES)(layer)
+    rule = _rule(layer)
+    assert rule is not None
+    return rule(_wrapped(layer))
+
+
+def _rule(layer: nn.Module) -> Rule | None:
+    if isinstance(layer, ParamWrapper):  # LoRA on a bare parameter: no layer runs
+        return None
+    return next((_RULES[base] for base in type(_wrapped(layer)).__mro__ if base in _RULES), None)
+
+
+def _wrapped(layer: nn.Module) -> nn.Module:
+    return layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
 
 
 def check_supported(layers: Mapping[str, nn.Module]) -> None:
@@ -68,7 +81,7 @@ def check_supported(layers: Mapping[str, nn.Module]) -> None:
     Raises:
         InputError: Some layer's type has no rule.
     """
-    missing = {name: type(layer) for name, layer in layers.items() if not supported(layer)}
+    missing = {name: type(_wrapped(layer)) for name, layer in layers.items() if not supported(layer)}
     if missing:
         kinds = ", ".join(sorted({f"{kind.__module__}.{kind.__name__}" for kind in missing.values()}))
         raise InputError(

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,16 @@ Spec = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 def create(path: Path, spec: Spec) -> dict[str, Tensor]:
     """Create a safetensors file of the given tensors and map it: what is written to them is written to the file."""
-    header, end = {}, 0
+    header: dict[str, dict[str, Any]] = {}
+    end = 0
     for name, (shape, dtype) in spec.items():
         size = int(np.prod(shape)) * dtype.itemsize
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [end, end + size]}
-        end += -(-size // 64) * 64  # aligned; the gap is its own tensor, as the format allows no holes
-        if end > header[name]["data_offsets"][1]:  # type: ignore[index, operator]
-            gap = [header[name]["data_offsets"][1], end]  # type: ignore[index]
-            header[f"{name}.gap"] = {"dtype": "U8", "shape": [gap[1] - gap[0]], "data_offsets": gap}
+        gap = -size % 64  # tensors are aligned; the gap is its own tensor, as the format allows no holes
+        if gap:
+            offsets = [end + size, end + size + gap]
+            header[f"{name}.gap"] = {"dtype": "U8", "shape": [gap], "data_offsets": offsets}
+        end += size + gap
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + 8) % 64)
     with path.open("wb") as file:
@@ -45,7 +47,7 @@ def create(path: Path, spec: Spec) -> dict[str, Tensor]:
     start = 8 + len(text)
     tensors = {}
     for name, (shape, dtype) in spec.items():
-        first, last = header[name]["data_offsets"]  # type: ignore[misc]
+        first, last = header[name]["data_offsets"]
         mapped = np.memmap(path, np.uint8, "r+", offset=start + first, shape=(last - first,))
         tensors[name] = torch.from_numpy(mapped).view(dtype).view(shape)
     return tensors
@@ -63,7 +65,7 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[Path]:
+def writing(folder: Path) -> Generator[Path]:
     """A temporary folder that becomes ``folder`` when the block ends well, and disappears when it does not."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,5 +1,6 @@
 """The collected tangents: what one pass over the data leaves behind, and how to find one's rows in it."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -57,8 +59,8 @@ class Tangents:
 
     entries: tuple[Entry, ...]
     tensors: dict[str, Tensor]
-    place: Int[Tensor, "n"]
-    counts: Int[Tensor, "n"]
+    place: Int[Tensor, " n"]
+    counts: Int[Tensor, " n"]
     features: Float[Tensor, "n d"]
     outputs: Float[Tensor, "n c"]
     basis: Float[Tensor, "m q d"]
@@ -80,6 +82,11 @@ class Tangents:
         return self.basis.shape[1]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type in which rows are stored."""
+        return next(iter(self.tensors.values())).dtype
+
+    @property
     def num_bytes(self) -> int:
         """Size of the rows."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
@@ -90,19 +97,19 @@ class Tangents:
         return tuple(dict.fromkeys(entry.layer for entry in self.entries))
 
     @cached_property
-    def token_starts(self) -> Int[Tensor, "n+1"]:
+    def token_starts(self) -> Int[Tensor, " starts"]:
         """Where each stored example's tokens start."""
         return torch.cat([torch.zeros(1, dtype=torch.long), self.counts.cumsum(0)])
 
-    def starts(self, rows_per_example: int | None) -> Int[Tensor, "n+1"]:
+    def starts(self, rows_per_example: int | None) -> Int[Tensor, " starts"]:
         """Where each stored example's rows start in an entry with this many rows an example."""
         if rows_per_example is None:
             return self.token_starts
         return torch.arange(self.num_examples + 1) * rows_per_example
 
     def rows(
-        self, examples: Int[Tensor, "b"], rows_per_example: int | None
-    ) -> tuple[Int[Tensor, "rows"], Int[Tensor, "rows"]]:
+        self, examples: Int[Tensor, " b"], rows_per_example: int | None
+    ) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
         """The rows of some examples, and to which of them (0 to b-1) each belongs."""
         starts = self.starts(rows_per_example)
         places = self.place[examples]
@@ -119,16 +126,20 @@ class Tangents:
         """Gradients of the features' coordinates at what came out of a call."""
         return self.tensors[f"gradients.{entry}"]
 
-    def output_gradients(self, examples: Int[Tensor, "b"]) -> Float[Tensor, "b c q"]:
-        """Gradient of the head's outputs in the coordinates of the features, at the head the tangents were taken with."""
-        basis, head = self.basis[examples if len(self.basis) > 1 else [0]], self.head
-        features = self.features[examples].detach().requires_grad_()
-        outputs = head(features)
-        rows = [
-            torch.autograd.grad(outputs[:, c].sum(), features, retain_graph=True)[0]
-            for c in range(outputs.shape[1])
-        ]
-        return torch.einsum("bcd,bqd->bcq", torch.stack(rows, 1), basis.expand(len(examples), -1, -1))
+    def output_gradients(self, examples: Int[Tensor, " b"]) -> Float[Tensor, "b c q"]:
+        """Gradient of the outputs in the coordinates of the features, at the head of the tangents, in float64."""
+        head = copy.deepcopy(self.head).double()
+        chosen = examples[:1] if head.linear else examples  # an affine head's gradient is the same everywhere
+        features = self.features[chosen].double().requires_grad_()
+        with torch.enable_grad():
+            outputs = head(features)
+            rows = [
+                torch.autograd.grad(outputs[:, c].sum(), features, retain_graph=True)[0]
+                for c in range(outputs.shape[1])
+            ]
+        gradients = torch.stack(rows, 1).expand(len(examples), -1, -1)
+        basis = (self.basis[examples] if len(self.basis) > 1 else self.basis).double()
+        return torch.einsum("bcd,bqd->bcq", gradients, basis.expand(len(examples), -1, -1))
 
     def save(self, folder: Path) -> None:
         """Write everything but the rows, which are there already, and mark the folder as finished."""
@@ -149,18 +160,17 @@ class Tangents:
 
         The head's modules are the model's own: ``head`` cuts them off.
         """
-        found = store.load(folder)
+        try:
+            found = store.load(folder)
+            small = load_file(folder / "summary.safetensors")
+        except (OSError, SafetensorError):  # half of it is gone
+            return None
         if found is None:
             return None
         tensors, manifest = found
-        small = load_file(folder / "summary.safetensors")
         modules = head()
-        modules.load_state_dict(
-            {name[5:]: value for name, value in small.items() if name.startswith("head.")}
-        )
-        entries = [
-            Entry(layer, inputs, rows, tuple(widths)) for layer, inputs, rows, widths in manifest["entries"]
-        ]
+        modules.load_state_dict({name[5:]: value for name, value in small.items() if name.startswith("head.")})
+        entries = [Entry(layer, inputs, rows, tuple(widths)) for layer, inputs, rows, widths in manifest["entries"]]
         rest: dict[str, Any] = {name: small[name] for name in _SMALL}
         keys = {name: manifest[name] for name in ("num_train", "loss", "seconds")}
         return cls(entries=tuple(entries), tensors=tensors, head=modules, reused=True, **rest, **keys)

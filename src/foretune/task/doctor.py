@@ -72,7 +72,7 @@ class Diagnosis:
     warnings: tuple[str, ...]
 
 
-def diagnose(path: str | Path, directions: int = 3, bytes_per_value: int = 4) -> Diagnosis:
+def diagnose(path: str | Path, directions: int = 3, bytes_per_value: int = 2) -> Diagnosis:
     """Load a ``run.yaml``, check it all, time two batches and estimate the rest; nothing is trained.
 
     Anything wrong in the file, the data, the model or a candidate is an ``InputError``.

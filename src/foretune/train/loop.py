@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from datasets import Dataset
@@ -18,7 +18,15 @@ from torch import nn
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-Point = dict[str, float | int | None]
+
+class Point(TypedDict):
+    """A point of a curve; train_loss is the mean over the steps since the last point, None before the first step."""
+
+    step: int
+    epoch: float
+    train_loss: float | None
+    eval_loss: float
+    eval_metric: float
 
 
 @dataclass(frozen=True)
@@ -26,8 +34,7 @@ class Run:
     """What a training run gave.
 
     Attributes:
-        curve: A point before the first step and after each epoch: step, epoch, train_loss (mean over the steps since the
-            last point, in training mode), eval_loss, eval_metric.
+        curve: A point before the first step and after each epoch.
         train_seconds: Time spent in steps.
         eval_seconds: Time spent in evaluations.
     """
@@ -76,9 +83,7 @@ def run_trainer(
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
         logits = prediction.predictions
-        return compute_metrics(
-            np.asarray(logits[0] if isinstance(logits, tuple) else logits), prediction.label_ids
-        )
+        return compute_metrics(np.asarray(logits[0] if isinstance(logits, tuple) else logits), prediction.label_ids)
 
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")

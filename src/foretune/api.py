@@ -1,0 +1,86 @@
+"""The objects of the Python interface: tangents that know their task, and the kernels and forecasts they give."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from transformers import TrainingArguments
+
+from foretune import linear, tangents
+from foretune.forecast.forecast import SEEDS, Forecast, Starts, forecast
+from foretune.kernel import Kernel as BaseKernel
+from foretune.kernel import ntk
+from foretune.linear import Ridge
+from foretune.tangents.collect import Progress
+from foretune.task import Candidate, Task
+
+
+class Kernel(BaseKernel):
+    """The NTK of a candidate; see :class:`foretune.kernel.Kernel`."""
+
+    def ridge(self, strength: float) -> Ridge:
+        """Kernel ridge regression, λ = ``strength`` in the sum convention (theory.md section 3)."""
+        return linear.ridge(self, strength)
+
+
+@dataclass
+class Tangents:
+    """The tangents of a task, from which kernels and forecasts follow without another pass over the model.
+
+    Attributes:
+        task: The task.
+        data: What the pass recorded.
+    """
+
+    task: Task
+    data: tangents.Tangents
+    _starts: Starts = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._starts = Starts(self.task, self.data)
+
+    def ntk(self, peft_config: LoraConfig, seed: int = 42) -> Kernel:
+        """The NTK of a LoRA config's parameters at the initialisation of ``seed``, over training and eval examples.
+
+        Args:
+            peft_config: As it would be given to peft.
+            seed: Of the factors A; 42 as in ``TrainingArguments``.
+        """
+        adapters, _ = self._starts.draw(Candidate("ntk", peft_config), seed)
+        base = ntk(self.data, adapters)
+        return Kernel(**{each.name: getattr(base, each.name) for each in dataclasses.fields(base)})
+
+    def forecast(
+        self, peft_config: LoraConfig, args: TrainingArguments | None = None, *, seeds: int = SEEDS
+    ) -> Forecast:
+        """Simulate the fine-tune that peft and ``Trainer`` would make of these; see :func:`foretune.forecast.forecast`."""
+        candidate = Candidate("forecast", peft_config, given_arguments(args))
+        return forecast(self.data, self.task, [candidate], seeds=seeds)[0]
+
+
+def collect(
+    task: Task,
+    modules: str | Sequence[str] = "all-linear",
+    *,
+    directory: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Tangents:
+    """The one pass over the model; arguments as :func:`foretune.tangents.collect`."""
+    found = tangents.collect(task, modules, directory=directory, dtype=dtype, batch_size=batch_size, progress=progress)
+    return Tangents(task, found)
+
+
+def given_arguments(args: TrainingArguments | None) -> dict[str, object]:
+    """What a ``TrainingArguments`` says beyond its defaults and its output directory."""
+    if args is None:
+        return {}
+    default = TrainingArguments(output_dir=args.output_dir)
+    names = [
+        each.name for each in dataclasses.fields(args) if each.init and each.name not in {"output_dir", "report_to"}
+    ]
+    return {name: getattr(args, name) for name in names if getattr(args, name) != getattr(default, name)}

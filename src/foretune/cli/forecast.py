@@ -1,0 +1,60 @@
+"""``foretune forecast``: every candidate from one pass over the model."""
+
+from typing import Annotated, Any
+
+import typer
+
+from foretune.cli.console import metric, number, out, progress_bar, table
+from foretune.cli.options import Directory, RunFile
+
+EXAMPLES = "Example: foretune forecast run.yaml -o runs/movie"
+
+
+def command(
+    run: RunFile,
+    output: Directory,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option("--candidate", "-c", help="Name of a candidate; repeat for more. Default: all."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Simulated seeds of each candidate, for its error bars.")] = 3,
+) -> None:
+    """Predict every candidate's training curve and final metric, ranked best first; writes forecast.json.
+
+    The pass over the model is made once and kept: forecasting again, or other candidates on the same layers, reuses it.
+    """
+    from foretune.forecast.run import forecast_run
+
+    show(forecast_run(run, output, names=candidate, seeds=seeds, bar=progress_bar))
+    out.print(f"wrote {output / 'forecast.json'}; next: foretune train {run} -c NAME -o {output}")
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a forecast as a table."""
+    task, collected = result["task"], result["collect"]
+    source = "reused from an earlier run, took" if collected["reused"] else "collected in"
+    out.print(
+        f"{task['model']} on {task['name']}: {task['train_examples']} training and {task['eval_examples']} evaluation "
+        f"examples\ntangents of {collected['modules']} layers along {collected['directions']} directions: {source} "
+        f"{collected['seconds']:.1f} s, {collected['bytes'] / 2**20:,.0f} MiB"
+    )
+    name = task["metric_name"]
+    shown = table("forecast, best first", "candidate", name, "±", "loss", "parameters", "κ", "trace", "s", "")
+    for row in result["candidates"]:
+        predicted, kernel, cost = row["predicted"], row["kernel"], row["cost"]
+        shown.add_row(
+            row["name"],
+            metric(predicted["eval_metric"], name),
+            metric(predicted["eval_metric_std"], name),
+            number(predicted["eval_loss"]),
+            number(cost["trainable_parameters"]),
+            number(kernel["condition_number"]),
+            number(kernel["trace"]),
+            f"{cost['seconds']:.1f}",
+            "!" * len(row["warnings"]),
+        )
+    out.print(shown)
+    out.print("± is the standard deviation over simulated seeds. κ knows neither labels nor scale: it does not rank.")
+    for row in result["candidates"]:
+        for warning in row["warnings"]:
+            out.print(f"[yellow]![/] {row['name']}: {warning}", highlight=False)

@@ -1,0 +1,10 @@
+"""Options that several commands take, said once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunFile = Annotated[Path, typer.Argument(help="The YAML file that describes the fine-tune.", show_default=False)]
+Directory = Annotated[Path, typer.Option("--output", "-o", help="Run directory for results.", show_default=False)]
+RunDirectory = Annotated[Path, typer.Argument(help="A run directory with results.", show_default=False)]

@@ -1,0 +1,32 @@
+"""What to know before believing a forecast, in plain words."""
+
+import math
+from collections.abc import Sequence
+
+from foretune.forecast.simulate import accepts_loss_kwargs
+from foretune.task import Candidate, Task
+from foretune.train.loop import Run
+
+RISE = 1.1  # eval loss at the end over its best, from which a run is called over-fitting
+
+
+def advice(candidate: Candidate, task: Task, runs: Sequence[Run]) -> list[str]:
+    """Warnings about a candidate: over-fitting, failure to learn, divergence, traps of its arguments."""
+    said = []
+    values = [point["eval_loss"] for point in runs[0].curve]
+    if not all(math.isfinite(value) for value in values):
+        said.append("the simulated run diverges: lower the learning rate")
+    elif values[-1] > RISE * min(values):
+        best = runs[0].curve[values.index(min(values))]
+        said.append(
+            f"eval loss is lowest at epoch {best['epoch']:g} and rises after: the real run over-fits harder than its "
+            "tangents show, so expect a higher eval loss, and consider stopping there"
+        )
+    if values[-1] >= 0.99 * values[0]:
+        said.append("eval loss does not fall: this candidate learns little that carries over")
+    if int(candidate.training.get("gradient_accumulation_steps", 1)) > 1 and accepts_loss_kwargs(task):
+        said.append(
+            f"Trainer adds the losses of accumulated batches for {type(task.model).__name__} instead of averaging them "
+            "(its forward takes keyword arguments): the gradient is that many times larger; the forecast does the same"
+        )
+    return said

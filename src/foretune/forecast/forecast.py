@@ -1,0 +1,153 @@
+"""The forecast of a run: every candidate simulated from one cache, ranked best first."""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from foretune.forecast.advice import advice
+from foretune.forecast.compare import higher_is_better
+from foretune.forecast.simulate import simulate
+from foretune.kernel import Summary, ntk, summary
+from foretune.linear import best_strength
+from foretune.tangents import Adapter, Head, Tangents, draw_adapters
+from foretune.task import Candidate, Task
+from foretune.train.loop import Point, Run
+
+SEEDS = 3  # simulated seeds of a candidate, for its error bars
+
+
+class MeanPoint(Point):
+    """A point of a forecast's curve: means over seeds, with standard deviations (None from a single seed)."""
+
+    eval_loss_std: float | None
+    eval_metric_std: float | None
+
+
+@dataclass
+class Forecast:
+    """What one candidate is expected to do.
+
+    Attributes:
+        candidate: The candidate.
+        runs: One simulated run a seed, the user's own seed first.
+        seeds: Their seeds.
+        kernel: The figures of its NTK, as in ``forecast.json``.
+        seconds: Time the simulations took.
+        trainable_parameters: Parameters of adapters and head.
+        warnings: What to know before believing it.
+    """
+
+    candidate: Candidate
+    runs: list[Run]
+    seeds: list[int]
+    kernel: Summary
+    seconds: float
+    trainable_parameters: int
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def curve(self) -> list[MeanPoint]:
+        """Mean over the seeds at each evaluation, with standard deviations of eval loss and metric."""
+        return [_mean_point(points) for points in zip(*(run.curve for run in self.runs), strict=True)]
+
+    @property
+    def eval_metric(self) -> float:
+        """Expected metric at the end."""
+        return self.curve[-1]["eval_metric"]
+
+    @property
+    def eval_loss(self) -> float:
+        """Expected evaluation loss at the end."""
+        return self.curve[-1]["eval_loss"]
+
+    def to_json(self, metric_name: str) -> dict[str, Any]:
+        """The candidate's entry in ``forecast.json``."""
+        predicted = {name: value for name, value in self.curve[-1].items() if name not in {"step", "epoch"}}
+        predicted["metric_name"] = metric_name
+        return {
+            "name": self.candidate.name,
+            "peft": self.candidate.peft_dict(),
+            "training": self.candidate.training_dict(),
+            "predicted": predicted | {"curve": self.curve, "seeds": self.seeds},
+            "kernel": self.kernel,
+            "cost": {"seconds": self.seconds, "trainable_parameters": self.trainable_parameters},
+            "warnings": self.warnings,
+        }
+
+
+def forecast(
+    tangents: Tangents,
+    task: Task,
+    candidates: Sequence[Candidate],
+    *,
+    seeds: int = SEEDS,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Forecast]:
+    """Simulate each candidate from several seeds and rank the candidates, best first.
+
+    The first seed is the user's own: its head, its adapters and its batches are those of the real run.
+
+    Args:
+        tangents: Of the task, for every layer that a candidate adapts.
+        task: The task.
+        candidates: What to simulate.
+        seeds: Seeds for each candidate, counted up from its own.
+        progress: Called with simulations done and in all.
+    """
+    starts = Starts(task, tangents)
+    forecasts = []
+    for number, candidate in enumerate(candidates):
+        started = time.perf_counter()
+        own = [candidate.seed + extra for extra in range(seeds)]
+        runs = []
+        for seed in own:
+            run, model = simulate(tangents, task, candidate, *starts.draw(candidate, seed), seed)
+            runs.append(run)
+            if progress:
+                progress(number * seeds + len(runs), len(candidates) * seeds)
+        seconds = time.perf_counter() - started
+        kernel = ntk(tangents, starts.draw(candidate, candidate.seed)[0])
+        figures = summary(kernel, best_strength(kernel))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        forecasts.append(Forecast(candidate, runs, own, figures, seconds, parameters, advice(candidate, task, runs)))
+    sign = -1 if higher_is_better(task.metric_name) else 1
+    return sorted(forecasts, key=lambda each: (sign * each.eval_metric, each.eval_loss))
+
+
+class Starts:
+    """Heads and generator states of seeds: what a real run would start from."""
+
+    def __init__(self, task: Task, tangents: Tangents) -> None:
+        self.task, self.tangents = task, tangents
+        self.seen: dict[int, tuple[Head, torch.Tensor]] = {}
+
+    def draw(self, candidate: Candidate, seed: int) -> tuple[list[Adapter], Head]:
+        """Adapters and head that the candidate would start from with this seed."""
+        if seed not in self.seen:
+            with torch.random.fork_rng(devices=[]):
+                set_seed(seed)
+                model = self.task.build_model(seed)
+                self.seen[seed] = self.tangents.head.with_modules(model), torch.get_rng_state()
+        head, state = self.seen[seed]
+        return draw_adapters(self.task.model, candidate.peft_config(), state), copy.deepcopy(head)
+
+
+def _mean_point(points: Sequence[Point]) -> MeanPoint:
+    train = [point["train_loss"] for point in points if point["train_loss"] is not None]
+    losses, metrics = ([float(point[name]) for point in points] for name in ("eval_loss", "eval_metric"))
+    several = len(points) > 1
+    return MeanPoint(
+        step=points[0]["step"],
+        epoch=points[0]["epoch"],
+        train_loss=fmean(train) if train else None,
+        eval_loss=fmean(losses),
+        eval_metric=fmean(metrics),
+        eval_loss_std=stdev(losses) if several else None,
+        eval_metric_std=stdev(metrics) if several else None,
+    )

@@ -1,0 +1,86 @@
+"""``forecast.json`` from ``run.yaml``."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foretune.errors import InputError
+from foretune.forecast.forecast import SEEDS, forecast
+from foretune.results import provenance, writable_directory, write_json
+from foretune.tangents import collect
+from foretune.task import Task, load_run
+
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+def forecast_run(
+    path: str | Path,
+    directory: str | Path,
+    *,
+    names: Sequence[str] | None = None,
+    seeds: int = SEEDS,
+    bar: Bar,
+) -> dict[str, Any]:
+    """Forecast the candidates of a ``run.yaml`` and write ``forecast.json``; tangents are kept beside it.
+
+    Args:
+        path: The YAML file.
+        directory: Where results go.
+        names: Only these candidates.
+        seeds: Simulated seeds of each candidate.
+        bar: Makes a progress bar for a label.
+
+    Raises:
+        InputError: Something in the file is wrong, or candidates train different modules in full.
+    """
+    started = time.perf_counter()
+    directory = writable_directory(directory)
+    loaded = load_run(path, names)
+    task = loaded.task
+    heads = {adaptation.heads for adaptation in loaded.adaptations}
+    if len(heads) > 1:
+        raise InputError(
+            f"{path}: peft.modules_to_save",
+            f"candidates train different modules in full: {' and '.join(map(str, sorted(heads)))}",
+            "forecast them in separate runs",
+        )
+    layers = sorted({module.name for adaptation in loaded.adaptations for module in adaptation.modules})
+    with bar("collecting tangents") as progress:
+        tangents = collect(task, layers, heads=heads.pop(), directory=directory / "tangents", progress=progress)
+    with bar("forecasting") as progress:
+        forecasts = forecast(tangents, task, task.candidates, seeds=seeds, progress=progress)
+    result = provenance(task.candidates[0].seed, time.perf_counter() - started) | {
+        "task": describe(task, str(loaded.config.model.path)),
+        "collect": {
+            "seconds": tangents.seconds,
+            "reused": tangents.reused,
+            "directions": tangents.num_directions,
+            "modules": len(tangents.layers),
+            "bytes": tangents.num_bytes,
+        },
+        "candidates": [each.to_json(task.metric_name) for each in forecasts],
+    }
+    write_json(directory / "forecast.json", result)
+    return result
+
+
+def describe(task: Task, model: str) -> dict[str, Any]:
+    """What the forecast is of."""
+    majority = None
+    if task.loss == "cross_entropy":
+        majority = float(np.bincount(task.eval["labels"]).max() / len(task.eval))
+    return {
+        "name": task.name,
+        "model": model,
+        "metric_name": task.metric_name,
+        "loss": task.loss,
+        "train_examples": len(task.train),
+        "eval_examples": len(task.eval),
+        "num_outputs": task.num_outputs,
+        "labels": task.labels,
+        "majority_metric": majority,
+    }

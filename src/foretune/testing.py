@@ -1,0 +1,79 @@
+"""Checks that users and tests can run on any peft model: its NTK, through the fast engine."""
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor, nn
+
+from foretune.errors import InputError
+from foretune.kernel.blocks import CallRows, Factors, layer_kernels
+from foretune.tangents.adapters import base_name, lora_layers, read_adapters
+from foretune.tangents.head import outputs_of
+from foretune.tangents.hooks import Rows, layer_gradients
+
+
+def ntk(peft_model: PeftModel, batch: Mapping[str, Tensor]) -> Float[Tensor, "N N"]:
+    """The empirical NTK of a peft model's logits over its LoRA parameters, for the examples of a batch.
+
+    ``K[i c + a, j c + b] = Σ_p ∂f_a(x_i)/∂p ∂f_b(x_j)/∂p``, example-major, raw logits (not centred), no normalising
+    constant. Parameters p are A and B of the active adapters, without a head that is trained in full. The model is
+    evaluated without dropout, whatever its mode, and left as it was found.
+
+    Args:
+        peft_model: With plain LoRA or rsLoRA adapters on linear layers, at any values of A and B.
+        batch: Inputs as the model takes them; ``labels`` are ignored, padding is what ``attention_mask`` leaves out.
+
+    Returns:
+        The kernel, in the model's type and on its device; products of half-precision models are taken in float32.
+
+    Raises:
+        InputError: The model has no active adapters, or their weights are merged.
+    """
+    layers = lora_layers(peft_model)
+    adapters = read_adapters(peft_model)
+    if not adapters:
+        raise InputError("peft_model", "it has no active LoRA adapters", "add some, or activate them with set_adapter")
+    asleep = [name for name, layer in layers.items() if layer.merged or layer.disable_adapters]
+    if asleep:
+        raise InputError(
+            "peft_model",
+            f"adapters are merged or disabled in {', '.join(asleep)}",
+            "call unmerge_adapter() or enable the adapters",
+        )
+    mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
+    with _evaluating(peft_model):
+        outputs, calls, inputs, gradients = layer_gradients(
+            peft_model, layers, lambda: outputs_of(peft_model, batch), mask, Rows(_device(peft_model))
+        )
+    dtype = torch.promote_types(outputs.dtype, torch.float32)
+    everything = torch.arange(len(outputs))
+    kernel = torch.zeros(outputs.numel(), outputs.numel(), dtype=dtype, device=outputs.device)
+    for layer, factors in Factors.by_layer(adapters).items():
+        rows = [
+            CallRows(inputs[call.position], gradients[call.position], call.row_counts, everything)
+            for call in calls
+            if base_name(call.layer) == layer
+        ]
+        if rows:
+            for _, block in layer_kernels(rows, factors, everything, dtype=dtype):
+                kernel += block
+    return kernel.to(outputs.dtype)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Generator[None]:
+    """Eval mode inside the block, every module's own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

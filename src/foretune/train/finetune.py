@@ -1,0 +1,96 @@
+"""The real fine-tune of one candidate: peft and ``Trainer`` as the user's own script would call them."""
+
+import resource
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, get_peft_model
+from transformers import set_seed
+
+from foretune.errors import InputError
+from foretune.results import provenance, read_json, write_json
+from foretune.task import Candidate, Task
+from foretune.train.loop import has_checkpoint, loop_arguments, run_trainer
+
+
+def build_peft_model(task: Task, candidate: Candidate, seed: int) -> PeftModel:
+    """The model that training starts from: this seed's head, then this seed's adapters."""
+    set_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return get_peft_model(task.build_model(seed), candidate.peft_config())
+
+
+def fine_tune(
+    task: Task,
+    candidate: Candidate,
+    directory: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, Any], bool]:
+    """Fine-tune a candidate for real and write ``train/<name>/result.json`` and the adapter under ``directory``.
+
+    A finished run is not repeated; an interrupted one goes on from its last checkpoint.
+
+    Returns:
+        The result, and whether it was there already.
+
+    Raises:
+        InputError: The directory holds a run of another configuration under this name, or the loss is not finite.
+    """
+    folder = directory / "train" / candidate.name
+    finished = folder / "result.json"
+    if finished.exists():
+        found = read_json(finished, f"delete {finished} to train again")
+        if (found["peft"], found["training"]) != (candidate.peft_dict(), candidate.training_dict()):
+            raise InputError(
+                str(finished),
+                "it is of another configuration of this name",
+                "name another directory with -o, or delete it",
+            )
+        return found, True
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = folder / "checkpoints"
+    started = time.perf_counter()
+    model = build_peft_model(task, candidate, candidate.seed)
+    overrides = loop_arguments(candidate.training) | {"save_strategy": "epoch", "save_total_limit": 1}
+    overrides |= {
+        name: candidate.training[name] for name in ("save_strategy", "save_total_limit") if name in candidate.training
+    }
+    if "eval_strategy" in candidate.training and "save_strategy" not in candidate.training:
+        overrides["save_strategy"] = candidate.training["eval_strategy"]
+    run, trainer = run_trainer(
+        model,
+        candidate.training_arguments(checkpoints, **overrides),
+        task.train,
+        task.eval,
+        task.compute_metrics,
+        collator=task.collator,
+        tokenizer=task.tokenizer,
+        progress=progress,
+        resume=has_checkpoint(checkpoints),
+    )
+    model.save_pretrained(str(folder / "adapter"))
+    final = run.final
+    result = provenance(candidate.seed, time.perf_counter() - started, trainer.args.device) | {
+        "candidate": candidate.name,
+        "peft": candidate.peft_dict(),
+        "training": candidate.training_dict(),
+        "linearised": False,
+        "final": {name: final[name] for name in ("train_loss", "eval_loss", "eval_metric")}
+        | {"metric_name": task.metric_name},
+        "curve": run.curve,
+        "cost": {
+            "seconds": run.train_seconds,
+            "eval_seconds": run.eval_seconds,
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        },
+    }
+    write_json(finished, result)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return result, False

@@ -1,0 +1,101 @@
+"""The commands as a user types them, on a tiny model: output, files, exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import write_tiny_run
+from task.bad_inputs import CASES, BadInput
+
+import foretune.cli as cli
+
+
+def foretune(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run the command line in this process and return its exit code."""
+    monkeypatch.setattr("sys.argv", ["foretune", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_wrong_input_exits_2_with_one_message_and_leaves_nothing(
+    case: BadInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = case.write(tmp_path)
+    assert foretune(monkeypatch, "forecast", path, "-o", tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error:") and message.count("error:") == 1 and "Traceback" not in message
+    assert all(fragment in message for fragment in case.fragments)
+    assert [file for file in (tmp_path / "out").rglob("*") if file.is_file()] == []
+
+
+def test_forecast_train_compare_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_tiny_run(
+        tmp_path,
+        candidates=[
+            {"name": "all", "peft": {"target_modules": "all-linear"}},
+            {"name": "query", "peft": {"target_modules": ["query"]}},
+        ],
+    )
+    out = tmp_path / "out"
+    assert foretune(monkeypatch, "doctor", run) == 0
+    assert "times and sizes are estimated" in capsys.readouterr().out
+    assert foretune(monkeypatch, "forecast", run, "-o", out) == 0
+    assert "collected in" in capsys.readouterr().out
+    first = json.loads((out / "forecast.json").read_text())
+    assert foretune(monkeypatch, "forecast", run, "-o", out) == 0
+    assert "reused" in capsys.readouterr().out
+    second = json.loads((out / "forecast.json").read_text())
+    assert [row["predicted"] for row in first["candidates"]] == [row["predicted"] for row in second["candidates"]]
+    assert second["collect"]["reused"] and not first["collect"]["reused"]
+    assert foretune(monkeypatch, "train", run, "-o", out) == 0
+    assert (out / "train" / "all" / "adapter" / "adapter_config.json").exists()
+    capsys.readouterr()
+    assert foretune(monkeypatch, "train", run, "-c", "all", "-o", out) == 0
+    assert "already trained" in capsys.readouterr().out
+    assert foretune(monkeypatch, "compare", out) == 0
+    summary = json.loads((out / "comparison.json").read_text())["summary"]
+    assert summary["n"] == 2 and summary["mean_absolute_error"] is not None
+    assert foretune(monkeypatch, "report", out) == 0
+    assert "query" in (out / "report.html").read_text()
+
+
+def test_unwritable_output_is_the_users_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_tiny_run(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    assert foretune(monkeypatch, "forecast", run, "-o", tmp_path / "file") == 2
+    assert "output directory" in capsys.readouterr().err
+
+
+def test_commands_without_results_say_what_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("compare", "report"):
+        assert foretune(monkeypatch, command, tmp_path) == 2
+        assert "foretune" in capsys.readouterr().err
+
+
+def test_another_configuration_under_a_trained_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run = write_tiny_run(tmp_path, training={"max_steps": 2})
+    assert foretune(monkeypatch, "train", run, "-o", out) == 0
+    run = write_tiny_run(tmp_path, training={"max_steps": 3})
+    assert foretune(monkeypatch, "train", run, "-o", out) == 2
+    assert "another configuration" in capsys.readouterr().err
+
+
+def test_unknown_candidate_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_tiny_run(tmp_path)
+    assert foretune(monkeypatch, "train", run, "-c", "nobody", "-o", tmp_path / "out") == 2
+    assert "nobody" in capsys.readouterr().err

@@ -1,0 +1,116 @@
+"""A simulated run starts where the real one starts, sees the same batches, and agrees to first order."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import write_tiny_run
+
+from foretune.forecast.forecast import Starts, forecast
+from foretune.forecast.simulate import collate, index_datasets, simulate
+from foretune.linear.tangent_model import TangentModel
+from foretune.tangents import Tangents, collect, read_adapters
+from foretune.task import Candidate, Task, load_task
+from foretune.train import build_peft_model, loop_arguments, run_trainer
+
+SCHEDULE = {
+    "gradient_accumulation_steps": 2,
+    "label_smoothing_factor": 0.1,
+    "warmup_steps": 2,
+    "weight_decay": 0.1,
+}
+
+
+def loaded(folder: Path, **training: Any) -> tuple[Task, Candidate, Tangents]:
+    run = write_tiny_run(folder, peft={"target_modules": "all-linear"}, training=training)
+    task = load_task(run)
+    return task, task.candidates[0], collect(task, dtype=torch.float32)
+
+
+def real_run(task: Task, candidate: Candidate, folder: Path) -> tuple[Any, list[list[int]], Any]:
+    """The real run and the examples of its training batches, found by their tokens."""
+    known = {tuple(row["input_ids"]): number for number, row in enumerate(task.train)}
+    seen: list[list[int]] = []
+
+    def spy(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        seen.append([known.get(tuple(row["input_ids"]), -1) for row in rows])
+        return task.collator(rows)
+
+    model = build_peft_model(task, candidate, candidate.seed)
+    args = candidate.training_arguments(folder, **loop_arguments({}), save_strategy="no")
+    run, _ = run_trainer(model, args, task.train, task.eval, task.compute_metrics, collator=spy)
+    return run, [batch for batch in seen if -1 not in batch], model
+
+
+def test_start_is_that_of_the_real_run(tmp_path: Path) -> None:
+    task, candidate, tangents = loaded(tmp_path)
+    for seed in (3, 4):
+        real = build_peft_model(task, candidate, seed)
+        adapters, head = Starts(task, tangents).draw(candidate, seed)
+        for ours, theirs in zip(adapters, read_adapters(real), strict=True):
+            assert ours.name == theirs.name
+            torch.testing.assert_close(ours.a, theirs.a, rtol=0, atol=0)
+        wrapped = real.get_parameter("base_model.model.classifier.modules_to_save.default.weight")
+        torch.testing.assert_close(head.steps[0].get_parameter("weight"), wrapped, rtol=0, atol=0)
+
+
+def test_parameters_have_the_names_they_have_in_the_peft_model(tmp_path: Path) -> None:
+    task, candidate, tangents = loaded(tmp_path)
+    adapters, head = Starts(task, tangents).draw(candidate, 0)
+    ours = {name for name, _ in TangentModel(tangents, adapters, head).named_parameters() if "lora" in name}
+    model = build_peft_model(task, candidate, 0)
+    assert ours == {name for name, p in model.named_parameters() if p.requires_grad and "lora" in name}
+
+
+@pytest.mark.parametrize("training", [{}, SCHEDULE, {"train_sampling_strategy": "group_by_length"}], ids=str)
+def test_batches_are_those_of_the_real_run(tmp_path: Path, training: dict[str, Any], monkeypatch: Any) -> None:
+    task, candidate, tangents = loaded(tmp_path, num_train_epochs=2, **training)
+    _, real, _ = real_run(task, candidate, tmp_path)
+    seen: list[list[int]] = []
+
+    def spy(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        seen.append([int(row["index"]) for row in rows])
+        return collate(rows)
+
+    monkeypatch.setattr("foretune.forecast.simulate.collate", spy)
+    simulate(tangents, task, candidate, *Starts(task, tangents).draw(candidate, candidate.seed), candidate.seed)
+    assert [batch for batch in seen if max(batch) < tangents.num_train] == real
+
+
+def test_before_the_first_step_both_are_the_same_model(tmp_path: Path) -> None:
+    task, candidate, tangents = loaded(tmp_path, num_train_epochs=1)
+    real, _, _ = real_run(task, candidate, tmp_path)
+    start = Starts(task, tangents).draw(candidate, candidate.seed)
+    ours, _ = simulate(tangents, task, candidate, *start, candidate.seed)
+    for name in ("eval_loss", "eval_metric"):
+        assert ours.curve[0][name] == pytest.approx(real.curve[0][name], abs=1e-5)
+
+
+@pytest.mark.parametrize("training", [{}, SCHEDULE], ids=str)
+def test_small_steps_agree_with_the_real_run(tmp_path: Path, training: dict[str, Any]) -> None:
+    """The first change of the eval loss is of the size of the rate; the disagreement is of its square."""
+    keys = {"num_train_epochs": 2, "optim": "sgd", "lr_scheduler_type": "constant_with_warmup"} | training
+    task, candidate, tangents = loaded(tmp_path, learning_rate=1e-2, **keys)
+    real, _, _ = real_run(task, candidate, tmp_path)
+    start = Starts(task, tangents).draw(candidate, candidate.seed)
+    ours, _ = simulate(tangents, task, candidate, *start, candidate.seed)
+    moved = real.final["eval_loss"] - real.curve[0]["eval_loss"]
+    assert abs(moved) > 1e-5
+    assert ours.final["eval_loss"] - ours.curve[0]["eval_loss"] == pytest.approx(moved, rel=0.05)
+
+
+def test_forecast_ranks_best_first_and_is_reproducible(tmp_path: Path) -> None:
+    task, candidate, tangents = loaded(tmp_path)
+    weak = Candidate("weak", candidate.peft, candidate.training | {"learning_rate": 1e-7})
+    first = forecast(tangents, task, [weak, candidate], seeds=2)
+    assert first[0].eval_metric >= first[1].eval_metric
+    again = forecast(tangents, task, [weak, candidate], seeds=2)
+    assert [each.curve for each in first] == [each.curve for each in again]
+
+
+def test_index_datasets_number_the_examples(tmp_path: Path) -> None:
+    task, _, tangents = loaded(tmp_path)
+    train, evaluation = index_datasets(tangents, task)
+    assert train["labels"] == task.train["labels"] and evaluation["labels"] == task.eval["labels"]
+    assert train["length"] == [len(ids) for ids in task.train["input_ids"]]

@@ -1,0 +1,131 @@
+from typing import Any
+
+import pytest
+import torch
+from cases import lora_config, lora_model, randomise, twice_model
+from helpers import KINDS, tiny_batch, tiny_model
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.testing import assert_close
+
+from foretune.errors import InputError
+from foretune.tangents.reference import jacobian, kernel
+from foretune.testing import ntk
+
+EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["B=0", "B≠0"])
+@pytest.mark.parametrize("kind", [*KINDS, "twice"])
+def test_the_ntk_is_the_oracles(kind: str, trained: bool) -> None:
+    model = twice_model(trained) if kind == "twice" else lora_model(kind, trained)
+    batch = tiny_batch("roberta" if kind == "twice" else kind)
+    found = ntk(model, batch)
+    assert_close(found, kernel(jacobian(model, batch)), **EXACT)
+    assert found.dtype == torch.float64 and found.shape == (12, 12)
+
+
+@pytest.mark.parametrize("changes", [{"use_rslora": True}, {"rank_pattern": {"query": 3}}])
+def test_scalings_and_ranks_are_pefts_own(changes: dict[str, Any]) -> None:
+    model, batch = lora_model("bert", True, **changes), tiny_batch("bert")
+    assert_close(ntk(model, batch), kernel(jacobian(model, batch)), **EXACT)
+
+
+def test_active_adapters_are_summed() -> None:
+    model: Any = lora_model("bert", True)
+    batch = tiny_batch("bert")
+    model.add_adapter("second", lora_config("bert", r=3, target_modules=["query"], modules_to_save=None))
+    model.add_adapter("asleep", lora_config("bert", modules_to_save=None))
+    randomise(model, "second", seed=7)
+    model.base_model.set_adapter(["default", "second"])
+    found = ntk(model, batch)
+    assert_close(found, kernel(jacobian(model, batch)), **EXACT)
+    model.base_model.set_adapter(["default"])
+    assert not torch.allclose(found, ntk(model, batch))
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model: Any = lora_model("bert", True, lora_dropout=0.5, attn_implementation="eager")
+    quiet, batch = ntk(model, tiny_batch("bert")), tiny_batch("bert")
+    model.train()
+    model.base_model.model.bert.embeddings.eval()
+    before = {name: (p.requires_grad, p.detach().clone()) for name, p in model.named_parameters()}
+    modes = [module.training for module in model.modules()]
+    assert_close(ntk(model, batch), quiet, **EXACT)  # dropout is off
+    assert [module.training for module in model.modules()] == modes
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None and parameter.requires_grad == before[name][0]
+        assert torch.equal(parameter, before[name][1])
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_attention_padding_and_order_do_not_matter() -> None:
+    single: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}  # LLaMA's norms, rotations and eager softmax are in float32
+    batch, model = tiny_batch("llama"), lora_model("llama", True)
+    expected = ntk(model, batch)
+    assert_close(ntk(lora_model("llama", True, attn_implementation="eager"), batch), expected, **single)
+    text = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    wider = {name: nn.functional.pad(value, (0, 5)) for name, value in text.items()}
+    assert_close(ntk(model, wider), expected, **single)
+    shifts = (batch["attention_mask"] == 0).sum(1).tolist()
+    left = {
+        name: torch.stack([row.roll(shift) for row, shift in zip(value, shifts, strict=True)])
+        for name, value in text.items()
+    }
+    assert_close(ntk(model, left), expected, **single)
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = ntk(model, {name: value[order] for name, value in text.items()})
+    entries = (order[:, None] * 3 + torch.arange(3)).flatten()
+    assert_close(shuffled, expected[entries][:, entries], **single)
+
+
+def test_a_linear_models_kernel_is_x_xt() -> None:
+    # logits W x with the adapter on W itself: J_B = s A x, and with A the identity K = (s² X X') ⊗ I
+    x = torch.randn(5, 4, dtype=torch.float64)
+
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return type("Output", (), {"logits": self.map(x)})
+
+    linear: Any = Linear().double()
+    model: Any = get_peft_model(linear, LoraConfig(r=4, lora_alpha=8, target_modules=["map"]))
+    model.double()
+    with torch.no_grad():
+        model.base_model.model.map.lora_A["default"].weight.copy_(torch.eye(4))
+    assert_close(ntk(model, {"x": x}), 4 * torch.kron(x @ x.T, torch.eye(3, dtype=torch.float64)), **EXACT)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_other_precisions_are_close(dtype: torch.dtype, tolerance: float) -> None:
+    batch = tiny_batch("bert")
+    exact, found = ntk(lora_model("bert", True), batch), ntk(lora_model("bert", True, dtype=dtype), batch)
+    assert found.dtype == dtype
+    assert float((found.double() - exact).norm() / exact.norm()) < tolerance
+
+
+@pytest.mark.parametrize("case", ["merged", "disabled", "none"])
+def test_adapters_that_do_nothing_are_an_error(case: str) -> None:
+    model: Any = lora_model("bert")
+    if case == "merged":
+        model.merge_adapter()
+    elif case == "disabled":
+        model.base_model.disable_adapter_layers()
+    else:
+        model = tiny_model("bert")
+    with pytest.raises(InputError, match=r"merged or disabled|no active LoRA"):
+        unchecked: Any = getattr(ntk, "__wrapped__", ntk)  # without the run-time check of annotations
+        unchecked(model, tiny_batch("bert"))
+
+
+def test_every_unsupported_layer_is_named_at_once() -> None:
+    config = lora_config("bert", target_modules=["word_embeddings", "position_embeddings"])
+    model = get_peft_model(tiny_model("bert"), config)
+    with pytest.raises(InputError, match=r"word_embeddings.*position_embeddings"):
+        ntk(model, tiny_batch("bert"))
+    dora = get_peft_model(tiny_model("bert"), lora_config("bert", use_dora=True))
+    with pytest.raises(InputError, match=r"layer\.0\.attention.*layer\.1\.output"):
+        ntk(dora, tiny_batch("bert"))

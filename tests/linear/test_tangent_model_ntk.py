@@ -1,0 +1,26 @@
+import pytest
+import torch
+from cases import lora_model, tiny_task
+from torch.testing import assert_close
+
+from foretune.kernel import ntk
+from foretune.linear import TangentModel
+from foretune.tangents import collect, read_adapters
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["B=0", "B≠0"])
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_the_ntk_linearises_the_tangent_model(kind: str, trained: bool) -> None:
+    tangents, adapters = collect(tiny_task(kind)), read_adapters(lora_model(kind, trained))
+    kernel = ntk(tangents, adapters)
+    model = TangentModel(tangents, adapters, tangents.head).eval()
+    logits = model(torch.arange(9)).logits
+    outputs = kernel.centred(logits)
+    assert_close(outputs, kernel.f0, rtol=1e-10, atol=1e-10)  # it starts where the network starts
+    factors = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(value, factors, retain_graph=True)])
+        for value in outputs.flatten()
+    ]
+    jacobian = torch.stack(rows)
+    assert_close(jacobian @ jacobian[:12].T, kernel.matrix, rtol=1e-10, atol=1e-10)

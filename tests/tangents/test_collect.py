@@ -1,0 +1,169 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import lora_config, tiny_task
+from helpers import tiny_model
+from peft import LoraConfig
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from foretune.errors import InputError
+from foretune.tangents import Tangents, adapted, collect, draw_adapters
+from foretune.tangents.head import features_of, find_head
+
+EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def full_gradients(tangents: Tangents, example: int) -> list[Tensor]:
+    """For each call ``sum_t (dh/dz_t) a_t'``: gradients of the features in the weights, free of basis and order."""
+    basis = tangents.basis[example if len(tangents.basis) > 1 else 0]
+    # directions may differ in sign or order between passes: bring them to the span's projector
+    result = []
+    for number, entry in enumerate(tangents.entries):
+        rows, _ = tangents.rows(torch.tensor([example]), entry.rows_per_example)
+        inputs, gradients = tangents.inputs(number)[rows], tangents.gradients(number)[rows]
+        result.append(torch.einsum("qd,tqo,ti->doi", basis, gradients, inputs))
+    return result
+
+
+def check_same(one: Tangents, two: Tangents, examples: list[int], rtol: float = 1e-10, atol: float = 1e-12) -> None:
+    close: dict[str, Any] = {"rtol": rtol, "atol": atol}
+    for place, example in enumerate(examples):
+        for a, b in zip(full_gradients(one, place), full_gradients(two, example), strict=True):
+            assert_close(a, b, **close)
+    assert_close(one.features, two.features[examples], **close)
+    assert_close(one.outputs, two.outputs[examples], **close)
+    assert torch.equal(one.labels, two.labels[examples])
+
+
+@pytest.mark.parametrize("kind", ["llama", "roberta"])
+def test_batches_order_and_padding_change_nothing(kind: str) -> None:
+    # LLaMA's norms and rotations are in float32 whatever the model's type
+    close = {"rtol": 1e-3, "atol": 1e-4} if kind == "llama" else EXACT
+    expected = collect(tiny_task(kind), batch_size=3)
+    for batch_size in (1, 32):
+        check_same(collect(tiny_task(kind), batch_size=batch_size), expected, list(range(9)), **close)
+    order = [3, 0, 5, 1, 4, 2]
+    check_same(collect(tiny_task(kind, order=order)), expected, [*order, 6, 7, 8], **close)
+    if kind == "llama":  # RoBERTa reads its first position, so it cannot be padded on the left
+        check_same(collect(tiny_task(kind, padding_side="left")), expected, list(range(9)), **close)
+
+
+def test_texts_without_attention_mask_get_one() -> None:
+    task, expected = tiny_task("bert"), collect(tiny_task("bert"))
+    task.train, task.eval = (split.remove_columns("attention_mask") for split in (task.train, task.eval))
+    check_same(collect(task), expected, list(range(9)))
+
+
+def test_tangents_are_found_again_on_disk(tmp_path: Path) -> None:
+    expected = collect(tiny_task("bert"))
+    first, second = (collect(tiny_task("bert"), directory=tmp_path) for _ in "12")
+    assert not first.reused and second.reused
+    check_same(first, expected, list(range(9)))
+    check_same(second, expected, list(range(9)))
+    (folder,) = tmp_path.iterdir()
+    assert not collect(tiny_task("bert", order=[1, 0, 2, 3, 4, 5]), directory=tmp_path).reused  # other data
+    assert not collect(tiny_task("bert"), ["query"], directory=tmp_path).reused  # other layers
+    assert not collect(tiny_task("bert"), dtype=torch.float32, directory=tmp_path).reused
+    assert len(list(tmp_path.iterdir())) == 4
+    assert collect(tiny_task("bert"), directory=tmp_path).reused
+    shutil.rmtree(folder)
+    assert not collect(tiny_task("bert"), directory=tmp_path).reused
+
+
+@pytest.mark.parametrize("damage", ["manifest.json", "summary.safetensors", "tangents.safetensors", "cut"])
+def test_half_written_tangents_are_made_anew(tmp_path: Path, damage: str) -> None:
+    expected = collect(tiny_task("bert"), directory=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    if damage == "cut":
+        file = folder / "tangents.safetensors"
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        (folder / damage).unlink()
+    again = collect(tiny_task("bert"), directory=tmp_path)
+    assert not again.reused
+    check_same(again, expected, list(range(9)))
+    assert collect(tiny_task("bert"), directory=tmp_path).reused
+
+
+def test_an_interrupted_pass_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(tiny_task("bert"), directory=tmp_path, progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_frozen_model_has_a_head_too() -> None:
+    task = tiny_task("roberta")
+    task.model.requires_grad_(False)
+    check_same(collect(task), collect(tiny_task("roberta")), list(range(9)))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "llama", "vit"])
+def test_the_head_gives_the_models_outputs(kind: str) -> None:
+    task = tiny_task(kind, dtype=torch.float32)
+    tangents = collect(task)
+    assert_close(tangents.head(tangents.features), tangents.outputs, rtol=1e-4, atol=1e-5)
+    basis = tangents.basis.double()
+    assert_close(basis @ basis.mT, torch.eye(basis.shape[1]).double().expand(len(basis), -1, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapted_layer_right_below_the_head() -> None:
+    # the features entering the head are then the output of a watched layer itself
+    task: Any = tiny_task("bert")
+
+    class Plain(nn.Module):
+        def forward(self, hidden: Tensor) -> Tensor:
+            return hidden
+
+    task.model.bert.pooler.activation = Plain()
+    tangents = collect(task, ["pooler.dense"])
+    assert_close(full_gradients(tangents, 0)[0].shape, torch.Size([16, 16, 16]))
+    gradients = tangents.gradients(0)  # d(Q h)/dh = Q
+    assert_close(gradients, tangents.basis.expand_as(gradients), **EXACT)
+
+
+def test_features_need_no_gradients_below_the_head() -> None:
+    task: Any = tiny_task("bert")
+    batch = task.collator([task.train[0], task.train[3]])
+    head = find_head(task.model, ("classifier",), batch)
+    features = features_of(task.model, head, batch)
+    assert features.shape == (2, 16) and not features.requires_grad
+    assert not task.model._forward_pre_hooks and not task.model.classifier._forward_pre_hooks
+
+
+def test_drawing_adapters_leaves_the_model_as_it_was() -> None:
+    model: Any = tiny_model("bert")
+    model.bert.pooler.requires_grad_(False)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    state = torch.Generator().manual_seed(3).get_state()
+    one, two = (draw_adapters(model, lora_config("bert"), state) for _ in "12")
+    assert all(torch.equal(x.a, y.a) for x, y in zip(one, two, strict=True))
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+    with pytest.raises(RuntimeError), adapted(model, LoraConfig(target_modules=["query"])):
+        raise RuntimeError
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+
+
+def test_layers_that_mix_examples_are_named() -> None:
+    class Mixing(nn.Module):
+        """A relative-position table shared by all examples, as in DeBERTa."""
+
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.table = inner, nn.Linear(16, 16, dtype=torch.float64)
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            return self.inner(hidden) + self.table(torch.ones(1, 1, 16, dtype=torch.float64))
+
+    task: Any = tiny_task("bert")
+    task.model.bert.encoder.layer[0].output.dense = Mixing(task.model.bert.encoder.layer[0].output.dense)
+    with pytest.raises(InputError, match=r"layer\.0\.output\.dense\.table mix"):
+        collect(task)
