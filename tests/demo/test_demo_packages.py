@@ -139,9 +139,7 @@ ERROR: No matching distribution found for it
     ],
     ids=["offline", "no-pip", "silent"],
 )
-def test_a_failing_pip_is_explained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: str, reason: str
-) -> None:
+def test_a_failing_pip_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: str, reason: str) -> None:
     def fails(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", stderr)
 
@@ -152,9 +150,7 @@ def test_a_failing_pip_is_explained(
     assert not list(tmp_path.iterdir())
 
 
-def test_pip_is_told_the_version_the_kind_and_the_hash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pip_is_told_the_version_the_kind_and_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:

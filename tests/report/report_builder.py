@@ -67,9 +67,7 @@ def candidate(name: str, index: int = 0, metric: str = "accuracy") -> dict[str, 
     }
 
 
-def result_file(
-    name: str, index: int = 0, *, off: float = 0.0, metric: str = "accuracy", **more: Any
-) -> dict:
+def result_file(name: str, index: int = 0, *, off: float = 0.0, metric: str = "accuracy", **more: Any) -> dict:
     """A whole result.json whose true metric is ``off`` above its forecast."""
     true = 0.873 - 0.018 * index + off
     return {

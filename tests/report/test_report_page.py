@@ -88,9 +88,7 @@ def test_truth_without_comparison_says_how_to_compare(tmp_path: Path) -> None:
 
 
 def test_truth_only(tmp_path: Path) -> None:
-    page = report(
-        write(tmp_path, None, [result_file("b", 1), result_file("a"), result_file("a", linearised=True)])
-    )
+    page = report(write(tmp_path, None, [result_file("b", 1), result_file("a"), result_file("a", linearised=True)]))
     assert set(page.figures) == {"ranking", "curves"}
     assert "The best of 3 real runs is “a”, with a measured accuracy of 87.3%" in page.text
     assert "a (linearised)" in page.text
@@ -127,11 +125,7 @@ def _folder(parent: Path, name: str) -> Path:
 
 def test_nothing_is_fetched(tmp_path: Path) -> None:
     page = report(full_run(tmp_path))
-    assert not [
-        tag
-        for tag, attrs in page.elements
-        if tag in ("link", "img", "iframe") or {"src", "href"} & set(attrs)
-    ]
+    assert not [tag for tag, attrs in page.elements if tag in ("link", "img", "iframe") or {"src", "href"} & set(attrs)]
     style = (tmp_path / "report.html").read_text().partition("<style>")[2].partition("</style>")[0]
     assert "url(" not in style and "@import" not in style
     policies = [attrs["content"] for _, attrs in page.elements if "http-equiv" in attrs]
@@ -191,10 +185,7 @@ def test_a_clear_lead_and_a_lead_without_error_bars(tmp_path: Path) -> None:
     forecast = forecast_file()
     for item in forecast["candidates"]:
         item["predicted"]["eval_metric_std"] = 0.001
-    assert (
-        "more than the error bar of that difference (0.2 points)"
-        in report(write(tmp_path, forecast, [])).text
-    )
+    assert "more than the error bar of that difference (0.2 points)" in report(write(tmp_path, forecast, [])).text
     for item in forecast["candidates"]:
         item["predicted"]["eval_metric_std"] = None
     assert "no telling whether that lead is real" in report(write(tmp_path, forecast, [])).text

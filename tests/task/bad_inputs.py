@@ -96,9 +96,7 @@ def other_weights(folder: Path) -> None:
 
 
 def unknown_architecture(folder: Path) -> None:
-    (folder / "config.json").write_text(
-        json.dumps({"model_type": "mamba_of_mine", "architectures": ["Mine"]})
-    )
+    (folder / "config.json").write_text(json.dumps({"model_type": "mamba_of_mine", "architectures": ["Mine"]}))
 
 
 def fractions(row: dict[str, Any]) -> float:
@@ -112,15 +110,12 @@ ROW = b'{"text": "good film", "label": 1}\n'
 
 CASES = [
     # the file itself
-    BadInput(
-        "no such yaml", lambda folder: folder / "run.yaml", ("run.yaml", "no such file", "Give the path")
-    ),
+    BadInput("proximal", run(proximal={"strength": 0.5}), ("proximal.strength", "0.5", "Write 0", "not built")),
+    BadInput("no such yaml", lambda folder: folder / "run.yaml", ("run.yaml", "no such file", "Give the path")),
     BadInput("a folder", lambda folder: folder, ("cannot be read", "Give the path")),
     BadInput("empty yaml", yaml_bytes(b""), ("run.yaml", "empty", "sections model, data")),
     BadInput("yaml list", yaml_bytes(b"- 1\n- 2\n"), ("run.yaml", "[1, 2]", "mapping")),
-    BadInput(
-        "yaml syntax", yaml_bytes(b"model: {path: a\ndata: 3\n"), ("run.yaml, line 2", "not valid YAML")
-    ),
+    BadInput("yaml syntax", yaml_bytes(b"model: {path: a\ndata: 3\n"), ("run.yaml, line 2", "not valid YAML")),
     BadInput("yaml tab", yaml_bytes(b"model:\n\tpath: a\n"), ("run.yaml, line 2", "not valid YAML")),
     BadInput("yaml not utf-8", yaml_bytes(b"model: a\ndata: \xff\n"), ("run.yaml, line 2", "UTF-8")),
     # its sections
@@ -133,18 +128,12 @@ CASES = [
         run(model={"task": "ner"}),
         ("model.task", "'ner'", "'classification' or 'regression'"),
     ),
-    BadInput(
-        "unknown pooling", run(model={"pooling": "max"}), ("model.pooling", "'max'", "'model' or 'mean'")
-    ),
+    BadInput("unknown pooling", run(model={"pooling": "max"}), ("model.pooling", "'max'", "'model' or 'mean'")),
     BadInput("bad gguf key", run(model={"path": {"ggml": "x"}}), ("model.path", "ggml", "{gguf: file}")),
     BadInput("unknown data key", run(data={"max_len": 8}), ("data.max_len", "unknown key", "max_length")),
-    BadInput(
-        "max_length text", run(data={"max_length": "long"}), ("data.max_length", "'long'", "whole number")
-    ),
+    BadInput("max_length text", run(data={"max_length": "long"}), ("data.max_length", "'long'", "whole number")),
     BadInput("max_length zero", run(data={"max_length": 0}), ("data.max_length", "found 0", "at least 2")),
-    BadInput(
-        "three text columns", run(data={"text": ["a", "b", "c"]}), ("data.text", "['a', 'b', 'c']", "premise")
-    ),
+    BadInput("three text columns", run(data={"text": ["a", "b", "c"]}), ("data.text", "['a', 'b', 'c']", "premise")),
     BadInput(
         "hub without split",
         run(data={"train": {"hub": "glue"}}),
@@ -157,60 +146,38 @@ CASES = [
     ),
     # peft
     BadInput("peft type", run(peft={"type": "ia3"}), ("peft.type", "'ia3'", "Write lora")),
-    BadInput(
-        "peft unknown key", run(peft={"lora_aplha": 8}), ("peft.lora_aplha", "unknown key", "lora_alpha")
-    ),
+    BadInput("peft unknown key", run(peft={"lora_aplha": 8}), ("peft.lora_aplha", "unknown key", "lora_alpha")),
     BadInput("peft rank key", run(peft={"rank": 8}), ("peft.rank", "unknown key", "Write r,")),
     BadInput("rank zero", run(peft={"r": 0}), ("peft.r", "found 0", "at least 1")),
     BadInput("rank fraction", run(peft={"r": 2.5}), ("peft.r", "2.5", "whole number")),
     BadInput("alpha negative", run(peft={"lora_alpha": -1}), ("peft.lora_alpha", "-1", "above 0")),
-    BadInput(
-        "dropout", run(peft={"lora_dropout": 1.5}), ("peft.lora_dropout", "1.5", "up to, not including, 1")
-    ),
+    BadInput("dropout", run(peft={"lora_dropout": 1.5}), ("peft.lora_dropout", "1.5", "up to, not including, 1")),
     BadInput("no targets", run(peft={"target_modules": []}), ("peft.target_modules", "[]", "[query, value]")),
-    BadInput(
-        "task_type", run(peft={"task_type": "CAUSAL_LM"}), ("peft.task_type", "CAUSAL_LM", "Leave it out")
-    ),
+    BadInput("task_type", run(peft={"task_type": "CAUSAL_LM"}), ("peft.task_type", "CAUSAL_LM", "Leave it out")),
     BadInput(
         "unmatched target",
         run(peft={"target_modules": ["query", "vlaue"]}),
         ("target_modules", "'vlaue'", "value"),
     ),
-    BadInput(
-        "unmatched pattern", run(peft={"target_modules": ".*q_proj"}), ("target_modules", ".*q_proj", "query")
-    ),
-    BadInput(
-        "norm target", run(peft={"target_modules": ["LayerNorm"]}), ("target_modules", "LayerNorm", "query")
-    ),
+    BadInput("unmatched pattern", run(peft={"target_modules": ".*q_proj"}), ("target_modules", ".*q_proj", "query")),
+    BadInput("norm target", run(peft={"target_modules": ["LayerNorm"]}), ("target_modules", "LayerNorm", "query")),
     BadInput(
         "head target",
         run(peft={"target_modules": ["classifier"]}),
         ("target_modules", "[classifier]", "query"),
     ),
-    BadInput(
-        "layer", run(peft={"layers_to_transform": [1, 9]}), ("layers_to_transform", "layer 9", "from 0 to 1")
-    ),
-    BadInput(
-        "only layer", run(peft={"layers_to_transform": [9]}), ("layers_to_transform", "9", "from 0 to 1")
-    ),
+    BadInput("layer", run(peft={"layers_to_transform": [1, 9]}), ("layers_to_transform", "layer 9", "from 0 to 1")),
+    BadInput("only layer", run(peft={"layers_to_transform": [9]}), ("layers_to_transform", "9", "from 0 to 1")),
     BadInput(
         "layers of a pattern",
         run(peft={"target_modules": "all-linear", "layers_to_transform": [1]}),
         ("run.yaml: peft", "layers_to_transform", "target_modules"),
     ),
     # training
-    BadInput(
-        "training unknown key", run(training={"lr": 1.0}), ("training.lr", "unknown key", "learning_rate")
-    ),
-    BadInput(
-        "negative rate", run(training={"learning_rate": -1.0}), ("training.learning_rate", "-1.0", "above 0")
-    ),
-    BadInput(
-        "rate text", run(training={"learning_rate": "fast"}), ("training.learning_rate", "'fast'", "number")
-    ),
-    BadInput(
-        "rate nan", run(training={"learning_rate": float("nan")}), ("training.learning_rate", "nan", "number")
-    ),
+    BadInput("training unknown key", run(training={"lr": 1.0}), ("training.lr", "unknown key", "learning_rate")),
+    BadInput("negative rate", run(training={"learning_rate": -1.0}), ("training.learning_rate", "-1.0", "above 0")),
+    BadInput("rate text", run(training={"learning_rate": "fast"}), ("training.learning_rate", "'fast'", "number")),
+    BadInput("rate nan", run(training={"learning_rate": float("nan")}), ("training.learning_rate", "nan", "number")),
     BadInput(
         "no epochs",
         run(training={"num_train_epochs": 0}),
@@ -222,13 +189,9 @@ CASES = [
         ("training.per_device_train_batch_size", "found 0", "at least 1"),
     ),
     BadInput("optimiser", run(training={"optim": "adam"}), ("training.optim", "'adam'", "adamw_torch")),
-    BadInput(
-        "scheduler", run(training={"lr_scheduler_type": "cosin"}), ("lr_scheduler_type", "'cosin'", "cosine")
-    ),
+    BadInput("scheduler", run(training={"lr_scheduler_type": "cosin"}), ("lr_scheduler_type", "'cosin'", "cosine")),
     BadInput("seed", run(training={"seed": -1}), ("training.seed", "-1", "from 0")),
-    BadInput(
-        "bf16 text", run(training={"bf16": "yes please"}), ("training.bf16", "yes please", "true or false")
-    ),
+    BadInput("bf16 text", run(training={"bf16": "yes please"}), ("training.bf16", "yes please", "true or false")),
     BadInput(
         "two problems",
         run(peft={"r": 0}, training={"seed": "x"}),
@@ -236,13 +199,9 @@ CASES = [
     ),
     # proximal and candidates
     BadInput("strength", run(proximal={"strength": -1}), ("proximal.strength", "-1", "at least 0")),
-    BadInput(
-        "rule", run(proximal={"rule": "never"}), ("proximal.rule", "'never'", "'always' or 'selective'")
-    ),
+    BadInput("rule", run(proximal={"rule": "never"}), ("proximal.rule", "'never'", "'always' or 'selective'")),
     BadInput("search space", run(candidates={"r": [1, 2]}), ("candidates", "{'r': [1, 2]}", "list")),
-    BadInput(
-        "nameless candidate", run(candidates=[{"peft": {}}]), ("candidates[0].name", "not given", "Add name")
-    ),
+    BadInput("nameless candidate", run(candidates=[{"peft": {}}]), ("candidates[0].name", "not given", "Add name")),
     BadInput("candidate folder", run(candidates=[{"name": "../x"}]), ("candidates[0]", "../x", "letters")),
     BadInput("same names", run(candidates=[A, B, A]), ("candidates[2] (a).name", "used twice", "own name")),
     BadInput(
@@ -261,15 +220,11 @@ CASES = [
         ("candidates[0] (a).proximal.strength", "'much'", "number"),
     ),
     # data
-    BadInput(
-        "missing data file", run(data={"train": "gone.jsonl"}), ("data.train", "no such file", "gone.jsonl")
-    ),
+    BadInput("missing data file", run(data={"train": "gone.jsonl"}), ("data.train", "no such file", "gone.jsonl")),
     BadInput("data suffix", train_bytes(b"", "train.txt"), ("data.train", ".txt", ".jsonl, .csv, .parquet")),
     BadInput("data empty", train_bytes(b"\n"), ("data.train", "no rows", "one example per row")),
     BadInput("data not utf-8", train_bytes(ROW + b'{"text": "\xe9"}\n'), ("train.jsonl, line 2", "UTF-8")),
-    BadInput(
-        "malformed json", train_bytes(ROW * 2 + b'{"text": \n'), ("train.jsonl, line 3", "not valid JSON")
-    ),
+    BadInput("malformed json", train_bytes(ROW * 2 + b'{"text": \n'), ("train.jsonl, line 3", "not valid JSON")),
     BadInput("json array", train_bytes(b"[1, 2]\n"), ("train.jsonl, line 1", "[1, 2]", "object")),
     BadInput(
         "ragged csv",
@@ -281,16 +236,12 @@ CASES = [
     BadInput("text column", run(data={"text": "sentence"}), ("data.text", "'sentence'", "text, label")),
     BadInput("label column", run(data={"label": "lable"}), ("data.label", "'lable'", "Write label")),
     BadInput("null text", train_rows(set_row(4, text=None)), ("data.text", "row 5", "missing")),
-    BadInput(
-        "text number", train_rows(set_row(4, text=3)), ("data.text", "row 5", "is 3", "text in every row")
-    ),
+    BadInput("text number", train_rows(set_row(4, text=3)), ("data.text", "row 5", "is 3", "text in every row")),
     BadInput("null label", train_rows(set_row(2, label=None)), ("data.label", "row 3", "missing")),
     BadInput("label list", train_rows(set_row(2, label=[1])), ("data.label", "row 3", "[1]", "class name")),
     BadInput("one class", train_rows(relabel(lambda row: 1)), ("data.label", "all 12", "two classes")),
     BadInput("one row", train_bytes(ROW), ("data.train", "1 row", "at least two")),
-    BadInput(
-        "fractions", train_rows(relabel(fractions)), ("data.label", "row 1", "0.25", "task: regression")
-    ),
+    BadInput("fractions", train_rows(relabel(fractions)), ("data.label", "row 1", "0.25", "task: regression")),
     BadInput("unseen label", eval_label(7), ("data.label", "eval.jsonl, row 3", "'7'", "0, 1")),
     BadInput(
         "target text",
@@ -341,12 +292,8 @@ CASES = [
         model_folder(lambda folder: (folder / "model.safetensors").write_bytes(b"12345678")),
         ("model.path", "cannot load the model", "weights"),
     ),
-    BadInput(
-        "other weights", model_folder(other_weights), ("model.path", "not in the weights file", "config.json")
-    ),
-    BadInput(
-        "architecture", model_folder(unknown_architecture), ("model.path", "mamba_of_mine", "architecture")
-    ),
+    BadInput("other weights", model_folder(other_weights), ("model.path", "not in the weights file", "config.json")),
+    BadInput("architecture", model_folder(unknown_architecture), ("model.path", "mamba_of_mine", "architecture")),
     BadInput(
         "no tokenizer",
         model_folder(lambda folder: (folder / "tokenizer.json").unlink()),

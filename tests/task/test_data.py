@@ -12,9 +12,7 @@ from foretune.task.config import DataSpec, TableSpec
 from foretune.task.data import EncodedData, encode_data, read_data
 
 
-def encode(
-    train: Path | TableSpec, regression: bool = False, max_length: int = 16, **keys: Any
-) -> EncodedData:
+def encode(train: Path | TableSpec, regression: bool = False, max_length: int = 16, **keys: Any) -> EncodedData:
     table = train if isinstance(train, TableSpec) else TableSpec(path=str(train))
     base: dict[str, Any] = {"train": table, "eval": table, "text": "text", "label": "label"}
     spec = DataSpec(**(base | keys))
@@ -60,9 +58,7 @@ def test_formats_agree(tmp_path: Path) -> None:
 
 def test_byte_order_mark_and_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    path.write_bytes(
-        b'\xef\xbb\xbf{"text": "good", "label": 1}\r\n\r\n{"text": "bad\xe2\x80\xa8", "label": 0}'
-    )
+    path.write_bytes(b'\xef\xbb\xbf{"text": "good", "label": 1}\r\n\r\n{"text": "bad\xe2\x80\xa8", "label": 0}')
     assert len(encode(path).train) == 2
 
 
@@ -73,9 +69,7 @@ def test_regression(tmp_path: Path) -> None:
 
 
 def test_hub_names_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
-    )
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
     table = datasets.Dataset.from_dict({"text": ["good", "bad"], "label": [1, 1]}, features=features)
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: table)
     data = encode(TableSpec(hub="org/set", split="train"))

@@ -23,13 +23,9 @@ def test_logits_are_the_head_on_the_mean_of_real_tokens(kind: str) -> None:
     model, batch = classifier(kind), tiny_batch(kind)
     output = model(**batch)
     for row, mask in enumerate(batch["attention_mask"]):
-        alone = {
-            key: value[row : row + 1, : int(mask.sum())] for key, value in batch.items() if value.ndim == 2
-        }
+        alone = {key: value[row : row + 1, : int(mask.sum())] for key, value in batch.items() if value.ndim == 2}
         hidden = model.encoder(**alone).last_hidden_state
-        torch.testing.assert_close(
-            output.logits[row], model.classifier(hidden.mean(dim=1))[0], rtol=1e-10, atol=1e-12
-        )
+        torch.testing.assert_close(output.logits[row], model.classifier(hidden.mean(dim=1))[0], rtol=1e-10, atol=1e-12)
     expected = nn.functional.cross_entropy(output.logits, batch["labels"])
     torch.testing.assert_close(output.loss, expected)
 
@@ -44,9 +40,7 @@ def test_regression_loss() -> None:
 def test_head_is_a_function_of_the_seed_and_the_encoder_is_kept() -> None:
     one, two, plain = classifier("bert"), classifier("bert"), tiny_model("bert").base_model
     assert torch.equal(one.classifier.weight, two.classifier.weight)
-    assert (
-        one.classifier.bias.abs().max() == 0 < one.classifier.weight.std() < 0.4
-    )  # initializer_range is 0.2
+    assert one.classifier.bias.abs().max() == 0 < one.classifier.weight.std() < 0.4  # initializer_range is 0.2
     for name, tensor in plain.state_dict().items():
         assert torch.equal(tensor, one.encoder.state_dict()[name])
 
@@ -54,9 +48,7 @@ def test_head_is_a_function_of_the_seed_and_the_encoder_is_kept() -> None:
 @pytest.mark.parametrize("targets", ["all-linear", ["query"]])
 def test_peft_adapts_the_encoder_and_trains_the_head(targets: str | list[str]) -> None:
     adapted = get_peft_model(classifier("bert"), LoraConfig(task_type="SEQ_CLS", target_modules=targets))
-    assert adapted.targeted_module_names and all(
-        name.startswith("encoder.") for name in adapted.targeted_module_names
-    )
+    assert adapted.targeted_module_names and all(name.startswith("encoder.") for name in adapted.targeted_module_names)
     whole = [name for name, p in adapted.named_parameters() if p.requires_grad and "lora_" not in name]
     assert [name.split(".modules_to_save")[0].split(".")[-1] for name in whole] == ["classifier"] * 2
     assert adapted(**tiny_batch("bert")).logits.shape == (4, 3)

@@ -41,9 +41,7 @@ def test_loads_end_to_end(tmp_path: Path) -> None:
 def test_regression_with_mean_pooling(tmp_path: Path) -> None:
     path = write_tiny_run(tmp_path, model={"task": "regression", "pooling": "mean"})
     for split in ("train", "eval"):
-        write_jsonl(
-            tmp_path / f"{split}.jsonl", [row | {"label": row["label"] - 0.5} for row in tiny_rows(8, seed=0)]
-        )
+        write_jsonl(tmp_path / f"{split}.jsonl", [row | {"label": row["label"] - 0.5} for row in tiny_rows(8, seed=0)])
     task = load_task(path)
     assert isinstance(task.model, MeanPooledClassifier)
     assert (task.loss, task.metric_name, task.num_outputs, task.labels) == (
@@ -65,9 +63,7 @@ def test_metrics(tmp_path: Path) -> None:
     logits, labels = np.array([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0]]), np.array([0, 1, 1])
     task = load_task(write_tiny_run(tmp_path))
     assert task.compute_metrics(logits, labels) == {"eval_metric": pytest.approx(2 / 3)}
-    assert task.compute_metrics(torch.tensor(logits), torch.tensor(labels))["eval_metric"] == pytest.approx(
-        2 / 3
-    )
+    assert task.compute_metrics(torch.tensor(logits), torch.tensor(labels))["eval_metric"] == pytest.approx(2 / 3)
     task = image_task(model=tiny_model("vit", num_labels=1), loss="mean_squared_error")
     x, y = np.array([1.0, 2.0, 4.0, 3.0]), np.array([0.0, 1.0, 5.0, 2.0])
     expected = pytest.approx(float(np.corrcoef(x, y)[0, 1]))
@@ -80,9 +76,7 @@ def test_fingerprint_changes_with_what_matters(tmp_path: Path) -> None:
     task = load_task(path)
     first = task.fingerprint()
     assert first == task.fingerprint() == load_task(path).fingerprint()
-    shuffled = Task(
-        task.model, task.tokenizer, task.train.select(range(47, -1, -1)), task.eval, labels=task.labels
-    )
+    shuffled = Task(task.model, task.tokenizer, task.train.select(range(47, -1, -1)), task.eval, labels=task.labels)
     restored = Task(task.model, task.tokenizer, shuffled.train.select(range(47, -1, -1)), task.eval)
     assert shuffled.fingerprint() != first == restored.fingerprint()
     with torch.no_grad():

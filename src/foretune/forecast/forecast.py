@@ -1,6 +1,7 @@
 """The forecast of a run: every candidate simulated from one cache, ranked best first."""
 
 import copy
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -101,6 +102,7 @@ def forecast(
         progress: Called with simulations done and in all.
     """
     starts = Starts(task, tangents)
+    kernels = _Kernels(tangents, starts)
     forecasts = []
     for number, candidate in enumerate(candidates):
         started = time.perf_counter()
@@ -112,8 +114,7 @@ def forecast(
             if progress:
                 progress(number * seeds + len(runs), len(candidates) * seeds)
         seconds = time.perf_counter() - started
-        kernel = ntk(tangents, starts.draw(candidate, candidate.seed)[0])
-        figures = summary(kernel, best_strength(kernel))
+        figures = kernels.figures(candidate)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         forecasts.append(Forecast(candidate, runs, own, figures, seconds, parameters, advice(candidate, task, runs)))
     sign = -1 if higher_is_better(task.metric_name) else 1
@@ -136,6 +137,22 @@ class Starts:
                 self.seen[seed] = self.tangents.head.with_modules(model), torch.get_rng_state()
         head, state = self.seen[seed]
         return draw_adapters(self.task.model, candidate.peft_config(), state), copy.deepcopy(head)
+
+
+class _Kernels:
+    """The figures of NTKs, each computed once: candidates that differ only in training share one."""
+
+    def __init__(self, tangents: Tangents, starts: Starts) -> None:
+        self.tangents, self.starts = tangents, starts
+        self.seen: dict[str, Summary] = {}
+
+    def figures(self, candidate: Candidate) -> Summary:
+        """The figures of the candidate's NTK at its start, with λ chosen by leave-one-out."""
+        key = json.dumps([candidate.peft_dict(), candidate.seed], sort_keys=True)
+        if key not in self.seen:
+            kernel = ntk(self.tangents, self.starts.draw(candidate, candidate.seed)[0])
+            self.seen[key] = summary(kernel, best_strength(kernel))
+        return self.seen[key]
 
 
 def _mean_point(points: Sequence[Point]) -> MeanPoint:

@@ -2,6 +2,7 @@
 
 import inspect
 import tempfile
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -54,7 +55,7 @@ def index_datasets(tangents: Tangents, task: Task) -> tuple[Dataset, Dataset]:
     return train, evaluation
 
 
-def collate(rows: list[dict[str, float]]) -> dict[str, torch.Tensor]:
+def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """A batch of numbered examples."""
     return {name: torch.tensor([row[name] for row in rows]) for name in ("index", "labels") if name in rows[0]}
 

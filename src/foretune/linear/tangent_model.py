@@ -83,23 +83,17 @@ class TangentModel(nn.Module):
                 dropped = nn.functional.dropout(entered, adapter.dropout, self.training)
                 total = total + adapter.scaling * _Bilinear.apply(dropped, gradients, *self.factors(adapter))
                 if entry.layer in self.start:
-                    total = total - adapter.scaling * _Bilinear.apply(
-                        entered, gradients, *self.start[entry.layer]
-                    )
+                    total = total - adapter.scaling * _Bilinear.apply(entered, gradients, *self.start[entry.layer])
             change = change.index_add(0, owner, total)
         return change
 
-    def forward(
-        self, index: Int[Tensor, " b"], labels: Tensor | None = None, **_: object
-    ) -> SequenceClassifierOutput:
+    def forward(self, index: Int[Tensor, " b"], labels: Tensor | None = None, **_: object) -> SequenceClassifierOutput:
         """Outputs of the numbered examples and, given labels, their mean loss."""
         tangents = self.tangents
         basis = tangents.basis[index if len(tangents.basis) > 1 else [0]].to(self.dtype)
         shift = torch.einsum("bq,bqd->bd", self.coordinates(index), basis.expand(len(index), -1, -1))
         logits = self.head(tangents.features[index].to(self.dtype) + shift)
-        return SequenceClassifierOutput(
-            loss=None if labels is None else self.loss(logits, labels), logits=logits
-        )
+        return SequenceClassifierOutput(loss=None if labels is None else self.loss(logits, labels), logits=logits)
 
     def loss(self, logits: Float[Tensor, "b c"], labels: Tensor) -> Float[Tensor, ""]:
         """Mean loss, as transformers' classifiers compute it."""
@@ -124,9 +118,7 @@ class _Bilinear(torch.autograd.Function):
     ) -> Float[Tensor, "rows q"]:
         """The bilinear form of every row."""
         down = (inputs @ a.to(inputs.dtype).T).to(a.dtype)  # (rows, r)
-        up = (
-            (gradients.flatten(0, 1) @ b.to(inputs.dtype)).to(b.dtype).view(*gradients.shape[:2], -1)
-        )  # (rows, q, r)
+        up = (gradients.flatten(0, 1) @ b.to(inputs.dtype)).to(b.dtype).view(*gradients.shape[:2], -1)  # (rows, q, r)
         ctx.save_for_backward(inputs, gradients, down, up)
         return (down.unsqueeze(1) * up).sum(2)
 

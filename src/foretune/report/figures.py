@@ -63,9 +63,7 @@ def ranking(run: Run) -> go.Figure | None:
     _style(figure, height=130 + 28 * len(rows))
     figure.update_xaxes(title=_text(run.metric.label), tickformat=run.metric.tick_format)
     labels = [_text(_shortened(item.name)) for item in run.candidates]
-    figure.update_yaxes(
-        tickvals=rows, ticktext=labels, range=[len(rows) - 0.4, -0.6], automargin=True, showgrid=False
-    )
+    figure.update_yaxes(tickvals=rows, ticktext=labels, range=[len(rows) - 0.4, -0.6], automargin=True, showgrid=False)
     return figure
 
 
@@ -80,10 +78,7 @@ def truth(run: Run) -> go.Figure | None:
     if not pairs:
         return None
     ends = [
-        value + sign * (item.forecast.band or 0.0)
-        for _, item, value, _ in pairs
-        if item.forecast
-        for sign in (-1, 1)
+        value + sign * (item.forecast.band or 0.0) for _, item, value, _ in pairs if item.forecast for sign in (-1, 1)
     ]
     ends += [value for *_, value in pairs]
     margin = max(0.08 * (max(ends) - min(ends)), POINTS if run.metric.share else 1e-3)
@@ -154,16 +149,12 @@ def _curve(item: Candidate, index: int, quantity: str, metric: Metric) -> list[g
     base = {"name": _text(_shortened(item.name)), "hovertemplate": f"epoch %{{x:.3~g}}: %{{y:{shown}}}"}
     traces = []
     if points := _points(item.forecast, quantity):
-        traces.append(
-            go.Scatter(x=_x(points), y=_y(points, quantity), mode="lines", line=_line(index), **base)
-        )
+        traces.append(go.Scatter(x=_x(points), y=_y(points, quantity), mode="lines", line=_line(index), **base))
     if points := _points(item.truth, quantity):
         marker = {"color": _colour(index), "symbol": _symbol(index), "size": 8}
         traces.append(go.Scatter(x=_x(points), y=_y(points, quantity), mode="markers", marker=marker, **base))
     std = f"{quantity}_std"
-    if points := [
-        point for point in _points(item.forecast, quantity) if getattr(point, std, None) is not None
-    ]:
+    if points := [point for point in _points(item.forecast, quantity) if getattr(point, std, None) is not None]:
         upper = [getattr(point, quantity) + Z_90 * getattr(point, std) for point in points]
         lower = [getattr(point, quantity) - Z_90 * getattr(point, std) for point in points]
         red, green, blue = (int(_colour(index)[start : start + 2], 16) for start in (1, 3, 5))

@@ -112,8 +112,7 @@ def read_run(directory: Path) -> Run:
     if forecast_path.exists():
         forecast = read_json(forecast_path, f"run: foretune forecast run.yaml -o {directory}")
     results = {
-        path: read_json(path, f"run: foretune train run.yaml --candidate NAME -o {directory}")
-        for path in result_paths
+        path: read_json(path, f"run: foretune train run.yaml --candidate NAME -o {directory}") for path in result_paths
     }
     task, notes = forecast.get("task") or {}, []
     metric = Metric(_metric_name(task, forecast, list(results.values())))
@@ -129,12 +128,8 @@ def read_run(directory: Path) -> Run:
         if _describes(content, ranked):
             comparison, sources = content, sources | {"comparison.json": content}
         else:
-            notes.append(
-                f"comparison.json does not match the results: run foretune compare {directory} again."
-            )
-    return Run(
-        str(directory), task, forecast.get("collect") or {}, metric, ranked, comparison, sources, notes
-    )
+            notes.append(f"comparison.json does not match the results: run foretune compare {directory} again.")
+    return Run(str(directory), task, forecast.get("collect") or {}, metric, ranked, comparison, sources, notes)
 
 
 def _metric_name(task: dict[str, Any], forecast: dict[str, Any], results: list[dict[str, Any]]) -> str | None:
@@ -193,14 +188,10 @@ def _add_result(candidates: dict[str, Candidate], path: Path, result: dict[str, 
 
 def _outcome(final: dict[str, Any], curve: list[dict[str, Any]] | None) -> Outcome:
     return Outcome(
-        **{
-            key: _number(final.get(key))
-            for key in ("eval_metric", "eval_loss", "train_loss", "eval_metric_std")
-        },
+        **{key: _number(final.get(key)) for key in ("eval_metric", "eval_loss", "train_loss", "eval_metric_std")},
         num_seeds=len(final.get("seeds") or []),
         curve=tuple(
-            Point(**{key: _number(point.get(key)) for key in Point.__dataclass_fields__})
-            for point in curve or []
+            Point(**{key: _number(point.get(key)) for key in Point.__dataclass_fields__}) for point in curve or []
         ),
     )
 

@@ -23,11 +23,7 @@ def _truth_only(run: Run) -> list[str]:
     runs = "The one real run" if number == 1 else f"The best of {number} real runs"
     return [
         f"{runs} is “{best.name}”"
-        + (
-            f", with a measured {run.metric.label} of {run.metric.value(value)}."
-            if value is not None
-            else "."
-        ),
+        + (f", with a measured {run.metric.label} of {run.metric.value(value)}." if value is not None else "."),
         "There is no forecast in this directory, so nothing here was predicted: "
         f"run foretune forecast run.yaml -o {run.directory} to see what it would have said.",
     ]
@@ -39,9 +35,7 @@ def _first(run: Run, forecasts: list[Candidate]) -> list[str]:
         return [f"“{name}” is listed first, but its {run.metric.label} could not be estimated."]
     value = run.metric.value(outcome.eval_metric)
     if outcome.band is None:
-        return [
-            f"“{name}” is forecast first, with an estimated {run.metric.label} of {value} and no error bar."
-        ]
+        return [f"“{name}” is forecast first, with an estimated {run.metric.label} of {value} and no error bar."]
     seeds = f" over {outcome.num_seeds} simulated seeds" if outcome.num_seeds > 1 else ""
     return [
         f"“{name}” is forecast first, with an estimated {run.metric.label} of {value} ± "

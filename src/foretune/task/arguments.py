@@ -97,9 +97,7 @@ def build_lora(values: dict[str, Any]) -> LoraConfig:
         return LoraConfig(task_type="SEQ_CLS", **keys)
 
 
-def build_problem(
-    build: Callable[[dict[str, Any]], Any], values: dict[str, Any], field: str
-) -> list[Problem]:
+def build_problem(build: Callable[[dict[str, Any]], Any], values: dict[str, Any], field: str) -> list[Problem]:
     """What the class itself says against the combination of ``values``, if anything."""
     try:
         build(values)
@@ -168,9 +166,7 @@ def _fits(value: Any, option: Any) -> bool:
     if option is None or option is type(None):
         return value is None
     if origin is Literal:
-        return value in args or any(
-            "[" in str(arg) and str(value).startswith(str(arg).split("[")[0]) for arg in args
-        )
+        return value in args or any("[" in str(arg) and str(value).startswith(str(arg).split("[")[0]) for arg in args)
     if origin in {list, tuple}:
         inner = args[0] if args else Any
         return isinstance(value, list) and all(any(_fits(item, o) for o in _options(inner)) for item in value)
@@ -200,7 +196,5 @@ def _wanted(value: Any, hint: Any) -> str:
         return nearest(str(value), words)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
     return "write " + " or ".join(
-        dict.fromkeys(
-            names.get(get_origin(o) or o, "a list" if get_origin(o) else "a mapping") for o in options
-        )
+        dict.fromkeys(names.get(get_origin(o) or o, "a list" if get_origin(o) else "a mapping") for o in options)
     )

@@ -52,11 +52,7 @@ class Candidate:
         """The adapter as JSON: kind, rank, scale and targets, and what else differs from peft's defaults."""
         default = LoraConfig(task_type="SEQ_CLS")
         always = {"r", "lora_alpha", "target_modules"}
-        names = [
-            item.name
-            for item in dataclasses.fields(LoraConfig)
-            if item.name not in {"task_type", "peft_type"}
-        ]
+        names = [item.name for item in dataclasses.fields(LoraConfig) if item.name not in {"task_type", "peft_type"}]
         pairs = ((name, getattr(self.peft, name)) for name in names)
         changed = {name: value for name, value in pairs if name in always or value != getattr(default, name)}
         return {"type": "lora"} | {name: _jsonable(value) for name, value in changed.items()}
@@ -80,9 +76,7 @@ def build_candidates(config: RunConfig, names: Sequence[str] | None = None) -> t
     for spec in config.candidates:
         if names is None or spec.name in names:
             peft, training, proximal = config.merged(spec)
-            candidates.append(
-                Candidate(spec.name, build_lora(peft), training, ProximalSpec.model_validate(proximal))
-            )
+            candidates.append(Candidate(spec.name, build_lora(peft), training, ProximalSpec.model_validate(proximal)))
     return tuple(candidates)
 
 

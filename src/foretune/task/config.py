@@ -176,9 +176,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise InputError(str(path), "no such file", "give the path of a run.yaml") from error
     except OSError as error:
-        raise InputError(
-            str(path), f"cannot be read ({error.strerror})", "give the path of a run.yaml"
-        ) from error
+        raise InputError(str(path), f"cannot be read ({error.strerror})", "give the path of a run.yaml") from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{path}, line {line}", "not UTF-8 text", "save the file as UTF-8") from error
@@ -235,9 +233,7 @@ def _check_combinations(config: RunConfig) -> list[Problem]:
 def _absolute(config: RunConfig, folder: Path) -> RunConfig:
     def table(spec: TableSpec) -> TableSpec:
         return (
-            spec
-            if spec.path is None
-            else spec.model_copy(update={"path": str(folder / Path(spec.path).expanduser())})
+            spec if spec.path is None else spec.model_copy(update={"path": str(folder / Path(spec.path).expanduser())})
         )
 
     model, data = config.model, config.data

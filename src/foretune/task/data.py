@@ -76,9 +76,7 @@ def read_data(spec: DataSpec, regression: bool, source: str = "run.yaml") -> Raw
     train = read_table(spec.train, f"{source}: data.train").head(spec.train_samples)
     test = read_table(spec.eval, f"{source}: data.eval").head(spec.eval_samples)
     if len(train) < 2:
-        raise InputError(
-            f"{source}: data.train", f"{train.source} has {len(train)} row", "give at least two examples"
-        )
+        raise InputError(f"{source}: data.train", f"{train.source} has {len(train)} row", "give at least two examples")
     where = f"{source}: data.label"
     names = None if regression else class_names(train, spec.label, where)
 
@@ -105,12 +103,8 @@ def encode_data(
 
     Texts are cut at ``max_length`` tokens and not padded; one without tokens is an ``InputError``.
     """
-    train, train_cut = _tokenise(
-        raw.train_texts, raw.train_labels, tokenizer, max_length, raw.train_source, source
-    )
-    test, eval_cut = _tokenise(
-        raw.eval_texts, raw.eval_labels, tokenizer, max_length, raw.eval_source, source
-    )
+    train, train_cut = _tokenise(raw.train_texts, raw.train_labels, tokenizer, max_length, raw.train_source, source)
+    test, eval_cut = _tokenise(raw.eval_texts, raw.eval_labels, tokenizer, max_length, raw.eval_source, source)
     known = {_digest(text) for text in zip(*raw.train_texts, strict=True)}
     return EncodedData(
         train=train,
@@ -127,9 +121,7 @@ def _texts(table: Table, name: str, where: str) -> list[str]:
     for row, value in enumerate(values, start=1):
         if not isinstance(value, str):
             found = "is missing" if value is None else f"is {shown(value)}"
-            raise InputError(
-                where, f"{table.source}, row {row}: {name!r} {found}", "give a text in every row"
-            )
+            raise InputError(where, f"{table.source}, row {row}: {name!r} {found}", "give a text in every row")
     return values
 
 
@@ -143,9 +135,7 @@ def _tokenise(
 ) -> tuple[Dataset, float]:
     # The tokenised split and the share of its examples that were cut.
     encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=True)
-    columns = {
-        name: encoded[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded
-    }
+    columns = {name: encoded[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded}
     lengths = [len(ids) for ids in columns["input_ids"]]
     if 0 in lengths:
         found = f"{table}, row {lengths.index(0) + 1}: the text becomes no tokens"
@@ -177,6 +167,4 @@ def _stats(split: Dataset, texts: list[list[str]], labels: tuple[str, ...] | Non
 
 
 def _digest(texts: tuple[str, ...]) -> bytes:
-    return hashlib.blake2b(
-        "\0".join(text.strip().lower() for text in texts).encode(), digest_size=16
-    ).digest()
+    return hashlib.blake2b("\0".join(text.strip().lower() for text in texts).encode(), digest_size=16).digest()

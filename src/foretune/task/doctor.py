@@ -20,9 +20,7 @@ from foretune.task.task import Task
 TIMED_BATCHES = 2
 MAX_TIMED_ROWS = 16  # per batch; longer batches are extrapolated
 MANY_TOKENS = 10**5
-ACTIVATIONS_PER_LAYER = (
-    16  # values kept for backward per token and hidden unit: a rule of thumb for transformers
-)
+ACTIVATIONS_PER_LAYER = 16  # values kept for backward per token and hidden unit: a rule of thumb for transformers
 
 
 @dataclass(frozen=True)
@@ -97,9 +95,7 @@ def diagnose(path: str | Path, directions: int = 3, bytes_per_value: int = 2) ->
             steps=num_steps(len(task.train), asked),
             estimated_train_seconds=seconds * num_steps(len(task.train), asked) * _rows_per_step(asked),
             estimated_train_bytes=_train_bytes(task, found, asked, data.train_stats.tokens_max),
-            estimated_cache_bytes=tokens
-            * cache_values_per_token(found.modules, directions)
-            * bytes_per_value,
+            estimated_cache_bytes=tokens * cache_values_per_token(found.modules, directions) * bytes_per_value,
         )
         for candidate, found, asked in zip(task.candidates, run.adaptations, arguments, strict=True)
     )
@@ -205,17 +201,11 @@ def _warnings(data: EncodedData, task: Task, adaptations: tuple[Adaptation, ...]
         counts = stats.class_counts
         if counts and max(counts.values()) > 10 * min(counts.values()):
             rarest = min(counts, key=lambda name: counts[name])
-            found.append(
-                f"{split} classes are unbalanced: {rarest} has {counts[rarest]} of {stats.rows} examples"
-            )
+            found.append(f"{split} classes are unbalanced: {rarest} has {counts[rarest]} of {stats.rows} examples")
         if stats.truncated > 0.2:
-            found.append(
-                f"{stats.truncated:.0%} of the {split} examples are cut: is data.max_length too small?"
-            )
+            found.append(f"{stats.truncated:.0%} of the {split} examples are cut: is data.max_length too small?")
     if data.overlap:
-        found.append(
-            f"{data.overlap} evaluation texts are also training texts: the evaluation will flatter the model"
-        )
+        found.append(f"{data.overlap} evaluation texts are also training texts: the evaluation will flatter the model")
     if data.train_stats.repeated:
         found.append(f"{data.train_stats.repeated} training texts occur more than once")
     tokens = data.train_stats.tokens_total + data.eval_stats.tokens_total
@@ -224,9 +214,7 @@ def _warnings(data: EncodedData, task: Task, adaptations: tuple[Adaptation, ...]
     for candidate, adaptation in zip(task.candidates, adaptations, strict=True):
         wide = [m.name for m in adaptation.modules if m.rank > min(m.num_inputs, m.num_outputs)]
         if wide:
-            found.append(
-                f"{candidate.name}: r is larger than the smaller side of {', '.join(compress(wide))}"
-            )
+            found.append(f"{candidate.name}: r is larger than the smaller side of {', '.join(compress(wide))}")
         if not adaptation.heads:
             found.append(f"{candidate.name}: no head was found to train: name it in peft.modules_to_save")
     return found

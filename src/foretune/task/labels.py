@@ -15,9 +15,7 @@ def column(table: Table, name: str, where: str) -> list[Any]:
         InputError: There is no such column; the message lists those there are.
     """
     if name not in table.columns:
-        raise InputError(
-            where, f"there is no column {name!r} in {table.source}", nearest(name, table.columns)
-        )
+        raise InputError(where, f"there is no column {name!r} in {table.source}", nearest(name, table.columns))
     return table.columns[name]
 
 
@@ -79,14 +77,10 @@ def _class_keys(table: Table, name: str, where: str) -> list[str]:
     for row, value in enumerate(_typed(table, name, where), start=1):
         at = f"{table.source}, row {row}"
         if value is None or value == "" or value != value:
-            raise InputError(
-                where, f"{at}: the label is missing", "give every row a label, or remove the row"
-            )
+            raise InputError(where, f"{at}: the label is missing", "give every row a label, or remove the row")
         if hub_names is not None:
             if not 0 <= value < len(hub_names):
-                raise InputError(
-                    where, f"{at}: the label is hidden ({value})", "use a split with public labels"
-                )
+                raise InputError(where, f"{at}: the label is hidden ({value})", "use a split with public labels")
             keys.append(hub_names[value])
         elif isinstance(value, str):
             keys.append(value)
@@ -96,9 +90,7 @@ def _class_keys(table: Table, name: str, where: str) -> list[str]:
         elif isinstance(value, int | float):
             keys.append(str(int(value)))
         else:
-            raise InputError(
-                where, f"{at}: found the label {shown(value)}", "give a whole number or a class name"
-            )
+            raise InputError(where, f"{at}: found the label {shown(value)}", "give a whole number or a class name")
     return keys
 
 

@@ -43,6 +43,13 @@ def load_run(path: str | Path, candidate_names: Sequence[str] | None = None) -> 
     source = str(path)
     config = load_config(path)
     candidates = build_candidates(config, candidate_names)
+    for candidate in candidates:
+        if candidate.proximal.strength > 0:
+            raise InputError(
+                f"{source}: proximal.strength",
+                f"it is {candidate.proximal.strength:g} for {candidate.name!r}; the proximal term is not built yet",
+                "write 0 or leave the section out",
+            )
     raw = read_data(config.data, config.model.task == "regression", source)
     tokenizer = load_tokenizer(config.model, f"{source}: model.path")
     data = encode_data(raw, tokenizer, config.data.max_length, source)
@@ -68,9 +75,7 @@ def load_run(path: str | Path, candidate_names: Sequence[str] | None = None) -> 
         max_length=config.data.max_length,
         name=Path(path).resolve().parent.name if Path(path).stem == "run" else Path(path).stem,
     )
-    adaptations = tuple(
-        adaptation(model, candidate, _field(source, config, candidate)) for candidate in candidates
-    )
+    adaptations = tuple(adaptation(model, candidate, _field(source, config, candidate)) for candidate in candidates)
     return LoadedRun(config, task, data, adaptations)
 
 
@@ -86,9 +91,7 @@ def _field(source: str, config: RunConfig, candidate: Candidate) -> str:
     return f"{source}: candidates[{index}] ({spec.name}).peft" if spec.peft else f"{source}: peft"
 
 
-def _check_length(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: EncodedData, source: str
-) -> None:
+def _check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: EncodedData, source: str) -> None:
     # Positions past a model's table fail deep inside it, with an index error: say so here.
     longest = max(data.train_stats.tokens_max, data.eval_stats.tokens_max)
     limit = tokenizer.model_max_length

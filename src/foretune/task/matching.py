@@ -57,9 +57,7 @@ def adaptation(model: PreTrainedModel, candidate: Candidate, where: str) -> Adap
     config.init_lora_weights = True  # data- and weight-dependent initialisations change no shape
     targets = config.target_modules
     if targets is not None and not targets:
-        raise InputError(
-            f"{where}.target_modules", "it is empty", f"target some of: {', '.join(adaptable(model))}"
-        )
+        raise InputError(f"{where}.target_modules", "it is empty", f"target some of: {', '.join(adaptable(model))}")
     names = [name for name, _ in model.named_modules()]
     if isinstance(targets, set):
         for target in sorted(targets):
@@ -88,9 +86,7 @@ def adaptation(model: PreTrainedModel, candidate: Candidate, where: str) -> Adap
             found = f"{shown} cannot be adapted ({reason[:300].rstrip('.')})"
             fix = f"target some of: {', '.join(adaptable(model))}; or all-linear"
             raise InputError(f"{where}.target_modules", found, fix) from error
-        raise InputError(
-            where, f"peft refuses it ({reason[:300].rstrip('.')})", "change the keys it names"
-        ) from error
+        raise InputError(where, f"peft refuses it ({reason[:300].rstrip('.')})", "change the keys it names") from error
     result = _read(adapted)
     _check_layers(config.layers_to_transform, result, names, where)
     return result
@@ -100,9 +96,7 @@ def skeleton(model: nn.Module) -> nn.Module:
     """A copy of the module tree whose tensors have shapes but no storage (device ``meta``)."""
     memo: dict[int, object] = {}
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(
-            torch.empty_like(parameter, device="meta"), parameter.requires_grad
-        )
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
     return copy.deepcopy(model, memo)
@@ -140,9 +134,7 @@ def _check_layers(asked: list[int] | int | None, result: Adaptation, names: list
     absent = sorted(set([asked] if isinstance(asked, int) else asked) - reached)
     if absent:
         found = f"layer {', '.join(map(str, absent))} has no such module"
-        raise InputError(
-            f"{where}.layers_to_transform", found, f"write {_span(sorted(_layer_numbers(names)))}"
-        )
+        raise InputError(f"{where}.layers_to_transform", found, f"write {_span(sorted(_layer_numbers(names)))}")
 
 
 def _listed(targets: set[str] | list[str] | str | None) -> str:
@@ -150,8 +142,4 @@ def _listed(targets: set[str] | list[str] | str | None) -> str:
 
 
 def _span(layers: list[int]) -> str:
-    return (
-        f"layers from {layers[0]} to {layers[-1]}"
-        if layers
-        else "no layers_to_transform: this model numbers none"
-    )
+    return f"layers from {layers[0]} to {layers[-1]}" if layers else "no layers_to_transform: this model numbers none"

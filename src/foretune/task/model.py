@@ -23,8 +23,7 @@ from foretune.task.config import GgufFile, ModelSpec
 from foretune.task.pooling import MeanPooledClassifier, pooling_option
 
 FOLDER_FIX = (
-    "give a folder with config.json, weights and tokenizer, "
-    "or a hub id such as sentence-transformers/all-MiniLM-L6-v2"
+    "give a folder with config.json, weights and tokenizer, or a hub id such as sentence-transformers/all-MiniLM-L6-v2"
 )
 
 
@@ -37,9 +36,7 @@ def load_tokenizer(spec: ModelSpec, where: str = "run.yaml: model.path") -> PreT
     location, options = _location(spec, where)
     with quiet(), _explained(spec, where, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
-    if len(tokenizer) <= len(
-        tokenizer.all_special_ids
-    ):  # transformers builds an empty one where files are missing
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers builds an empty one where files are missing
         found = f"the tokenizer of {_name(spec)} has no vocabulary"
         raise InputError(
             where, found, "save the tokenizer into the same folder, with tokenizer.save_pretrained(folder)"
@@ -85,13 +82,9 @@ def load_model(
     with quiet(), _explained(spec, where, "model"):
         set_seed(seed)
         if spec.pooling == "mean":
-            known = {
-                key: options[key] for key in options if key in {"gguf_file", "revision", "trust_remote_code"}
-            }
+            known = {key: options[key] for key in options if key in {"gguf_file", "revision", "trust_remote_code"}}
             pooling = pooling_option(AutoConfig.from_pretrained(location, **known))
-            encoder, loading = AutoModel.from_pretrained(
-                location, output_loading_info=True, **options, **pooling
-            )
+            encoder, loading = AutoModel.from_pretrained(location, output_loading_info=True, **options, **pooling)
             encoder.config.update(head)
             model: PreTrainedModel = MeanPooledClassifier(encoder.config, encoder)
             prefix = ""
@@ -132,9 +125,7 @@ def _location(spec: ModelSpec, where: str) -> tuple[str, dict[str, Any]]:
     if isinstance(spec.path, GgufFile):
         path = Path(spec.path.gguf)
         if not path.is_file():
-            raise InputError(
-                where, f"no such file: {path}", "relative paths start at the folder of the YAML file"
-            )
+            raise InputError(where, f"no such file: {path}", "relative paths start at the folder of the YAML file")
         return str(path.parent), options | {"gguf_file": path.name}
     folder = Path(spec.path)
     if folder.is_absolute():
@@ -148,9 +139,7 @@ def _location(spec: ModelSpec, where: str) -> tuple[str, dict[str, Any]]:
         try:
             json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(
-                where, f"{folder / 'config.json'} cannot be read ({error})", FOLDER_FIX
-            ) from error
+            raise InputError(where, f"{folder / 'config.json'} cannot be read ({error})", FOLDER_FIX) from error
     return spec.path, options
 
 
@@ -172,27 +161,19 @@ def _advice(reason: str, spec: ModelSpec, thing: str) -> str:
     if isinstance(spec.path, GgufFile):
         if "gguf" in lowered and "install" in lowered:
             return "install it with: pip install 'foretune[gguf]'"
-        return (
-            "give a GGUF file of an architecture that transformers can read, or the original model's folder"
-        )
+        return "give a GGUF file of an architecture that transformers can read, or the original model's folder"
     if "trust_remote_code" in lowered:
         return "set trust_remote_code: true in the model section if you trust the code in that repository"
     if "attn_implementation" in lowered or "attention" in lowered:
         return "write attn_implementation: sdpa or eager, or leave it out"
     if "size mismatch" in lowered or "ignore_mismatched_sizes" in lowered:
         return "its head was trained for another number of labels: give the base model it was made from"
-    if (
-        "unrecognized" in lowered
-        or "does not recognize this architecture" in lowered
-        or "model type" in lowered
-    ):
+    if "unrecognized" in lowered or "does not recognize this architecture" in lowered or "model type" in lowered:
         return "give an architecture that AutoModelForSequenceClassification supports, or set pooling: mean"
     if Path(spec.path).is_absolute():
         if thing == "tokenizer":
             return "save the tokenizer into the same folder, with tokenizer.save_pretrained(folder)"
-        return (
-            "give a folder with weights that match its config.json (model.safetensors or pytorch_model.bin)"
-        )
+        return "give a folder with weights that match its config.json (model.safetensors or pytorch_model.bin)"
     return "check the spelling and the connection, or give the path of a folder on this machine"
 
 
@@ -201,9 +182,5 @@ def _check_weights_fit(model: PreTrainedModel, prefix: str, missing: Collection[
     body = [name for name, _ in model.named_parameters() if name.startswith(prefix or "encoder.")]
     absent = [name for name in missing if name.startswith(prefix)]
     if body and len(absent) > len(body) / 2:
-        found = (
-            f"{len(absent)} of the {len(body)} tensors of {type(model).__name__} are not in the weights file"
-        )
-        raise InputError(
-            where, found, "give weights that were saved from the architecture named in config.json"
-        )
+        found = f"{len(absent)} of the {len(body)} tensors of {type(model).__name__} are not in the weights file"
+        raise InputError(where, found, "give weights that were saved from the architecture named in config.json")

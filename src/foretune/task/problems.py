@@ -67,9 +67,7 @@ def raise_problems(source: str, problems: Sequence[Problem]) -> NoReturn:
     """
     if len(problems) == 1:
         (problem,) = problems
-        raise InputError(
-            f"{source}: {problem.field}" if problem.field else source, problem.found, problem.fix
-        )
+        raise InputError(f"{source}: {problem.field}" if problem.field else source, problem.found, problem.fix)
     listed = "; ".join(f"({i}) {p.field}: {p.found}, {p.fix}" for i, p in enumerate(problems, start=1))
     raise InputError(source, f"{len(problems)} problems: {listed}", "correct each of them")
 
@@ -90,11 +88,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     if close and close[0] is not None:
         best = folded[close[0].lower()]
-        return (
-            f"write {best}, the nearest valid one"
-            if len(names) > 12
-            else f"write {best}, the nearest of: {listed}"
-        )
+        return f"write {best}, the nearest valid one" if len(names) > 12 else f"write {best}, the nearest of: {listed}"
     return f"write one of: {listed}"
 
 

@@ -67,9 +67,7 @@ def _from_file(path: Path, where: str) -> Table:
             where, f"no such file: {path}", "relative paths start at the folder of the YAML file"
         ) from error
     except OSError as error:
-        raise InputError(
-            where, f"{path} cannot be read ({error.strerror})", "give a readable file"
-        ) from error
+        raise InputError(where, f"{path} cannot be read ({error.strerror})", "give a readable file") from error
     if path.suffix.lower() == ".parquet":
         return _from_parquet(content, str(path), where)
     try:
@@ -77,11 +75,7 @@ def _from_file(path: Path, where: str) -> Table:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(where, f"{path}, line {line}: not UTF-8 text", "save the file as UTF-8") from error
-    return (
-        _from_jsonl(text, str(path), where)
-        if path.suffix.lower() == ".jsonl"
-        else _from_csv(text, str(path), where)
-    )
+    return _from_jsonl(text, str(path), where) if path.suffix.lower() == ".jsonl" else _from_csv(text, str(path), where)
 
 
 def _from_jsonl(text: str, source: str, where: str) -> Table:
@@ -110,17 +104,13 @@ def _from_csv(text: str, source: str, where: str) -> Table:
         header = next(reader, [])
         for row in reader:
             if row and len(row) != len(header):
-                found = (
-                    f"{source}, line {reader.line_num}: {len(row)} values under {len(header)} column names"
-                )
+                found = f"{source}, line {reader.line_num}: {len(row)} values under {len(header)} column names"
                 raise InputError(where, found, fix)
             rows += [row] if row else []
     except csv.Error as error:
         raise InputError(where, f"{source}, line {reader.line_num}: not valid CSV ({error})", fix) from error
     if len(set(header)) != len(header):
-        raise InputError(
-            where, f"{source}: two columns have the same name ({', '.join(header)})", "rename one of them"
-        )
+        raise InputError(where, f"{source}: two columns have the same name ({', '.join(header)})", "rename one of them")
     return Table(source, {name: [row[i] for row in rows] for i, name in enumerate(header)}, untyped=True)
 
 

@@ -56,9 +56,7 @@ class Task:
             if "labels" not in rows.column_names:
                 raise ValueError(f"{split} has the columns {rows.column_names}, name the targets 'labels'")
         if self.loss == "mean_squared_error" and self.num_outputs != 1:
-            raise ValueError(
-                f"the model has {self.num_outputs} outputs, load it with num_labels=1 for regression"
-            )
+            raise ValueError(f"the model has {self.num_outputs} outputs, load it with num_labels=1 for regression")
         if self.loss == "cross_entropy" and self.num_outputs < 2:
             raise ValueError("the model has one output, load it with num_labels=2 or more for cross_entropy")
 
@@ -81,9 +79,7 @@ class Task:
         """A fresh model whose new head belongs to ``seed``; changing it leaves the task as it was."""
         return copy.deepcopy(self.model) if self.model_init is None else self.model_init(seed)
 
-    def compute_metrics(
-        self, logits: ArrayLike | torch.Tensor, labels: ArrayLike | torch.Tensor
-    ) -> dict[str, float]:
+    def compute_metrics(self, logits: ArrayLike | torch.Tensor, labels: ArrayLike | torch.Tensor) -> dict[str, float]:
         """``{"eval_metric": ...}`` of logits (n, c) against labels (n,), for real runs and forecasts alike.
 
         The correlation of a constant is counted as 0.
@@ -118,9 +114,7 @@ class Task:
 
 
 def _array(values: ArrayLike | torch.Tensor) -> np.ndarray:
-    return np.asarray(
-        values.detach().double().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64
-    )
+    return np.asarray(values.detach().double().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:

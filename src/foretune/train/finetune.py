@@ -57,12 +57,12 @@ def fine_tune(
     checkpoints = folder / "checkpoints"
     started = time.perf_counter()
     model = build_peft_model(task, candidate, candidate.seed)
-    overrides = loop_arguments(candidate.training) | {"save_strategy": "epoch", "save_total_limit": 1}
+    resume = has_checkpoint(checkpoints)
+    overrides = loop_arguments(candidate.training) | {"eval_on_start": not resume, "save_total_limit": 1}
+    overrides["save_strategy"] = overrides["eval_strategy"]
     overrides |= {
         name: candidate.training[name] for name in ("save_strategy", "save_total_limit") if name in candidate.training
     }
-    if "eval_strategy" in candidate.training and "save_strategy" not in candidate.training:
-        overrides["save_strategy"] = candidate.training["eval_strategy"]
     run, trainer = run_trainer(
         model,
         candidate.training_arguments(checkpoints, **overrides),
@@ -72,7 +72,7 @@ def fine_tune(
         collator=task.collator,
         tokenizer=task.tokenizer,
         progress=progress,
-        resume=has_checkpoint(checkpoints),
+        resume=resume,
     )
     model.save_pretrained(str(folder / "adapter"))
     final = run.final

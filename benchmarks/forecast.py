@@ -1,0 +1,102 @@
+"""What a forecast costs, against really training the same candidate: seconds and peak memory.
+
+    python benchmarks/forecast.py [--repeats 2]
+
+MiniLM, 256 training and 400 evaluation sentences, 8 epochs of batches of 32. Both train with the same ``Trainer`` and
+evaluate after each epoch, in turn in one process. Peak memory is that of a process of its own for each.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import alternate, movie_run, ratio, save
+
+from foretune.forecast.forecast import SEEDS, Starts
+from foretune.forecast.simulate import simulate
+from foretune.tangents import Tangents, collect
+from foretune.task import Candidate, Task, load_task
+from foretune.train import build_peft_model, loop_arguments, run_trainer
+
+CANDIDATES = [
+    {"name": "query-value"},
+    {"name": "all-linear", "peft": {"target_modules": "all-linear"}},
+]
+
+
+def train(task: Task, candidate: Candidate) -> None:
+    """The real fine-tune."""
+    with tempfile.TemporaryDirectory() as scratch:
+        args = candidate.training_arguments(scratch, **loop_arguments({}), save_strategy="no")
+        model = build_peft_model(task, candidate, candidate.seed)
+        run_trainer(model, args, task.train, task.eval, task.compute_metrics, collator=task.collator)
+
+
+def predict(task: Task, tangents: Tangents, candidate: Candidate) -> None:
+    """The simulated one, one seed."""
+    start = Starts(task, tangents).draw(candidate, candidate.seed)
+    simulate(tangents, task, candidate, *start, candidate.seed)
+
+
+def peak_bytes(folder: Path, part: str, name: str) -> dict[str, int]:
+    """Largest resident size of a process that only does one part, and what it had before it began."""
+    command = [sys.executable, __file__, "--part", part, "--candidate", name, "--folder", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def one_part(folder: Path, part: str, name: str) -> None:
+    """In a child process: do one part and print the peak."""
+    import resource
+
+    task = load_task(folder / "run.yaml", [name])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if part == "train":
+        train(task, task.candidates[0])
+    else:
+        tangents = collect(task, "all-linear", directory=folder / "tangents")
+        predict(task, tangents, task.candidates[0])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"loaded": before, "peak": peak}))
+
+
+def main(repeats: int) -> None:
+    """Time both, measure the memory of both, write the result."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        task = load_task(movie_run(folder, candidates=CANDIDATES))
+        tangents = collect(task, "all-linear", directory=folder / "tangents")
+        results: dict[str, Any] = {}
+        for candidate in task.candidates:
+            predict(task, tangents, candidate)  # reads the tangents from disk once
+            seconds = alternate(
+                repeats,
+                train=lambda c=candidate: train(task, c),  # type: ignore[misc]
+                forecast=lambda c=candidate: predict(task, tangents, c),  # type: ignore[misc]
+            )
+            results[candidate.name] = {
+                "seconds": seconds,
+                "forecast_one_seed_over_train": ratio(seconds["forecast"], seconds["train"]),
+                "peak_bytes": {part: peak_bytes(folder, part, candidate.name) for part in ("train", "forecast")},
+            }
+        collected = {"seconds": tangents.seconds, "directions": tangents.num_directions, "bytes": tangents.num_bytes}
+        save("forecast", began, {"collect": collected, "default_seeds": SEEDS, "candidates": results})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--part", choices=["train", "forecast"], help=argparse.SUPPRESS)
+    parser.add_argument("--candidate", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        one_part(options.folder, options.part, options.candidate)
+    else:
+        main(options.repeats)

@@ -1,0 +1,142 @@
+"""What collecting tangents costs, against the passes it is made of and against two other ways to a Jacobian.
+
+    python benchmarks/tangents.py [--examples 128] [--repeats 3]
+
+All in one process on the same MiniLM, the same sentences and the same LoRA layers:
+
+- ``floor``: one forward and one activation-only backward pass a direction, down to the same layer, keeping nothing;
+- ``jacrev + vmap``: ``torch.func`` over the LoRA parameters only (query and value, r = 8), examples of one length together;
+- ``published script``: its algorithm, ``jacrev`` over all parameters, one example at a time, padded to 512 tokens.
+"""
+
+import argparse
+import itertools
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import alternate, movie_run, ratio, save
+from peft import get_peft_model
+from torch import Tensor
+from torch.func import functional_call, jacrev, vmap
+
+from foretune import testing
+from foretune.tangents import collect
+from foretune.tangents.collect import select_layers
+from foretune.tangents.head import head_names, watched
+from foretune.task import Task, load_task
+
+
+def floor(task: Task, layers: list[str], directions: int, batch_size: int = 32) -> None:
+    """The passes alone, over the batches that ``collect`` would make."""
+    model = task.model.eval().requires_grad_(False)
+    rows = sorted(itertools.chain(task.train, task.eval), key=lambda row: len(row["input_ids"]))
+    leaves: list[Tensor] = []
+
+    def start(_: Any, args: Any, output: Tensor) -> Tensor:
+        if output.requires_grad:
+            return output
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1]
+
+    handles = [model.get_submodule(layer).register_forward_hook(start) for layer in layers]
+    basis: Tensor | None = None
+    for first in range(0, len(rows), batch_size):
+        batch = {k: v for k, v in task.collator(rows[first : first + batch_size]).items() if k != "labels"}
+        leaves.clear()
+        with watched(model, head_names(model)) as watch:
+            model(**batch)
+            features = next(iter(watch.inputs.values()))
+        basis = torch.linalg.qr(torch.randn(features.shape[1], directions))[0] if basis is None else basis
+        outputs = features @ basis
+        for c in range(directions):
+            torch.autograd.grad(outputs[:, c].sum(), leaves, retain_graph=c + 1 < directions)
+    for handle in handles:
+        handle.remove()
+
+
+def cost_of_collecting(classes: int, modules: list[str] | str, examples: int, repeats: int) -> dict[str, Any]:
+    """``collect`` to disk against its own passes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        half = examples // 2
+        task = load_task(movie_run(folder, classes, train=half, evaluation=examples - half))
+        layers = list(select_layers(task.model, modules, head_names(task.model)))
+        first = collect(task, modules)
+        numbers = itertools.count()
+        seconds = alternate(
+            repeats,
+            floor=lambda: floor(task, layers, first.num_directions),
+            collect=lambda: collect(task, modules, directory=folder / f"{next(numbers)}"),
+        )
+    return {
+        "classes": classes,
+        "modules": modules,
+        "examples": examples,
+        "directions": first.num_directions,
+        "mebibytes": first.num_bytes / 2**20,
+        "seconds": seconds,
+        "collect_over_floor": ratio(seconds["collect"], seconds["floor"]),
+    }
+
+
+def other_jacobians(repeats: int, together: int = 16) -> dict[str, Any]:
+    """Jacobians of the logits: ours, ``jacrev`` with ``vmap`` over LoRA parameters, and the published algorithm."""
+    with tempfile.TemporaryDirectory() as scratch:
+        task = load_task(movie_run(Path(scratch), train=256))
+        eager = load_task(movie_run(Path(scratch), train=256, model=_eager(Path(scratch))))
+    peft_model = get_peft_model(task.model, task.candidates[0].peft_config()).eval()
+    other = get_peft_model(eager.model, eager.candidates[0].peft_config()).eval()
+    rows = sorted(task.train, key=lambda row: len(row["input_ids"]))[100 : 100 + together]
+    batch = {name: value for name, value in task.collator(rows).items() if name != "labels"}
+    padded = task.tokenizer.pad(rows[:1], padding="max_length", max_length=512, return_tensors="pt")
+    long = {name: value for name, value in padded.items() if name != "labels"}
+    everything = {name: value.detach() for name, value in other.named_parameters()}
+    lora = {name: value for name, value in everything.items() if "lora_" in name}
+
+    def outputs(parameters: dict[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
+        return functional_call(other, parameters, (), {k: v[None] for k, v in inputs.items()}).logits[0]
+
+    def ours() -> None:
+        testing.ntk(peft_model, batch)
+
+    def functional() -> None:
+        vmap(jacrev(outputs), (None, 0))(lora, batch)
+
+    def published() -> None:
+        jacrev(outputs)(everything, {name: value[0] for name, value in long.items()})
+
+    seconds = alternate(repeats, ours=ours, functional=functional, published=published)
+    each = {"ours": together, "functional": together, "published": 1}
+    per_example = {name: [t / each[name] for t in values] for name, values in seconds.items()}
+    return {
+        "examples": together,
+        "tokens": int(batch["input_ids"].shape[1]),
+        "seconds_per_example": per_example,
+        "jacrev_vmap_lora_over_ours": ratio(per_example["functional"], per_example["ours"]),
+        "published_script_over_ours": ratio(per_example["published"], per_example["ours"]),
+        "note": "ours with sdpa attention, torch.func with eager attention; ours includes forming the NTK",
+    }
+
+
+def _eager(folder: Path) -> dict[str, str]:
+    import yaml
+
+    model = yaml.safe_load((folder / "run.yaml").read_text())["model"]
+    return model | {"attn_implementation": "eager"}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    began = time.perf_counter()
+    costs = [
+        cost_of_collecting(classes, modules, options.examples, options.repeats)
+        for classes in (2, 5)
+        for modules in (["query", "value"], "all-linear")
+    ]
+    save("tangents", began, {"collect": costs, "others": other_jacobians(options.repeats)})

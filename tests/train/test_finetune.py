@@ -1,0 +1,51 @@
+"""Real runs: finished ones are kept, interrupted ones go on, and end where they would have ended."""
+
+from pathlib import Path
+
+import pytest
+from helpers import write_tiny_run
+
+from foretune.errors import InputError
+from foretune.task import load_task
+from foretune.train import fine_tune
+
+
+def test_interrupted_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    run = write_tiny_run(tmp_path, training={"num_train_epochs": 3})
+    task = load_task(run)
+    whole, _ = fine_tune(task, task.candidates[0], tmp_path / "whole")
+
+    def pull_the_plug(step: int, steps: int) -> None:
+        if step > 2 * steps // 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(task, task.candidates[0], tmp_path / "cut", progress=pull_the_plug)
+    folder = tmp_path / "cut" / "train" / task.candidates[0].name
+    assert not (folder / "result.json").exists() and list(folder.glob("checkpoints/checkpoint-*"))
+    steps: list[int] = []
+    resumed, reused = fine_tune(task, task.candidates[0], tmp_path / "cut", progress=lambda step, _: steps.append(step))
+    assert not reused and steps[0] > 1
+    assert resumed["curve"][-1] == pytest.approx(whole["curve"][-1], rel=1e-5)
+    assert len(resumed["curve"]) == len(whole["curve"]) == 4
+    assert not list(folder.glob("checkpoints"))
+
+
+def test_result_has_the_fields_that_others_read(tmp_path: Path) -> None:
+    task = load_task(write_tiny_run(tmp_path, training={"num_train_epochs": 1}))
+    result, reused = fine_tune(task, task.candidates[0], tmp_path / "out")
+    assert not reused and fine_tune(task, task.candidates[0], tmp_path / "out")[1]
+    assert {"schema_version", "versions", "seed", "device", "wall_seconds", "peft", "training", "linearised"} <= set(
+        result
+    )
+    assert set(result["curve"][0]) == {"step", "epoch", "train_loss", "eval_loss", "eval_metric"}
+    assert result["curve"][0]["step"] == 0 and result["cost"]["trainable_parameters"] > 0
+
+
+def test_a_result_of_another_schema_is_refused(tmp_path: Path) -> None:
+    task = load_task(write_tiny_run(tmp_path, training={"num_train_epochs": 1}))
+    folder = tmp_path / "out" / "train" / task.candidates[0].name
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("{}")
+    with pytest.raises(InputError, match="schema_version"):
+        fine_tune(task, task.candidates[0], tmp_path / "out")
