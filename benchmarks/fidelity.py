@@ -65,10 +65,11 @@ def document(results: dict[str, Any]) -> str:
     lines = [
         "# Forecast against truth",
         "",
-        "Reproduce with `python benchmarks/fidelity.py` (numbers and environment in `benchmarks/results/fidelity.json`).",
-        "MiniLM-L6, classified from the mean of the tokens by a newly initialised head; LoRA, AdamW, 256 training and",
-        "600 evaluation texts, 8 epochs; every candidate really trained once, with seed 0. The forecast is the mean of",
-        "three simulated seeds, ± their standard deviation. Points are percentage points of accuracy.",
+        "Reproduce with `python benchmarks/fidelity.py`; numbers and environment are in",
+        "`benchmarks/results/fidelity.json`. MiniLM-L6, classified from the mean of the tokens by a newly initialised",
+        "head; LoRA, AdamW, 256 training and 600 evaluation texts, 8 epochs; every candidate really trained once, with",
+        "seed 0. The forecast is the mean of three simulated seeds, ± their standard deviation. Points are percentage",
+        "points of accuracy.",
         "With 600 evaluation texts the accuracy of a *known* model has a standard error of 2 points.",
     ]
     for name, result in results.items():
@@ -85,16 +86,22 @@ def document(results: dict[str, Any]) -> str:
         figures = result["summary"]
         lines += ["", "| ranker | Spearman | Kendall | regret, points |", "|---|---|---|---|"]
         for ranker, values in {"**forecast**": figures, **result["rankers"]}.items():
-            cells = [f"{values[key]:.2f}" for key in ("spearman", "kendall")]
-            lines.append(f"| {ranker.replace('_', ' ')} | {' | '.join(cells)} | {100 * values['regret']:.1f} |")
+            cells = [number(values[key], 2) for key in ("spearman", "kendall")] + [number(values["regret"], 1, 100)]
+            lines.append(f"| {ranker.replace('_', ' ')} | {' | '.join(cells)} |")
         loss = figures["eval_loss"]
         lines += [
             "",
-            f"Mean absolute error {100 * figures['mean_absolute_error']:.1f} points, bias {100 * figures['bias']:+.1f}, "
-            f"within 3 points {100 * figures['share_within_3_points']:.0f}%. Eval loss: Spearman {loss['spearman']:.2f}, "
-            f"mean absolute error {loss['mean_absolute_error']:.3f}, bias {loss['bias']:+.3f}.",
+            f"Mean absolute error {100 * figures['mean_absolute_error']:.1f} points, bias "
+            f"{100 * figures['bias']:+.1f}, within 3 points {100 * figures['share_within_3_points']:.0f}%. "
+            f"Eval loss: Spearman {loss['spearman']:.2f}, mean absolute error {loss['mean_absolute_error']:.3f}, "
+            f"bias {loss['bias']:+.3f}.",
         ]
     return "\n".join(lines) + "\n"
+
+
+def number(value: float | None, digits: int, scale: float = 1) -> str:
+    """A number for reading; a dash where there is none, as for an infinite condition number."""
+    return "–" if value is None else f"{scale * value:.{digits}f}"
 
 
 if __name__ == "__main__":

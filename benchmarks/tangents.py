@@ -5,7 +5,8 @@
 All in one process on the same MiniLM, the same sentences and the same LoRA layers:
 
 - ``floor``: one forward and one activation-only backward pass a direction, down to the same layer, keeping nothing;
-- ``jacrev + vmap``: ``torch.func`` over the LoRA parameters only (query and value, r = 8), examples of one length together;
+- ``jacrev + vmap``: ``torch.func`` over the LoRA parameters only (query and value, r = 8), examples of one length
+  together;
 - ``published script``: its algorithm, ``jacrev`` over all parameters, one example at a time, padded to 512 tokens.
 """
 

@@ -4,11 +4,24 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+    TOKENIZERS_PARALLELISM="false",
+)
 sys.path.insert(0, str(Path(__file__).parent))
 
+import datasets
+import huggingface_hub.constants
 import pytest
 import torch
+import transformers
+
+# where a pytest plugin has imported them before the variables were set
+huggingface_hub.constants.HF_HUB_OFFLINE = True
+datasets.config.HF_HUB_OFFLINE = True
+transformers.utils.logging.disable_progress_bar()
 
 
 @pytest.fixture(autouse=True)

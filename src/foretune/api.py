@@ -56,7 +56,13 @@ class Tangents:
     def forecast(
         self, peft_config: LoraConfig, args: TrainingArguments | None = None, *, seeds: int = SEEDS
     ) -> Forecast:
-        """Simulate the fine-tune that peft and ``Trainer`` would make of these; see :func:`foretune.forecast.forecast`."""
+        """Simulate the fine-tune that peft and ``Trainer`` would make of these.
+
+        Args:
+            peft_config: As it would be given to peft.
+            args: As they would be given to ``Trainer``; only what differs from the defaults counts.
+            seeds: Simulated seeds, counted up from that of ``args`` (42 if it has none).
+        """
         candidate = Candidate("forecast", peft_config, given_arguments(args))
         return forecast(self.data, self.task, [candidate], seeds=seeds)[0]
 

@@ -25,7 +25,7 @@ _NEUTRAL = {
     "report_to": "none",
     "remove_unused_columns": False,  # lengths stay for samplers that group by them
     "dataloader_num_workers": 0,
-    "per_device_eval_batch_size": 256,
+    "per_device_eval_batch_size": 64,
 }
 
 

@@ -39,7 +39,11 @@ def load_task(path: str | Path, candidate_names: Sequence[str] | None = None) ->
 
 
 def load_run(path: str | Path, candidate_names: Sequence[str] | None = None) -> LoadedRun:
-    """Like ``load_task``, with what was learnt on the way."""
+    """Like ``load_task``, with what was learnt on the way.
+
+    Raises:
+        InputError: Something in the file, the data, the model or a candidate is wrong, or asks for what is not built.
+    """
     source = str(path)
     config = load_config(path)
     candidates = build_candidates(config, candidate_names)

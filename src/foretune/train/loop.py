@@ -34,7 +34,7 @@ class Run:
     """What a training run gave.
 
     Attributes:
-        curve: A point before the first step and after each epoch.
+        curve: A point before the first step and after each epoch, or as often as ``eval_strategy`` says.
         train_seconds: Time spent in steps.
         eval_seconds: Time spent in evaluations.
     """
@@ -79,7 +79,7 @@ def run_trainer(
     progress: Callable[[int, int], None] | None = None,
     resume: bool = False,
 ) -> tuple[Run, Trainer]:
-    """Train a model that returns ``loss`` and ``logits``; evaluate before the first step and after each epoch."""
+    """Train a model that returns ``loss`` and ``logits``; evaluate as ``args`` say: see ``loop_arguments``."""
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
         logits = prediction.predictions
