@@ -1,13 +1,16 @@
 """The output basis: the few directions of the head's features along which tangents are taken (theory.md section 6)."""
 
-import numpy as np
+import copy
+
 import torch
 from jaxtyping import Float
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.preprocessing import StandardScaler
-from torch import Tensor
+from torch import Tensor, nn
+
+from foretune.tangents.head import Head
 
 MAX_DIRECTIONS = 16
+STEPS, RATE = 64, 1e-3  # of the head's training on frozen features
+SAMPLE = 64  # examples over which the gradients of a head that is not affine are averaged
 
 
 def centring(num_outputs: int) -> Float[Tensor, "k c"]:
@@ -21,27 +24,40 @@ def centring(num_outputs: int) -> Float[Tensor, "k c"]:
     return torch.linalg.svd(eye - 1 / num_outputs)[2][: num_outputs - 1]
 
 
-def task_directions(features: Float[Tensor, "n d"], labels: Tensor, classes: int) -> Float[Tensor, "k d"]:
-    """Directions that the labels ask for: the rows of a linear probe and the differences of the class means.
+def task_directions(head: Head, features: Float[Tensor, "n d"], labels: Tensor, classes: int) -> Float[Tensor, "k d"]:
+    """The k = max(classes - 1, 1) directions of the features towards which the head turns as it learns the task.
 
-    For regression (``classes`` = 1) the covariance of features and target takes the place of the means.
+    A copy of the head is trained on the frozen features (``STEPS`` steps of Adam on all of them, rate ``RATE``, the
+    scale on which new heads train). The mean gradients of its centred outputs on the way, less their components along
+    the first ones, have these leading directions: in a fine-tune, layers are pushed along where the head comes to look.
     """
-    x = features.double().cpu().numpy()
-    y = labels.double().cpu().numpy()
-    if len(np.unique(y)) < 2:  # nothing to tell apart
-        return torch.zeros(1, x.shape[1], dtype=torch.float64)
-    scaler = StandardScaler().fit(x)
-    z = scaler.transform(x)
-    if classes == 1:
-        probe = Ridge(alpha=float(len(z))).fit(z, y).coef_[None]
-        means = (x - x.mean(0)).T @ (y - y.mean()) / len(x)
-        blocks = [probe / scaler.scale_, means[None]]
-    else:
-        fit = LogisticRegression(C=0.1, max_iter=200).fit(z, y.astype(int)).coef_ / scaler.scale_
-        means = np.stack([x[y == k].mean(0) for k in np.unique(y)]) - x.mean(0)
-        blocks = [fit - fit.mean(0) if len(fit) > 1 else fit, means]
-    tiny = np.finfo(np.float64).tiny
-    return torch.cat([torch.from_numpy(block / max(np.linalg.norm(block), tiny)) for block in blocks])
+    head = copy.deepcopy(head).cpu().double().requires_grad_(True).eval()
+    x, mix = features.detach().double().cpu(), centring(classes)
+    y = labels.cpu().long() if classes > 1 else labels.cpu().double()
+    optimiser = torch.optim.Adam(head.parameters(), RATE)
+    rows = []
+    with torch.enable_grad():
+        for step in range(STEPS + 1):
+            if step % (STEPS // 8) == 0:
+                rows.append(mix @ _mean_gradients(head, x[:SAMPLE]))
+            optimiser.zero_grad()
+            out = head(x)
+            loss = nn.functional.cross_entropy(out, y) if classes > 1 else nn.functional.mse_loss(out.squeeze(1), y)
+            loss.backward()
+            optimiser.step()
+    _, sizes, first = torch.linalg.svd(rows[0], full_matrices=False)
+    first = first[sizes > 1e-12]
+    path = torch.cat(rows[1:])
+    _, values, directions = torch.linalg.svd(path - (path @ first.T) @ first, full_matrices=False)
+    return (values[:, None] * directions)[: len(mix)]
+
+
+def _mean_gradients(head: Head, features: Float[Tensor, "n d"]) -> Float[Tensor, "c d"]:
+    x = features.clone().requires_grad_()
+    out = head(x)
+    return torch.stack(
+        [torch.autograd.grad(out[:, c].mean(), x, retain_graph=True)[0].sum(0) for c in range(out.shape[1])]
+    )
 
 
 def num_directions(head_rows: Float[Tensor, "b k d"], task_rows: Float[Tensor, "m d"], linear: bool) -> int:
@@ -62,9 +78,10 @@ def output_basis(
 ) -> Float[Tensor, "b q d"]:
     """``count`` orthonormal rows: the gradients of the centred outputs first, then what the task's rows add to them.
 
-    So first-order changes of the outputs are exact as long as ``count`` is at least k, whatever else is cut off.
+    First-order changes of the outputs are exact if both kinds of rows fit into ``count``; else they share it.
     """
-    own = torch.linalg.svd(_normalised(head_rows), full_matrices=False)[2][:, :count]
+    kept = max(count - len(task_rows), (count + 1) // 2)
+    own = torch.linalg.svd(_normalised(head_rows), full_matrices=False)[2][:, :kept]
     task = task_rows.double()
     rest = task - (task @ own.mT) @ own
     added = torch.linalg.svd(rest, full_matrices=False)[2][:, : count - own.shape[1]]

@@ -143,7 +143,7 @@ class _Pass:
             features.append(features_of(self.task.model, self.head, batch).double().cpu())
             labels.append(batch["labels"].cpu())
         classes = self.task.num_outputs if self.task.loss == "cross_entropy" else 1
-        return task_directions(torch.cat(features), torch.cat(labels), classes)
+        return task_directions(self.head, torch.cat(features), torch.cat(labels), classes)
 
     def forward(self, batch: dict[str, Tensor], task_rows: Tensor) -> Tensor:
         """Coordinates of the head's features in the output basis (b, q), keeping the summary of the batch."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foretune.results import write_json
 
-FORMAT = 1
+FORMAT = 2
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
