@@ -100,3 +100,20 @@ def test_unknown_candidate_is_named(
     run = write_tiny_run(tmp_path)
     assert foretune(monkeypatch, "train", run, "-c", "nobody", "-o", tmp_path / "out") == 2
     assert "nobody" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("peft", "word"),
+    [({"bias": "all"}, "bias"), ({"init_lora_weights": "pissa"}, "init_lora_weights"), ({"use_dora": True}, "DoRA")],
+    ids=["bias", "pissa", "dora"],
+)
+def test_adapters_without_tangents_are_refused(
+    peft: dict[str, object],
+    word: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = write_tiny_run(tmp_path, peft=peft)
+    assert foretune(monkeypatch, "forecast", run, "-o", tmp_path / "out") == 2
+    assert word.lower() in capsys.readouterr().err.lower()

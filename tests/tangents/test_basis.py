@@ -4,7 +4,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from foretune.tangents import Head, centring
-from foretune.tangents.basis import MAX_DIRECTIONS, num_directions, output_basis, task_directions
+from foretune.tangents.basis import num_directions, output_basis, task_directions
+from foretune.task.task import MAX_DIRECTIONS
 
 
 @pytest.mark.parametrize("c", [1, 2, 3, 20])

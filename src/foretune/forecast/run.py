@@ -11,7 +11,7 @@ import numpy as np
 from foretune.errors import InputError
 from foretune.forecast.forecast import SEEDS, forecast
 from foretune.results import provenance, writable_directory, write_json
-from foretune.tangents import collect
+from foretune.tangents import check_forecastable, collect
 from foretune.task import Task, load_run
 
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -41,6 +41,8 @@ def forecast_run(
     directory = writable_directory(directory)
     loaded = load_run(path, names)
     task = loaded.task
+    for candidate in task.candidates:
+        check_forecastable(candidate.peft, f"{path}: candidate {candidate.name!r}: peft")
     heads = {adaptation.heads for adaptation in loaded.adaptations}
     if len(heads) > 1:
         raise InputError(

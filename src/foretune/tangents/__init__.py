@@ -2,6 +2,7 @@
 
 from foretune.tangents.adapters import Adapter as Adapter
 from foretune.tangents.adapters import adapted as adapted
+from foretune.tangents.adapters import check_forecastable as check_forecastable
 from foretune.tangents.adapters import draw_adapters as draw_adapters
 from foretune.tangents.adapters import lora_layers as lora_layers
 from foretune.tangents.adapters import read_adapters as read_adapters

@@ -102,8 +102,27 @@ def adapted(model: nn.Module, config: LoraConfig) -> Generator[PeftModel]:
             parameter.requires_grad_(trainable[name])
 
 
+def check_forecastable(config: LoraConfig, where: str = "peft") -> None:
+    """See that a config trains only plain LoRA factors and starts from the pretrained function.
+
+    Raises:
+        InputError: It trains biases or tokens too, or its initialisation changes the weights.
+    """
+    if config.bias != "none":
+        raise InputError(f"{where}.bias", f"it is {config.bias!r}, biases have no tangents", "write none")
+    if config.trainable_token_indices:
+        raise InputError(f"{where}.trainable_token_indices", "embeddings have no tangents", "leave it out")
+    if config.init_lora_weights not in {True, "gaussian"}:
+        raise InputError(
+            f"{where}.init_lora_weights",
+            f"{config.init_lora_weights!r} changes the pretrained weights or the starting function",
+            "write true or gaussian to forecast; foretune train takes it as it is",
+        )
+
+
 def draw_adapters(model: nn.Module, config: LoraConfig, generator_state: Tensor) -> list[Adapter]:
     """Copies of the adapters that ``get_peft_model`` makes when torch's generator is in this state."""
+    check_forecastable(config)
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator_state)
         with adapted(model, config) as peft_model:

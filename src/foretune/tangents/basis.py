@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foretune.tangents.head import Head
+from foretune.task.task import MAX_DIRECTIONS
 
-MAX_DIRECTIONS = 16
 STEPS, RATE = 64, 1e-3  # of the head's training on frozen features
 SAMPLE = 64  # examples over which the gradients of a head that is not affine are averaged
 

@@ -15,7 +15,7 @@ from foretune.task.candidate import Candidate
 from foretune.task.data import EncodedData, SplitStats
 from foretune.task.loading import load_run
 from foretune.task.matching import Adaptation, AdaptedModule
-from foretune.task.task import Task
+from foretune.task.task import MAX_DIRECTIONS, Task
 
 TIMED_BATCHES = 2
 MAX_TIMED_ROWS = 16  # per batch; longer batches are extrapolated
@@ -70,14 +70,13 @@ class Diagnosis:
     warnings: tuple[str, ...]
 
 
-def diagnose(path: str | Path, directions: int = 3, bytes_per_value: int = 2) -> Diagnosis:
+def diagnose(path: str | Path, bytes_per_value: int = 2) -> Diagnosis:
     """Load a ``run.yaml``, check it all, time two batches and estimate the rest; nothing is trained.
 
     Anything wrong in the file, the data, the model or a candidate is an ``InputError``.
 
     Args:
         path: The YAML file.
-        directions: Output directions q whose gradients are kept per token.
         bytes_per_value: Of the numbers in the tangent cache.
     """
     run = load_run(path)
@@ -85,6 +84,7 @@ def diagnose(path: str | Path, directions: int = 3, bytes_per_value: int = 2) ->
     arguments = [candidate.training_arguments("unused") for candidate in task.candidates]
     device = arguments[0].device
     seconds = time_per_example(task, task.candidates[0], device, arguments[0].per_device_train_batch_size)
+    directions = min(2 * max(task.num_outputs - 1, 1), MAX_DIRECTIONS)
     tokens = data.train_stats.tokens_total + data.eval_stats.tokens_total
     per_candidate = tuple(
         CandidateDiagnosis(

@@ -15,6 +15,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, default_data_
 
 from foretune.task.candidate import Candidate
 
+MAX_DIRECTIONS = 16  # output directions along which tangents are taken: two for each class but one, at most these
 Loss = Literal["cross_entropy", "mean_squared_error"]
 
 
