@@ -30,7 +30,7 @@ def test_diagnosis(tmp_path: Path) -> None:
     assert (first.num_modules, first.steps, second.steps, second.num_modules) == (4, 12, 6, 13)
     assert first.trainable_parameters == 4 * 4 * 64 + 32 * 2 + 2
     tokens = found.train.tokens_total + found.eval.tokens_total
-    assert first.estimated_cache_bytes == tokens * 2 * (32 + 3 * 64) * 4
+    assert first.estimated_cache_bytes == tokens * 2 * (32 + 2 * 64) * 2
     assert first.estimated_train_seconds > 0 and second.estimated_train_bytes > first.estimated_train_bytes > 0
     text = " ".join(found.warnings)
     assert "training examples are cut" in text and "wide: r is larger" in text
