@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from foretune.cli.console import metric, number, out, progress_bar, table
-from foretune.cli.options import Directory, RunFile
+from foretune.cli.options import Candidates, Directory, RunFile
 
 EXAMPLES = "Example: foretune forecast run.yaml -o runs/movie"
 
@@ -13,10 +13,7 @@ EXAMPLES = "Example: foretune forecast run.yaml -o runs/movie"
 def command(
     run: RunFile,
     output: Directory,
-    candidate: Annotated[
-        list[str] | None,
-        typer.Option("--candidate", "-c", help="Name of a candidate; repeat for more. Default: all."),
-    ] = None,
+    candidate: Candidates = None,
     seeds: Annotated[int, typer.Option(min=1, help="Simulated seeds of each candidate, for its error bars.")] = 3,
 ) -> None:
     """Predict every candidate's training curve and final metric, ranked best first; writes forecast.json.

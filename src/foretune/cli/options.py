@@ -8,3 +8,6 @@ import typer
 RunFile = Annotated[Path, typer.Argument(help="The YAML file that describes the fine-tune.", show_default=False)]
 Directory = Annotated[Path, typer.Option("--output", "-o", help="Run directory for results.", show_default=False)]
 RunDirectory = Annotated[Path, typer.Argument(help="A run directory with results.", show_default=False)]
+Candidates = Annotated[
+    list[str] | None, typer.Option("--candidate", "-c", help="Name of a candidate; repeat for more. Default: all.")
+]

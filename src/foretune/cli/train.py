@@ -1,11 +1,7 @@
 """``foretune train``: the real fine-tune."""
 
-from typing import Annotated
-
-import typer
-
 from foretune.cli.console import metric, out, progress_bar
-from foretune.cli.options import Directory, RunFile
+from foretune.cli.options import Candidates, Directory, RunFile
 
 EXAMPLES = "Example: foretune train run.yaml --candidate all-linear -o runs/movie"
 
@@ -13,10 +9,7 @@ EXAMPLES = "Example: foretune train run.yaml --candidate all-linear -o runs/movi
 def command(
     run: RunFile,
     output: Directory,
-    candidate: Annotated[
-        list[str] | None,
-        typer.Option("--candidate", "-c", help="Name of a candidate; repeat for more. Default: all."),
-    ] = None,
+    candidate: Candidates = None,
 ) -> None:
     """Really fine-tune candidates with peft and Trainer, for comparing with the forecast.
 
