@@ -86,19 +86,25 @@ def cost_of_collecting(classes: int, modules: list[str] | str, examples: int, re
 def other_jacobians(repeats: int, together: int = 16) -> dict[str, Any]:
     """Jacobians of the logits: ours, ``jacrev`` with ``vmap`` over LoRA parameters, and the published algorithm."""
     with tempfile.TemporaryDirectory() as scratch:
-        task = load_task(movie_run(Path(scratch), train=256))
-        eager = load_task(movie_run(Path(scratch), train=256, model=_eager(Path(scratch))))
+        task = load_task(movie_run(Path(scratch), train=1000))
+        eager = load_task(movie_run(Path(scratch), train=1000, model=_eager(Path(scratch))))
     peft_model = get_peft_model(task.model, task.candidates[0].peft_config()).eval()
     other = get_peft_model(eager.model, eager.candidates[0].peft_config()).eval()
-    rows = sorted(task.train, key=lambda row: len(row["input_ids"]))[100 : 100 + together]
-    batch = {name: value for name, value in task.collator(rows).items() if name != "labels"}
+    lengths = [len(row["input_ids"]) for row in task.train]
+    common = max(set(lengths), key=lengths.count)  # vmap cannot build attention masks: examples without padding
+    rows = [row for row in task.train if len(row["input_ids"]) == common][:together]
+    together = len(rows)
+    batch = {name: value for name, value in task.collator(rows).items() if name == "input_ids"}
     padded = task.tokenizer.pad(rows[:1], padding="max_length", max_length=512, return_tensors="pt")
-    long = {name: value for name, value in padded.items() if name != "labels"}
+    long = {name: padded[name] for name in ("input_ids", "attention_mask")}
     everything = {name: value.detach() for name, value in other.named_parameters()}
     lora = {name: value for name, value in everything.items() if "lora_" in name}
 
     def outputs(parameters: dict[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
         return functional_call(other, parameters, (), {k: v[None] for k, v in inputs.items()}).logits[0]
+
+    def whole(parameters: dict[str, Tensor]) -> Tensor:
+        return functional_call(other, parameters, (), long).logits[0]
 
     def ours() -> None:
         testing.ntk(peft_model, batch)
@@ -107,7 +113,7 @@ def other_jacobians(repeats: int, together: int = 16) -> dict[str, Any]:
         vmap(jacrev(outputs), (None, 0))(lora, batch)
 
     def published() -> None:
-        jacrev(outputs)(everything, {name: value[0] for name, value in long.items()})
+        jacrev(whole)(everything)
 
     seconds = alternate(repeats, ours=ours, functional=functional, published=published)
     each = {"ours": together, "functional": together, "published": 1}

@@ -196,6 +196,7 @@ class _Pass:
             )
             room.advance()
             self.progress(min(start + self.batch_size, len(self.order)), len(self.order))
+        room.close()
         place = torch.empty(len(self.order), dtype=torch.long)
         place[torch.tensor(self.order)] = torch.arange(len(self.order))
         summary: dict[str, Any] = {name: torch.cat(values).cpu() for name, values in self.summary.items()}
@@ -235,10 +236,13 @@ class _Arena(Rows):
             if call.shared == call.position:
                 spec[f"inputs.{call.position}"] = ((rows, call.widths[0]), dtype)
             spec[f"gradients.{call.position}"] = ((rows, num_outputs, call.widths[1]), dtype)
-        if folder is None:
-            self.tensors = {name: torch.empty(shape, dtype=kind) for name, (shape, kind) in spec.items()}
-        else:
-            self.tensors = store.create(folder / "tangents.safetensors", spec)
+        self.spec = spec
+        self.file = None if folder is None else store.RowFile(folder / "tangents.safetensors", spec)
+        # all rows, or, where a file takes them, those of one batch: memory that is used again
+        self.tensors = {
+            name: torch.empty(0 if self.file else shape, dtype=kind) for name, (shape, kind) in spec.items()
+        }
+        self.written: dict[str, tuple[int, Tensor]] = {}
         self.layers = [call.layer for call in calls]
         self.lengths = torch.tensor(sorted(lengths or ()))
         self.filled = [0] * len(calls)
@@ -256,7 +260,7 @@ class _Arena(Rows):
     def _next(self, name: str, call: Call) -> Tensor:
         fixed, counts = self.fixed.get(call.position), call.row_counts
         expected = self.lengths[self.done : self.done + len(counts)] if fixed is None else fixed
-        known = name in self.tensors and self.layers[call.position] == call.layer
+        known = name in self.spec and self.layers[call.position] == call.layer
         if not known or not bool((counts == expected).all()):
             raise InputError(
                 "modules",
@@ -264,8 +268,14 @@ class _Arena(Rows):
                 "leave it out",
             )
         self.taken[call.position] = call
-        start = self.filled[call.position]
-        return self.tensors[name][start : start + int(counts.sum())]
+        start, rows = self.filled[call.position], int(counts.sum())
+        if self.file is None:
+            return self.tensors[name][start : start + rows]
+        if len(self.tensors[name]) < rows:
+            shape, kind = self.spec[name]
+            self.tensors[name] = torch.empty(2 * rows, *shape[1:], dtype=kind)
+        self.written[name] = start, self.tensors[name][:rows]
+        return self.written[name][1]
 
     def advance(self) -> None:
         """The batch is done: later rows go behind it.
@@ -276,10 +286,19 @@ class _Arena(Rows):
         if len(self.taken) != len(self.filled):
             missing = {self.layers[k] for k in set(range(len(self.filled))) - set(self.taken)}
             raise InputError("modules", f"{', '.join(sorted(missing))} did not run for all examples", "leave them out")
+        if self.file is not None:
+            for name, (start, rows) in self.written.items():
+                self.file.write(name, start, rows)
         for position, call in self.taken.items():
             self.filled[position] += int(call.row_counts.sum())
         self.done += len(self.taken[0].row_counts)
         self.taken.clear()
+
+    def close(self) -> None:
+        """All rows are there; what only carried them to the file is dropped."""
+        if self.file is not None:
+            self.file.close()
+            self.tensors.clear()
 
 
 def _mask(batch: dict[str, Tensor]) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Tangents on disk: one safetensors file written in place through a memory map, then renamed, beside a manifest."""
+"""Tangents on disk: one safetensors file written row by row, then renamed, beside a manifest."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
@@ -27,30 +28,42 @@ _NAMES = {
 Spec = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
-def create(path: Path, spec: Spec) -> dict[str, Tensor]:
-    """Create a safetensors file of the given tensors and map it: what is written to them is written to the file."""
-    header: dict[str, dict[str, Any]] = {}
-    end = 0
-    for name, (shape, dtype) in spec.items():
-        size = int(np.prod(shape)) * dtype.itemsize
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [end, end + size]}
-        gap = -size % 64  # tensors are aligned; the gap is its own tensor, as the format allows no holes
-        if gap:
-            offsets = [end + size, end + size + gap]
-            header[f"{name}.gap"] = {"dtype": "U8", "shape": [gap], "data_offsets": offsets}
-        end += size + gap
-    text = json.dumps(header).encode()
-    text += b" " * (-(len(text) + 8) % 64)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
-    start = 8 + len(text)
-    tensors = {}
-    for name, (shape, dtype) in spec.items():
-        first, last = header[name]["data_offsets"]
-        mapped = np.memmap(path, np.uint8, "r+", offset=start + first, shape=(last - first,))
-        tensors[name] = torch.from_numpy(mapped).view(dtype).view(shape)
-    return tensors
+class RowFile:
+    """A safetensors file whose tensors are written row by row.
+
+    Rows go through ``pwrite``: writing into a memory map of a new file costs a fault for every page of it.
+    """
+
+    def __init__(self, path: Path, spec: Spec) -> None:
+        header: dict[str, dict[str, Any]] = {}
+        end = 0
+        for name, (shape, dtype) in spec.items():
+            size = int(np.prod(shape)) * dtype.itemsize
+            header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [end, end + size]}
+            gap = -size % 64  # tensors are aligned; the gap is its own tensor, as the format allows no holes
+            if gap:
+                offsets = [end + size, end + size + gap]
+                header[f"{name}.gap"] = {"dtype": "U8", "shape": [gap], "data_offsets": offsets}
+            end += size + gap
+        text = json.dumps(header).encode()
+        text += b" " * (-(len(text) + 8) % 64)
+        self.file = path.open("wb")
+        self.file.write(len(text).to_bytes(8, "little") + text)
+        self.file.flush()
+        self.file.truncate(8 + len(text) + end)
+        self.starts = {name: 8 + len(text) + header[name]["data_offsets"][0] for name in spec}
+
+    def write(self, name: str, first: int, rows: Float[Tensor, "rows ..."]) -> None:
+        """Write contiguous rows of a tensor, from row number ``first`` on."""
+        left = memoryview(rows.reshape(-1).view(torch.uint8).numpy().data)
+        at = self.starts[name] + first * (len(left) // max(len(rows), 1))
+        while left:
+            done = os.pwrite(self.file.fileno(), left, at)
+            left, at = left[done:], at + done
+
+    def close(self) -> None:
+        """No more rows."""
+        self.file.close()
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
