@@ -88,6 +88,13 @@ def document(results: dict[str, Any]) -> str:
         for ranker, values in {"**forecast**": figures, **result["rankers"]}.items():
             cells = [number(values[key], 2) for key in ("spearman", "kendall")] + [number(values["regret"], 1, 100)]
             lines.append(f"| {ranker.replace('_', ' ')} | {' | '.join(cells)} |")
+        rivals = [
+            ranker.replace("_", " ")
+            for ranker, values in result["rankers"].items()
+            if values["regret"] is not None and values["regret"] < figures["regret"]
+        ]
+        if rivals:
+            lines += ["", f"Here {' and '.join(rivals)} would have chosen better than the forecast did."]
         loss = figures["eval_loss"]
         lines += [
             "",

@@ -22,7 +22,7 @@ def advice(candidate: Candidate, task: Task, runs: Sequence[Run]) -> list[str]:
             f"eval loss is lowest at epoch {best['epoch']:g} and rises after: the real run over-fits harder than its "
             "tangents show, so expect a higher eval loss, and consider stopping there"
         )
-    if values[-1] >= 0.99 * values[0]:
+    if all(math.isfinite(value) for value in values) and min(values) >= 0.99 * values[0]:
         said.append("eval loss does not fall: this candidate learns little that carries over")
     if int(candidate.training.get("gradient_accumulation_steps", 1)) > 1 and accepts_loss_kwargs(task):
         said.append(
