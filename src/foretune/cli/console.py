@@ -55,4 +55,11 @@ def number(value: Any) -> str:
     """A number for reading, a dash for none."""
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.0e}" if abs(value) >= 1e4 else f"{value:.3g}"
+    if abs(value) >= 1e5 and not isinstance(value, int):
+        return f"{value:.0e}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.3g}"
+
+
+def count(value: int) -> str:
+    """A large count for reading: 74,498 as 74k."""
+    return f"{value / 1e6:.1f}M" if value >= 1e6 else f"{value / 1e3:.0f}k" if value >= 1e4 else f"{value:,}"

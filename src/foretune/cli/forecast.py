@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from foretune.cli.console import metric, number, out, progress_bar, table
+from foretune.cli.console import count, metric, number, out, progress_bar, table
 from foretune.cli.options import Candidates, Directory, RunFile
 
 EXAMPLES = "Example: foretune forecast run.yaml -o runs/movie"
@@ -36,7 +36,7 @@ def show(result: dict[str, Any]) -> None:
         f"{collected['seconds']:.1f} s, {collected['bytes'] / 2**20:,.0f} MiB"
     )
     name = task["metric_name"]
-    shown = table("forecast, best first", "candidate", name, "±", "loss", "parameters", "κ", "trace", "s", "")
+    shown = table("forecast, best first", "candidate", name, "±", "loss", "params", "κ", "trace", "s", "")
     for row in result["candidates"]:
         predicted, kernel, cost = row["predicted"], row["kernel"], row["cost"]
         shown.add_row(
@@ -44,7 +44,7 @@ def show(result: dict[str, Any]) -> None:
             metric(predicted["eval_metric"], name),
             metric(predicted["eval_metric_std"], name),
             number(predicted["eval_loss"]),
-            number(cost["trainable_parameters"]),
+            count(cost["trainable_parameters"]),
             number(kernel["condition_number"]),
             number(kernel["trace"]),
             f"{cost['seconds']:.1f}",
