@@ -55,7 +55,8 @@ def measure(run: Path, folder: Path) -> dict[str, Any]:
             fine_tune(task, candidate, folder, progress=progress)
     comparison = compare(folder)
     forecast = read_json(folder / "forecast.json", "")
-    return {"task": forecast["task"], "collect": forecast["collect"]} | {
+    task_of = forecast["task"] | {"model": Path(forecast["task"]["model"]).name}  # no machine's paths in results
+    return {"task": task_of, "collect": forecast["collect"]} | {
         name: comparison[name] for name in ("candidates", "summary", "rankers")
     }
 

@@ -31,7 +31,7 @@ Spec = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 class RowFile:
     """A safetensors file whose tensors are written row by row.
 
-    Rows go through ``pwrite``: writing into a memory map of a new file costs a fault for every page of it.
+    Rows go through ``pwrite``: a full disk is then an error, where writing into a memory map would kill the process.
     """
 
     def __init__(self, path: Path, spec: Spec) -> None:
