@@ -9,7 +9,6 @@ from foretune.cli import compare, forecast
 from foretune.cli.console import metric, out, progress_bar
 
 EXAMPLES = "Example: foretune demo -o runs/demo"
-TRAINED = 3  # candidates trained for real: the first, the middle and the last of the ranking
 
 
 def command(
@@ -34,8 +33,7 @@ def command(
     result = forecast_run(run, directory, bar=progress_bar)
     forecast.show(result)
     ranked = [row["name"] for row in result["candidates"]]
-    chosen = [ranked[0], ranked[len(ranked) // 2], ranked[-1]][:TRAINED]
-    task = load_task(run, chosen)
+    task = load_task(run, [ranked[0], ranked[len(ranked) // 2], ranked[-1]])
     for candidate in task.candidates:
         with progress_bar(f"training {candidate.name} for real") as progress:
             final = fine_tune(task, candidate, directory, progress=progress)[0]["final"]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from foretune.errors import InputError
 from foretune.tangents.hooks import frozen
+from foretune.task.matching import HEAD_NAMES
 
-HEAD_NAMES = ("classifier", "score")  # what peft trains in full for sequence classification
 LINKS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "relu": torch.relu,

@@ -4,7 +4,6 @@ Because both go through it, optimiser, schedule, batch order, accumulation, clip
 are those of the real run by construction.
 """
 
-import logging
 import time
 import warnings
 from collections.abc import Callable
@@ -17,6 +16,8 @@ from datasets import Dataset
 from torch import nn
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from foretune.task.model import quiet
 
 
 class Point(TypedDict):
@@ -85,7 +86,7 @@ def run_trainer(
         logits = prediction.predictions
         return compute_metrics(np.asarray(logits[0] if isinstance(logits, tuple) else logits), prediction.label_ids)
 
-    with warnings.catch_warnings(), _quiet():
+    with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
         trainer = _TimedTrainer(
             model=model,
@@ -138,17 +139,3 @@ def _curve(history: list[dict[str, Any]]) -> list[Point]:
                 }
             )
     return curve
-
-
-class _quiet:
-    """Keep transformers' notices out of the way; errors still show."""
-
-    def __enter__(self) -> None:
-        self.loggers = [logging.getLogger(name) for name in ("transformers", "accelerate", "datasets")]
-        self.levels = [logger.level for logger in self.loggers]
-        for logger in self.loggers:
-            logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        for logger, level in zip(self.loggers, self.levels, strict=True):
-            logger.setLevel(level)
