@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from foretune.errors import InputError
 from foretune.forecast.compare import compare, higher_is_better, is_share
+from foretune.report.read import read_run
 from foretune.results import provenance, read_json, write_json
 
 HEADER = provenance(0, 1.0)
@@ -150,9 +151,29 @@ def test_nulls_and_two_candidates_warn_about_nothing(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = compare(tmp_path)
-    empty = {"n": 0, **dict.fromkeys(["spearman", "kendall", "mean_absolute_error", "bias"])}
+    empty = {"n": 0, **dict.fromkeys(["spearman", "kendall", "mean_absolute_error", "bias", "noise_floor"])}
     assert result["summary"]["eval_loss"] == {**empty, "share_within_3_points": None, "regret": None}
     assert all(row["within_interval"] is None for row in result["candidates"])
+
+
+def test_several_seeds_of_the_truth_are_averaged(tmp_path: Path) -> None:
+    write(tmp_path, [forecast("a", 0.7), forecast("b", 0.5)], [truth("a", 0.60), truth("b", 0.5)])
+    for seed, metric in ((1, 0.64), (2, 0.62)):
+        folder = tmp_path / "train" / "run0" / f"seed-{seed}"
+        folder.mkdir()
+        result = truth("a", metric)
+        result["training"]["seed"] = seed
+        write_json(folder / "result.json", {**HEADER, **result})
+    result = compare(tmp_path)
+    true = result["candidates"][0]["true"]
+    assert true["eval_metric"] == pytest.approx(0.62) and true["runs"] == 3
+    assert true["eval_metric_std"] == pytest.approx(0.02)
+    assert result["candidates"][1]["true"]["eval_metric_std"] is None
+    assert result["summary"]["noise_floor"] == pytest.approx((0.04 + 0.02 + 0.02) / 3)
+    assert result["summary"]["regret"] == pytest.approx(0.0)
+    shown = read_run(tmp_path)
+    assert not shown.notes and shown.comparison is not None
+    assert shown.candidates[0].truth is not None and shown.candidates[0].truth.num_seeds == 3
 
 
 def test_nothing_trained_names_the_command(tmp_path: Path) -> None:

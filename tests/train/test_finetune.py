@@ -1,6 +1,7 @@
 """Real runs: finished ones are kept, interrupted ones go on, and end where they would have ended."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import write_tiny_run
@@ -40,6 +41,30 @@ def test_result_has_the_fields_that_others_read(tmp_path: Path) -> None:
     )
     assert set(result["curve"][0]) == {"step", "epoch", "train_loss", "eval_loss", "eval_metric"}
     assert result["curve"][0]["step"] == 0 and result["cost"]["trainable_parameters"] > 0
+
+
+def test_another_seed_has_its_own_folder_and_its_own_run(tmp_path: Path) -> None:
+    task = load_task(write_tiny_run(tmp_path, training={"num_train_epochs": 1, "seed": 3}))
+    candidate = task.candidates[0]
+    own, _ = fine_tune(task, candidate, tmp_path / "out", seed=3)
+    other, _ = fine_tune(task, candidate, tmp_path / "out", seed=4)
+    folder = tmp_path / "out" / "train" / candidate.name
+    assert (folder / "result.json").exists() and (folder / "seed-4" / "result.json").exists()
+    assert (own["seed"], other["seed"]) == (3, 4) and own["final"]["eval_loss"] != other["final"]["eval_loss"]
+    assert fine_tune(task, candidate, tmp_path / "out", seed=4)[1]
+
+
+@pytest.mark.parametrize(
+    "training", [{"eval_strategy": "no"}, {"eval_strategy": "steps", "eval_steps": 4, "logging_steps": 4}]
+)
+def test_the_last_point_is_the_end_of_training(tmp_path: Path, training: dict[str, Any]) -> None:
+    task = load_task(write_tiny_run(tmp_path, training={"num_train_epochs": 3, **training}))
+    result, _ = fine_tune(task, task.candidates[0], tmp_path / "out")
+    whole = load_task(write_tiny_run(tmp_path, training={"num_train_epochs": 3}))
+    by_epoch, _ = fine_tune(whole, whole.candidates[0], tmp_path / "whole")
+    assert result["curve"][-1]["step"] == by_epoch["curve"][-1]["step"] > 4
+    assert result["final"]["eval_loss"] == pytest.approx(by_epoch["final"]["eval_loss"], rel=1e-6)
+    assert result["final"]["train_loss"] is not None
 
 
 def test_a_result_of_another_schema_is_refused(tmp_path: Path) -> None:

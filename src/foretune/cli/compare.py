@@ -38,3 +38,5 @@ def show(comparison: dict[str, Any]) -> None:
     error = metric(figures["mean_absolute_error"], name)
     share, ratio = number(figures["share_within_3_points"]), number(figures["cost_ratio"])
     out.print(f"mean absolute error {error}, within 3 points: {share}, forecast / training seconds: {ratio}")
+    if figures["noise_floor"] is not None:
+        out.print(f"two seeds of the same candidate differ by {metric(figures['noise_floor'], name)} on average")

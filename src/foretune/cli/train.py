@@ -1,5 +1,9 @@
 """``foretune train``: the real fine-tune."""
 
+from typing import Annotated
+
+import typer
+
 from foretune.cli.console import metric, out, progress_bar
 from foretune.cli.options import Candidates, Directory, RunFile
 
@@ -10,10 +14,12 @@ def command(
     run: RunFile,
     output: Directory,
     candidate: Candidates = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each candidate, with seeds counted up from its own.")] = 1,
 ) -> None:
     """Really fine-tune candidates with peft and Trainer, for comparing with the forecast.
 
-    Finished candidates are kept, an interrupted one goes on from its last checkpoint.
+    Finished runs are kept, an interrupted one goes on from its last checkpoint. Several seeds show how much of a
+    difference between candidates is chance; compare then takes their mean.
     """
     from foretune.results import writable_directory
     from foretune.task import load_task
@@ -22,9 +28,11 @@ def command(
     directory = writable_directory(output)
     task = load_task(run, candidate)
     for chosen in task.candidates:
-        with progress_bar(f"training {chosen.name}") as progress:
-            result, reused = fine_tune(task, chosen, directory, progress=progress)
-        final, cost = result["final"], result["cost"]
-        note = "already trained" if reused else f"{cost['seconds']:.0f} s + {cost['eval_seconds']:.0f} s evaluation"
-        score = metric(final["eval_metric"], final["metric_name"])
-        out.print(f"{chosen.name}: {final['metric_name']} {score}, eval loss {final['eval_loss']:.3f} ({note})")
+        for seed in range(chosen.seed, chosen.seed + seeds):
+            label = chosen.name if seeds == 1 else f"{chosen.name}, seed {seed}"
+            with progress_bar(f"training {label}") as progress:
+                result, reused = fine_tune(task, chosen, directory, seed=seed, progress=progress)
+            final, cost = result["final"], result["cost"]
+            note = "already trained" if reused else f"{cost['seconds']:.0f} s + {cost['eval_seconds']:.0f} s evaluation"
+            score = metric(final["eval_metric"], final["metric_name"])
+            out.print(f"{label}: {final['metric_name']} {score}, eval loss {final['eval_loss']:.3f} ({note})")

@@ -6,7 +6,9 @@ statistic that the data cannot give (fewer than three pairs, a constant input) i
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from foretune.results import provenance, read_json, write_json
 Z_90 = 1.645  # half-width of a 90% normal band in standard deviations
 POINTS = 0.03  # "within three points" of a metric between 0 and 1
 MIN_PAIRS = 3  # a rank correlation of two pairs is always ±1
+
+Pair = tuple[dict[str, Any], list[dict[str, Any]]]  # a candidate of forecast.json and its result.json of every seed
 
 _SHARES = ("accuracy", "f1", "precision", "recall", "exact_match", "auc")
 _LOWER_IS_BETTER = ("loss", "mse", "mae", "error", "perplexity")
@@ -56,7 +60,9 @@ def compare(directory: Path) -> dict[str, Any]:
     ranking is the best true metric among the trained candidates − the true metric of the one ranked first
     (averaged over ties; sign turned for metrics where lower is better), so 0 means that it picked the best.
     ``cost_ratio`` is the mean of forecast seconds ÷ real seconds (training + evaluation); ``collect_ratio``
-    is the seconds of the one collection ÷ the mean real seconds of a candidate.
+    is the seconds of the one collection ÷ the mean real seconds of a candidate. Where a candidate was trained
+    from several seeds the truth is their mean, and ``noise_floor`` is what predicting a run by another seed of it
+    would err by: the mean over those candidates of ``mean |a - b|`` over pairs of their seeds.
 
     Args:
         directory: The run directory.
@@ -90,7 +96,9 @@ def compare(directory: Path) -> dict[str, Any]:
         "summary": {
             **_summary(rows, "eval_metric", higher_is_better(metric_name), is_share(metric_name)),
             **_cost(pairs, forecast.get("collect") or {}),
-            "eval_loss": _summary(rows, "eval_loss", higher=False, share=False),
+            "noise_floor": _noise_floor(pairs, "eval_metric"),
+            "eval_loss": _summary(rows, "eval_loss", higher=False, share=False)
+            | {"noise_floor": _noise_floor(pairs, "eval_loss")},
         },
         "rankers": _rankers(pairs, higher_is_better(metric_name)),
         "skipped": skipped,
@@ -99,12 +107,12 @@ def compare(directory: Path) -> dict[str, Any]:
     return comparison
 
 
-def _matched(directory: Path, candidates: list[dict[str, Any]]) -> tuple[list[tuple[dict, dict]], list[dict]]:
-    """Pairs of (candidate, its result) in the forecast's order, and the results that match none."""
+def _matched(directory: Path, candidates: list[dict[str, Any]]) -> tuple[list[Pair], list[dict]]:
+    """Pairs of (candidate, its results) in the forecast's order, and the results that match none."""
     by_name = {candidate["name"]: candidate for candidate in candidates}
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, list[dict[str, Any]]] = {}
     skipped = []
-    for path in sorted(directory.glob("train/*/result.json")):
+    for path in [*sorted(directory.glob("train/*/result.json")), *sorted(directory.glob("train/*/seed-*/result.json"))]:
         result = read_json(path, f"run: foretune train run.yaml --candidate NAME -o {directory}")
         name = result["candidate"]
         if result.get("linearised"):
@@ -112,20 +120,24 @@ def _matched(directory: Path, candidates: list[dict[str, Any]]) -> tuple[list[tu
         elif name not in by_name:
             skipped.append({"name": name, "reason": "not a candidate of the forecast"})
         else:
-            _check_same(path, result, by_name[name])
-            results[name] = result
+            _check_same(path, result, by_name[name], seed=path.parent.name.startswith("seed-"))
+            results.setdefault(name, []).append(result)
     return [(candidate, results[name]) for name, candidate in by_name.items() if name in results], skipped
 
 
-def _check_same(path: Path, result: dict[str, Any], candidate: dict[str, Any]) -> None:
-    """Refuse a result that was trained with another configuration than the forecast's.
+def _check_same(path: Path, result: dict[str, Any], candidate: dict[str, Any], *, seed: bool) -> None:
+    """Refuse a result that was trained with another configuration than the forecast's (than its ``seed``, if so).
 
     Raises:
         InputError: It was.
     """
     mine, ours = ({part: side.get(part) for part in ("peft", "training")} for side in (result, candidate))
     names = (result["final"].get("metric_name"), candidate["predicted"].get("metric_name"))
-    found = [f"{key} is {trained!r}, in the forecast {planned!r}" for key, trained, planned in differences(mine, ours)]
+    found = [
+        f"{key} is {trained!r}, in the forecast {planned!r}"
+        for key, trained, planned in differences(mine, ours)
+        if not (seed and key == "training.seed")
+    ]
     if None not in names and names[0] != names[1]:
         found.append(f"the metric is {names[0]!r}, in the forecast {names[1]!r}")
     if found:
@@ -136,11 +148,13 @@ def _check_same(path: Path, result: dict[str, Any], candidate: dict[str, Any]) -
         )
 
 
-def _row(candidate: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+def _row(candidate: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
     """One candidate's predicted and true values, side by side."""
     quantities = ("eval_metric", "eval_loss", "train_loss")
     predicted = {key: _number(candidate["predicted"].get(key)) for key in (*quantities, "eval_metric_std")}
-    true = {key: _number(result["final"].get(key)) for key in quantities}
+    true = {key: _mean(_finals(results, key)) for key in quantities}
+    metrics = _finals(results, "eval_metric")
+    true |= {"runs": len(results), "eval_metric_std": stdev(metrics) if len(metrics) > 1 else None}
     error = {key: _minus(predicted[key], true[key]) for key in quantities[:2]}
     miss, std = error["eval_metric"], predicted["eval_metric_std"]
     return {
@@ -150,6 +164,22 @@ def _row(candidate: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         "error": error,
         "within_interval": None if miss is None or std is None else abs(miss) <= Z_90 * std,
     }
+
+
+def _finals(results: list[dict[str, Any]], key: str) -> list[float]:
+    """A final value of every run; none of it if some run does not have it."""
+    values = [_number(result["final"].get(key)) for result in results]
+    return [] if None in values else [value for value in values if value is not None]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _noise_floor(pairs: list[Pair], key: str) -> float | None:
+    """Mean absolute difference of two seeds of a candidate, over the candidates with several."""
+    runs = [_finals(results, key) for _, results in pairs]
+    return _mean([fmean(abs(a - b) for a, b in combinations(values, 2)) for values in runs if len(values) > 1])
 
 
 def _number(value: float | int | None) -> float | None:
@@ -199,12 +229,12 @@ def _regret(
     return float(value.max() - value[s == s.max()].mean()) + 0.0
 
 
-def _cost(pairs: list[tuple[dict, dict]], collect: dict[str, Any]) -> dict[str, float | None]:
+def _cost(pairs: list[Pair], collect: dict[str, Any]) -> dict[str, float | None]:
     """How much cheaper a forecast is than the run that it predicts."""
     ratios, reals = [], []
-    for candidate, result in pairs:
-        cost = result.get("cost") or {}
-        real = (cost.get("seconds") or 0.0) + (cost.get("eval_seconds") or 0.0)
+    for candidate, results in pairs:
+        costs = [result.get("cost") or {} for result in results]
+        real = fmean((cost.get("seconds") or 0.0) + (cost.get("eval_seconds") or 0.0) for cost in costs)
         ours = (candidate.get("cost") or {}).get("seconds")
         if real > 0:
             reals.append(real)
@@ -216,15 +246,15 @@ def _cost(pairs: list[tuple[dict, dict]], collect: dict[str, Any]) -> dict[str, 
     }
 
 
-def _rankers(pairs: list[tuple[dict, dict]], higher: bool) -> dict[str, dict[str, Any]]:
+def _rankers(pairs: list[Pair], higher: bool) -> dict[str, dict[str, Any]]:
     """How well the trivial rankers order the same candidates by their true metric."""
     rankers = {}
     for name, (part, key, sign) in _RANKERS.items():
         known = [
             (float(sign * score), float(true))
-            for candidate, result in pairs
+            for candidate, results in pairs
             if (score := (candidate.get(part) or {}).get(key)) is not None
-            and (true := result["final"].get("eval_metric")) is not None
+            and (true := _mean(_finals(results, "eval_metric"))) is not None
         ]
         scores, values = [score for score, _ in known], [true for _, true in known]
         goodness = [value if higher else -value for value in values]

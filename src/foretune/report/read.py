@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from foretune.errors import InputError
@@ -118,7 +119,8 @@ def read_run(directory: Path) -> Run:
     metric = Metric(_metric_name(task, forecast, list(results.values())))
     candidates = {item["name"]: _forecast(item) for item in forecast.get("candidates") or []}
     for path, result in results.items():
-        notes += _add_result(candidates, path.relative_to(directory), result)
+        again = [read_json(other, f"delete {other}") for other in sorted(path.parent.glob("seed-*/result.json"))]
+        notes += _add_result(candidates, path.relative_to(directory), result, again)
     ranked = tuple(candidates.values()) if forecast else _by_truth(list(candidates.values()), metric)
 
     comparison, sources = None, {"forecast.json": forecast} if forecast else {}
@@ -156,10 +158,12 @@ def _forecast(item: dict[str, Any]) -> Candidate:
     )
 
 
-def _add_result(candidates: dict[str, Candidate], path: Path, result: dict[str, Any]) -> list[str]:
-    """Put one training result beside its forecast; the notes say why it could not be."""
+def _add_result(
+    candidates: dict[str, Candidate], path: Path, result: dict[str, Any], again: list[dict[str, Any]]
+) -> list[str]:
+    """Put one training result, ``again`` from other seeds, beside its forecast; the notes say why it could not be."""
     name, cost, notes = str(result["candidate"]), result.get("cost") or {}, []
-    truth = _outcome(result.get("final") or {}, result.get("curve"))
+    truth = _outcome(_mean_final([result, *again]), result.get("curve"))
     seconds = [_number(cost.get(key)) for key in ("seconds", "eval_seconds")]
     total = None if seconds == [None, None] else sum(value or 0.0 for value in seconds)
     known = candidates.get(name)
@@ -194,6 +198,19 @@ def _outcome(final: dict[str, Any], curve: list[dict[str, Any]] | None) -> Outco
             Point(**{key: _number(point.get(key)) for key in Point.__dataclass_fields__}) for point in curve or []
         ),
     )
+
+
+def _mean_final(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The final values of a candidate's runs: their mean, and the metric's standard deviation."""
+    finals = [result.get("final") or {} for result in results]
+    numbers = {key: [_number(final.get(key)) for final in finals] for key in ("eval_metric", "eval_loss", "train_loss")}
+    known = {key: [value for value in values if value is not None] for key, values in numbers.items()}
+    mean: dict[str, Any] = {key: fmean(values) if values else None for key, values in known.items()}
+    metrics = known["eval_metric"]
+    return mean | {
+        "eval_metric_std": stdev(metrics) if len(metrics) > 1 else None,
+        "seeds": [result.get("seed") for result in results],
+    }
 
 
 def _by_truth(candidates: list[Candidate], metric: Metric) -> tuple[Candidate, ...]:

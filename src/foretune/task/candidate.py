@@ -48,6 +48,10 @@ class Candidate:
         """The seed of head, adapter and batch order; when not given 42, as in ``TrainingArguments``."""
         return int(self.training.get("seed", 42))
 
+    def with_seed(self, seed: int) -> "Candidate":
+        """The same candidate, run from another seed."""
+        return dataclasses.replace(self, training=self.training | {"seed": seed})
+
     def peft_dict(self) -> dict[str, Any]:
         """The adapter as JSON: kind, rank, scale and targets, and what else differs from peft's defaults."""
         default = LoraConfig(task_type="SEQ_CLS")

@@ -30,11 +30,19 @@ def fine_tune(
     candidate: Candidate,
     directory: Path,
     *,
+    seed: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Fine-tune a candidate for real and write ``train/<name>/result.json`` and the adapter under ``directory``.
 
     A finished run is not repeated; an interrupted one goes on from its last checkpoint.
+
+    Args:
+        task: Model, data and loss.
+        candidate: What to train.
+        directory: The run directory.
+        seed: Another seed than the candidate's own; that run goes to ``train/<name>/seed-<seed>``.
+        progress: Called with steps done and in all.
 
     Returns:
         The result, and whether it was there already.
@@ -43,6 +51,8 @@ def fine_tune(
         InputError: The directory holds a run of another configuration under this name, or the loss is not finite.
     """
     folder = directory / "train" / candidate.name
+    if seed is not None and seed != candidate.seed:
+        folder, candidate = folder / f"seed-{seed}", candidate.with_seed(seed)
     finished = folder / "result.json"
     if finished.exists():
         found = read_json(finished, f"delete {finished} to train again")
