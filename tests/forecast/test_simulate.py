@@ -112,5 +112,10 @@ def test_forecast_ranks_best_first_and_is_reproducible(tmp_path: Path) -> None:
 def test_index_datasets_number_the_examples(tmp_path: Path) -> None:
     task, _, tangents = loaded(tmp_path)
     train, evaluation = index_datasets(tangents, task)
-    assert train["labels"] == task.train["labels"] and evaluation["labels"] == task.eval["labels"]
+    assert train["index"] == list(range(len(task.train))) and train["labels"] == task.train["labels"]
+    numbers = [i - len(task.train) for i in evaluation["index"]]
+    assert sorted(numbers) == list(range(len(task.eval)))
+    assert evaluation["labels"] == [task.eval["labels"][i] for i in numbers]
+    rows, _ = tangents.rows(torch.tensor(list(evaluation["index"])), None)
+    assert isinstance(rows, slice)  # read as they lie
     assert train["length"] == [len(ids) for ids in task.train["input_ids"]]

@@ -45,12 +45,16 @@ def simulate(
 
 
 def index_datasets(tangents: Tangents, task: Task) -> tuple[Dataset, Dataset]:
-    """The splits with examples given by number; lengths let ``Trainer`` group them as it would group the texts."""
+    """The splits with examples given by number; lengths let ``Trainer`` group them as it would group the texts.
+
+    Evaluation examples come in the order in which their rows are stored, so that batches of them are read as they lie.
+    """
     lengths = tangents.counts[tangents.place]
     columns = {"index": torch.arange(tangents.num_examples), "labels": tangents.labels, "length": lengths}
-    sizes = slice(None, tangents.num_train), slice(tangents.num_train, None)
+    stored = torch.argsort(tangents.place[tangents.num_train :]) + tangents.num_train
     train, evaluation = (
-        Dataset.from_dict({name: values[size].tolist() for name, values in columns.items()}) for size in sizes
+        Dataset.from_dict({name: values[chosen].tolist() for name, values in columns.items()})
+        for chosen in (torch.arange(tangents.num_train), stored)
     )
     return train, evaluation
 

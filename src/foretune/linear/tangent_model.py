@@ -71,14 +71,14 @@ class TangentModel(nn.Module):
         for layout in dict.fromkeys(entry.rows_per_example for entry in tangents.entries):
             rows, owner = tangents.rows(examples, layout)
             inputs: dict[int, Tensor] = {}
-            total = torch.zeros(len(rows), tangents.num_directions, dtype=self.dtype)
+            total = torch.zeros(len(owner), tangents.num_directions, dtype=self.dtype)
             for number, entry in enumerate(tangents.entries):
                 if entry.rows_per_example != layout or entry.layer not in self.adapters:
                     continue
                 if entry.inputs not in inputs:
-                    inputs[entry.inputs] = tangents.inputs(number).index_select(0, rows).to(self.product)
+                    inputs[entry.inputs] = _take(tangents.inputs(number), rows).to(self.product)
                 entered = inputs[entry.inputs]
-                gradients = tangents.gradients(number).index_select(0, rows).to(self.product)
+                gradients = _take(tangents.gradients(number), rows).to(self.product)
                 adapter = self.adapters[entry.layer]
                 dropped = nn.functional.dropout(entered, adapter.dropout, self.training)
                 total = total + adapter.scaling * _Bilinear.apply(dropped, gradients, *self.factors(adapter))
@@ -130,6 +130,11 @@ class _Bilinear(torch.autograd.Function):
         grad_a = (outer * up).sum(1).to(inputs.dtype).T @ inputs
         grad_b = (outer * down.unsqueeze(1)).flatten(0, 1).to(inputs.dtype).T @ gradients.flatten(0, 1)
         return None, None, grad_a.to(down.dtype), grad_b.to(down.dtype).T
+
+
+def _take(values: Tensor, rows: Int[Tensor, " rows"] | slice) -> Tensor:
+    """Some rows, without a copy where they lie together."""
+    return values[rows] if isinstance(rows, slice) else values.index_select(0, rows)
 
 
 def _precision(stored: torch.dtype) -> tuple[torch.dtype, torch.dtype]:

@@ -103,7 +103,7 @@ def _key(task: Task, layers: dict[str, nn.Module], heads: Sequence[str], dtype: 
 
 
 class _Pass:
-    """The state of one pass: examples sorted by length, so that batches waste little on padding."""
+    """The state of one pass: each split's examples sorted by length, so that batches waste little on padding."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class _Pass:
         self.centring = centring(task.num_outputs).to(self.device)
         self.summary: dict[str, list[Tensor]] = {"features": [], "outputs": [], "basis": [], "labels": []}
         self.lengths = _lengths(task.train) + _lengths(task.eval)
-        self.order = sorted(range(len(self.lengths)), key=lambda example: (self.lengths[example], example))
+        self.order = sorted(range(len(self.lengths)), key=lambda i: (i >= self.num_train, self.lengths[i], i))
         self.head: Head = find_head(task.model, heads, self.batch(self.order[:2]))
 
     def batch(self, examples: Sequence[int]) -> dict[str, Tensor]:
@@ -179,7 +179,7 @@ class _Pass:
         room = _Arena(
             calls,
             scout.shape[1],
-            self.lengths if _mask(first) is not None else None,
+            [self.lengths[i] for i in self.order] if _mask(first) is not None else None,
             len(self.order),
             self.dtype,
             folder,
@@ -244,7 +244,7 @@ class _Arena(Rows):
         }
         self.written: dict[str, tuple[int, Tensor]] = {}
         self.layers = [call.layer for call in calls]
-        self.lengths = torch.tensor(sorted(lengths or ()))
+        self.lengths = torch.tensor(lengths or ())
         self.filled = [0] * len(calls)
         self.taken: dict[int, Call] = {}
         self.done = 0

@@ -109,12 +109,14 @@ class Tangents:
 
     def rows(
         self, examples: Int[Tensor, " b"], rows_per_example: int | None
-    ) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
-        """The rows of some examples, and to which of them (0 to b-1) each belongs."""
+    ) -> tuple[Int[Tensor, " rows"] | slice, Int[Tensor, " rows"]]:
+        """The rows of some examples (a slice where they lie together), and to which of them (0 to b-1) each belongs."""
         starts = self.starts(rows_per_example)
         places = self.place[examples]
         sizes = starts[places + 1] - starts[places]
         owner = torch.repeat_interleave(torch.arange(len(examples)), sizes)
+        if bool((places.diff() == 1).all()):
+            return slice(int(starts[places[0]]), int(starts[places[-1] + 1])), owner
         within = torch.arange(len(owner)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
         return starts[places][owner] + within, owner
 

@@ -35,7 +35,7 @@ class Run:
     """What a training run gave.
 
     Attributes:
-        curve: A point before the first step and after each epoch, or as often as ``eval_strategy`` says.
+        curve: A point before the first step, at the end, and between them as often as ``eval_strategy`` says.
         train_seconds: Time spent in steps.
         eval_seconds: Time spent in evaluations.
     """
@@ -102,6 +102,8 @@ def run_trainer(
             trainer.remove_callback(chatty)
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=resume or None)
+        if args.eval_strategy == "no":  # the end is a point of every curve
+            trainer.evaluate()
         seconds = time.perf_counter() - started
     curve = _curve(trainer.state.log_history)
     return Run(curve, seconds - trainer.eval_seconds, trainer.eval_seconds), trainer
