@@ -54,7 +54,7 @@ class Tangents:
         return Kernel(**{each.name: getattr(base, each.name) for each in dataclasses.fields(base)})
 
     def forecast(
-        self, peft_config: LoraConfig, args: TrainingArguments | None = None, *, seeds: int = SEEDS
+        self, peft_config: LoraConfig, args: TrainingArguments | None = None, *, seeds: int = SEEDS, refreshes: int = 0
     ) -> Forecast:
         """Simulate the fine-tune that peft and ``Trainer`` would make of these.
 
@@ -62,9 +62,10 @@ class Tangents:
             peft_config: As it would be given to peft.
             args: As they would be given to ``Trainer``; only what differs from the defaults counts.
             seeds: Simulated seeds, counted up from that of ``args`` (42 if it has none).
+            refreshes: How often tangents are taken again in each simulated run, each time by a pass over the network.
         """
         candidate = Candidate("forecast", peft_config, given_arguments(args))
-        return forecast(self.data, self.task, [candidate], seeds=seeds)[0]
+        return forecast(self.data, self.task, [candidate], seeds=seeds, refreshes=refreshes)[0]
 
 
 def collect(

@@ -15,6 +15,9 @@ def command(
     output: Directory,
     candidate: Candidates = None,
     seeds: Annotated[int, typer.Option(min=1, help="Simulated seeds of each candidate, for its error bars.")] = 3,
+    refreshes: Annotated[
+        int, typer.Option(min=0, help="Tangents taken again on the way through each simulated run: truer, a pass each.")
+    ] = 0,
 ) -> None:
     """Predict every candidate's training curve and final metric, ranked best first; writes forecast.json.
 
@@ -22,7 +25,7 @@ def command(
     """
     from foretune.forecast.run import forecast_run
 
-    show(forecast_run(run, output, names=candidate, seeds=seeds, bar=progress_bar))
+    show(forecast_run(run, output, names=candidate, seeds=seeds, refreshes=refreshes, bar=progress_bar))
     out.print(f"wrote {output / 'forecast.json'}; next: foretune train {run} -c NAME -o {output}")
 
 

@@ -13,6 +13,7 @@ from transformers import set_seed
 
 from foretune.forecast.advice import advice
 from foretune.forecast.compare import higher_is_better
+from foretune.forecast.network import gap_sample, linearity_gap
 from foretune.forecast.simulate import simulate
 from foretune.kernel import Summary, ntk, summary
 from foretune.linear import best_strength
@@ -41,6 +42,7 @@ class Forecast:
         kernel: The figures of its NTK, as in ``forecast.json``.
         seconds: Time the simulations took.
         trainable_parameters: Parameters of adapters and head.
+        linearity_gap: How far the network at the end of the first simulated run is from its tangents: see there.
         warnings: What to know before believing it.
     """
 
@@ -50,6 +52,7 @@ class Forecast:
     kernel: Summary
     seconds: float
     trainable_parameters: int
+    linearity_gap: float
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -76,6 +79,7 @@ class Forecast:
             "peft": self.candidate.peft_dict(),
             "training": self.candidate.training_dict(),
             "predicted": predicted | {"curve": self.curve, "seeds": self.seeds},
+            "linearity_gap": self.linearity_gap,
             "kernel": self.kernel,
             "cost": {"seconds": self.seconds, "trainable_parameters": self.trainable_parameters},
             "warnings": self.warnings,
@@ -88,6 +92,7 @@ def forecast(
     candidates: Sequence[Candidate],
     *,
     seeds: int = SEEDS,
+    refreshes: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Forecast]:
     """Simulate each candidate from several seeds and rank the candidates, best first.
@@ -99,24 +104,32 @@ def forecast(
         task: The task.
         candidates: What to simulate.
         seeds: Seeds for each candidate, counted up from its own.
+        refreshes: How often tangents are taken again in a run, each time by a pass over the network.
         progress: Called with simulations done and in all.
     """
     starts = Starts(task, tangents)
     kernels = _Kernels(tangents, starts)
+    sample = gap_sample(tangents)
     forecasts = []
     for number, candidate in enumerate(candidates):
         started = time.perf_counter()
         own = [candidate.seed + extra for extra in range(seeds)]
         runs = []
         for seed in own:
-            run, model = simulate(tangents, task, candidate, *starts.draw(candidate, seed), seed)
+            adapters, head = starts.draw(candidate, seed)
+            with torch.no_grad():
+                before = head.eval()(tangents.features[sample])
+            run, model = simulate(tangents, task, candidate, adapters, head, seed, refreshes=refreshes)
+            if seed == candidate.seed:
+                gap = linearity_gap(task, model, sample, before)
             runs.append(run)
             if progress:
                 progress(number * seeds + len(runs), len(candidates) * seeds)
         seconds = time.perf_counter() - started
         figures = kernels.figures(candidate)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        forecasts.append(Forecast(candidate, runs, own, figures, seconds, parameters, advice(candidate, task, runs)))
+        said = advice(candidate, task, runs, gap)
+        forecasts.append(Forecast(candidate, runs, own, figures, seconds, parameters, gap, said))
     sign = -1 if higher_is_better(task.metric_name) else 1
     return sorted(forecasts, key=lambda each: (sign * each.eval_metric, each.eval_loss))
 

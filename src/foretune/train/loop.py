@@ -6,7 +6,7 @@ are those of the real run by construction.
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -78,6 +78,7 @@ def run_trainer(
     collator: Callable[..., Any] | None = None,
     tokenizer: Any = None,
     progress: Callable[[int, int], None] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     resume: bool = False,
 ) -> tuple[Run, Trainer]:
     """Train a model that returns ``loss`` and ``logits``; evaluate as ``args`` say: see ``loop_arguments``."""
@@ -96,7 +97,7 @@ def run_trainer(
             data_collator=collator,
             processing_class=tokenizer,
             compute_metrics=metrics,
-            callbacks=[_OnStep(progress)] if progress else None,
+            callbacks=[*callbacks, *([_OnStep(progress)] if progress else [])],
         )
         for chatty in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(chatty)
