@@ -11,7 +11,7 @@ def command(
     output: Directory,
     candidate: Candidates = None,
 ) -> None:
-    """Really fine-tune candidates with peft and Trainer, for comparing with the forecast.
+    """Really fine-tune candidates with peft and Trainer, and the proximal term if the file has one.
 
     Finished candidates are kept, an interrupted one goes on from its last checkpoint.
     """

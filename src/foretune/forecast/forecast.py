@@ -75,6 +75,7 @@ class Forecast:
             "name": self.candidate.name,
             "peft": self.candidate.peft_dict(),
             "training": self.candidate.training_dict(),
+            "proximal": self.candidate.proximal_dict(),
             "predicted": predicted | {"curve": self.curve, "seeds": self.seeds},
             "kernel": self.kernel,
             "cost": {"seconds": self.seconds, "trainable_parameters": self.trainable_parameters},

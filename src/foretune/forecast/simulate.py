@@ -40,7 +40,15 @@ def simulate(
     with tempfile.TemporaryDirectory() as scratch:
         overrides = _NEUTRAL | loop_arguments(candidate.training) | {"seed": seed}
         args = candidate.training_arguments(scratch, **overrides)
-        run, _ = run_trainer(model, args, train, evaluation, task.compute_metrics, collator=collate)
+        run, _ = run_trainer(
+            model,
+            args,
+            train,
+            evaluation,
+            task.compute_metrics,
+            collator=collate,
+            proximal=candidate.proximal,
+        )
     return run, model
 
 
