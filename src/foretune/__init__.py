@@ -14,4 +14,6 @@ from foretune.tangents import layer_rule as layer_rule
 from foretune.task import Candidate as Candidate
 from foretune.task import Task as Task
 from foretune.task import load_task as load_task
+from foretune.train import ProximalAdamW as ProximalAdamW
+from foretune.train import proximal as proximal
 from foretune.version import __version__ as __version__

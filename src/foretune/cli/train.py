@@ -16,7 +16,7 @@ def command(
     candidate: Candidates = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each candidate, with seeds counted up from its own.")] = 1,
 ) -> None:
-    """Really fine-tune candidates with peft and Trainer, for comparing with the forecast.
+    """Really fine-tune candidates with peft and Trainer, and the proximal term if the file has one.
 
     Finished runs are kept, an interrupted one goes on from its last checkpoint. Several seeds show how much of a
     difference between candidates is chance; compare then takes their mean.

@@ -78,6 +78,7 @@ class Forecast:
             "name": self.candidate.name,
             "peft": self.candidate.peft_dict(),
             "training": self.candidate.training_dict(),
+            "proximal": self.candidate.proximal_dict(),
             "predicted": predicted | {"curve": self.curve, "seeds": self.seeds},
             "linearity_gap": self.linearity_gap,
             "kernel": self.kernel,

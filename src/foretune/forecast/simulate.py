@@ -54,7 +54,14 @@ def simulate(
         args = candidate.training_arguments(scratch, **overrides)
         callbacks = [Relinearise(task, refreshes, Path(scratch))] if refreshes else []
         run, _ = run_trainer(
-            model, args, train, evaluation, task.compute_metrics, collator=collate, callbacks=callbacks
+            model,
+            args,
+            train,
+            evaluation,
+            task.compute_metrics,
+            collator=collate,
+            callbacks=callbacks,
+            proximal=candidate.proximal,
         )
     return run, model
 

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from foretune.errors import InputError
-from foretune.forecast.compare import Z_90, differences, higher_is_better
+from foretune.forecast.compare import Z_90, configuration, differences, higher_is_better
 from foretune.report.numbers import Metric
 from foretune.results import read_json
 
@@ -61,6 +61,7 @@ class Candidate:
     name: str
     peft: dict[str, Any]
     training: dict[str, Any]
+    proximal: dict[str, Any]
     trainable_parameters: float | None
     forecast: Outcome | None = None
     truth: Outcome | None = None
@@ -147,6 +148,7 @@ def _forecast(item: dict[str, Any]) -> Candidate:
         name=str(item["name"]),
         peft=item.get("peft") or {},
         training=item.get("training") or {},
+        proximal=item.get("proximal") or {},
         trainable_parameters=_number(cost.get("trainable_parameters")),
         forecast=_outcome(predicted, predicted.get("curve")),
         kernel=Kernel(
@@ -168,11 +170,7 @@ def _add_result(
     total = None if seconds == [None, None] else sum(value or 0.0 for value in seconds)
     known = candidates.get(name)
     if known and not result.get("linearised"):
-        changed = [
-            key
-            for part in ("peft", "training")
-            for key, _, _ in differences(result.get(part) or {}, getattr(known, part), part)
-        ]
+        changed = [key for key, _, _ in differences(configuration(result), configuration(vars(known)))]
         if changed:
             notes.append(f"{path} was trained with another {', '.join(changed[:3])} than forecast: left out.")
         else:
@@ -183,6 +181,7 @@ def _add_result(
         name=label,
         peft=result.get("peft") or {},
         training=result.get("training") or {},
+        proximal=result.get("proximal") or {},
         trainable_parameters=_number(cost.get("trainable_parameters")),
         truth=truth,
         training_seconds=total,

@@ -14,6 +14,7 @@ from transformers import set_seed
 from foretune.errors import InputError
 from foretune.results import provenance, read_json, write_json
 from foretune.task import Candidate, Task
+from foretune.task.config import ProximalSpec
 from foretune.train.loop import has_checkpoint, loop_arguments, run_trainer
 
 
@@ -56,7 +57,8 @@ def fine_tune(
     finished = folder / "result.json"
     if finished.exists():
         found = read_json(finished, f"delete {finished} to train again")
-        if (found["peft"], found["training"]) != (candidate.peft_dict(), candidate.training_dict()):
+        planned = (candidate.peft_dict(), candidate.training_dict(), candidate.proximal_dict())
+        if (found["peft"], found["training"], found.get("proximal", ProximalSpec().model_dump())) != planned:
             raise InputError(
                 str(finished),
                 "it is of another configuration of this name",
@@ -83,6 +85,7 @@ def fine_tune(
         tokenizer=task.tokenizer,
         progress=progress,
         resume=resume,
+        proximal=candidate.proximal,
     )
     model.save_pretrained(str(folder / "adapter"))
     final = run.final
@@ -90,6 +93,7 @@ def fine_tune(
         "candidate": candidate.name,
         "peft": candidate.peft_dict(),
         "training": candidate.training_dict(),
+        "proximal": candidate.proximal_dict(),
         "linearised": False,
         "final": {name: final[name] for name in ("train_loss", "eval_loss", "eval_metric")}
         | {"metric_name": task.metric_name},
