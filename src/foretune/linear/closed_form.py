@@ -115,8 +115,10 @@ class Modes:
     k_eval_modes: Float[Tensor, "E M"]
 
     @classmethod
-    def of(cls, kernel: Kernel) -> "Modes":
-        """Factor a kernel."""
+    def of(cls, kernel: "Kernel | Modes") -> "Modes":
+        """Factor a kernel, if that is not done yet."""
+        if isinstance(kernel, Modes):
+            return kernel
         spectrum = kernel.spectrum()
         assert spectrum.eigenvectors is not None
         vectors = spectrum.eigenvectors
@@ -159,7 +161,7 @@ def ridge(kernel: Kernel | Modes, strength: float) -> Ridge:
         strength: λ ≥ 0 in the sum convention. With λ = 0 it is the least-norm interpolation (singular kernels allowed,
             but then every left-out residual is not a number).
     """
-    modes = _modes(kernel)
+    modes = Modes.of(kernel)
     fit = modes.fit(modes.spectrum.flow_gain(strength, math.inf))
     solvable = strength > 0 or modes.spectrum.rank == len(modes.coefficients)
     left_out = modes.leave_one_out(strength) if solvable else torch.full_like(fit.fx_train, math.nan)
@@ -176,7 +178,7 @@ def best_strength(kernel: Kernel | Modes, grid: Sequence[float] | None = None) -
     Raises:
         ValueError: The grid is empty.
     """
-    modes = _modes(kernel)
+    modes = Modes.of(kernel)
     if grid is None:
         mean = modes.spectrum.trace / len(modes.coefficients)
         grid = [mean * 10 ** (-6 + k / 3) for k in range(25)] if mean > 0 else [1.0]
@@ -187,7 +189,7 @@ def best_strength(kernel: Kernel | Modes, grid: Sequence[float] | None = None) -
 
 def gradient_flow(kernel: Kernel | Modes, strength: float, t: Sequence[float]) -> Curve:
     """Gradient flow on the linearised model with the proximal term always on, at times t (0 and ∞ are exact)."""
-    modes = _modes(kernel)
+    modes = Modes.of(kernel)
     return Curve(tuple(t), tuple(modes.fit(modes.spectrum.flow_gain(strength, time)) for time in t))
 
 
@@ -196,10 +198,6 @@ def gradient_descent(kernel: Kernel | Modes, strength: float, rate: float, steps
 
     It converges for η < 2/(σ_max + λ), and like flow at t = ηk for small η. Times of the curve are η × steps.
     """
-    modes = _modes(kernel)
+    modes = Modes.of(kernel)
     fits = tuple(modes.fit(modes.spectrum.descent_gain(strength, rate, count)) for count in steps)
     return Curve(tuple(rate * count for count in steps), fits)
-
-
-def _modes(kernel: Kernel | Modes) -> Modes:
-    return kernel if isinstance(kernel, Modes) else Modes.of(kernel)
