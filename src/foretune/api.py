@@ -13,7 +13,7 @@ from foretune import linear, tangents
 from foretune.forecast.forecast import SEEDS, Forecast, Starts, forecast
 from foretune.kernel import Kernel as BaseKernel
 from foretune.kernel import ntk
-from foretune.linear import Ridge
+from foretune.linear import LogisticFit, Ridge
 from foretune.tangents.collect import Progress
 from foretune.task import Candidate, Task
 
@@ -24,6 +24,10 @@ class Kernel(BaseKernel):
     def ridge(self, strength: float) -> Ridge:
         """Kernel ridge regression, λ = ``strength`` in the sum convention (theory.md section 3)."""
         return linear.ridge(self, strength)
+
+    def logistic(self, strength: float) -> LogisticFit:
+        """Its counterpart for cross-entropy, λ = ``strength`` > 0 in the sum convention (theory.md section 3)."""
+        return linear.logistic(self, strength)
 
 
 @dataclass

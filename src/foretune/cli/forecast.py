@@ -55,6 +55,14 @@ def show(result: dict[str, Any]) -> None:
         )
     out.print(shown)
     out.print("± is the standard deviation over simulated seeds. κ knows neither labels nor scale: it does not rank.")
+    first = result["candidates"][0]
+    risks = {name: number(value) for name, value in first["kernel"]["risk_bounds"].items()}
+    out.print(
+        f"Squared-loss risk of {first['name']}, linearised (½‖f − y‖² per training example): {risks['initial']} at the "
+        f"start; at most {risks['upper']} after {risks['steps']} steps of gradient descent at its best rate; "
+        f"{risks['ridge']} by ridge regression. The real run has its own loss and optimiser: this does not bound it.",
+        highlight=False,
+    )
     for row in result["candidates"]:
         for warning in row["warnings"]:
             out.print(f"[yellow]![/] {row['name']}: {warning}", highlight=False)

@@ -4,7 +4,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -15,8 +15,8 @@ from foretune.forecast.advice import advice
 from foretune.forecast.compare import higher_is_better
 from foretune.forecast.network import gap_sample, linearity_gap
 from foretune.forecast.simulate import simulate
-from foretune.kernel import Summary, ntk, summary
-from foretune.linear import best_strength
+from foretune.kernel import RiskBounds, Spectrum, Summary, ntk, risk_summary, summary
+from foretune.linear import Modes, best_strength
 from foretune.tangents import Adapter, Head, Tangents, draw_adapters
 from foretune.task import Candidate, Task
 from foretune.train.loop import Point, Run
@@ -29,6 +29,12 @@ class MeanPoint(Point):
 
     eval_loss_std: float | None
     eval_metric_std: float | None
+
+
+class Figures(Summary):
+    """The figures of a candidate's NTK; risks after as many steps as its run takes."""
+
+    risk_bounds: RiskBounds
 
 
 @dataclass
@@ -49,7 +55,7 @@ class Forecast:
     candidate: Candidate
     runs: list[Run]
     seeds: list[int]
-    kernel: Summary
+    kernel: Figures
     seconds: float
     trainable_parameters: int
     linearity_gap: float
@@ -127,7 +133,7 @@ def forecast(
             if progress:
                 progress(number * seeds + len(runs), len(candidates) * seeds)
         seconds = time.perf_counter() - started
-        figures = kernels.figures(candidate)
+        figures = kernels.figures(candidate, int(runs[0].curve[-1]["step"]))
         parameters = sum(parameter.numel() for parameter in model.parameters())
         said = advice(candidate, task, runs, gap)
         forecasts.append(Forecast(candidate, runs, own, figures, seconds, parameters, gap, said))
@@ -154,19 +160,24 @@ class Starts:
 
 
 class _Kernels:
-    """The figures of NTKs, each computed once: candidates that differ only in training share one."""
+    """The figures of NTKs, each factored once: candidates that differ only in training share one."""
 
     def __init__(self, tangents: Tangents, starts: Starts) -> None:
         self.tangents, self.starts = tangents, starts
-        self.seen: dict[str, Summary] = {}
+        self.seen: dict[str, tuple[Summary, Spectrum, torch.Tensor]] = {}
 
-    def figures(self, candidate: Candidate) -> Summary:
+    def figures(self, candidate: Candidate, steps: int) -> Figures:
         """The figures of the candidate's NTK at its start, with λ chosen by leave-one-out."""
         key = json.dumps([candidate.peft_dict(), candidate.seed], sort_keys=True)
         if key not in self.seen:
-            kernel = ntk(self.tangents, self.starts.draw(candidate, candidate.seed)[0])
-            self.seen[key] = summary(kernel, best_strength(kernel))
-        return self.seen[key]
+            modes = Modes.of(ntk(self.tangents, self.starts.draw(candidate, candidate.seed)[0]))
+            found = summary(modes.kernel, best_strength(modes))
+            self.seen[key] = found, replace(modes.spectrum, eigenvectors=None), modes.coefficients
+        found, spectrum, coefficients = self.seen[key]
+        risks = risk_summary(
+            spectrum, coefficients, num_train=self.tangents.num_train, strength=found["strength"], steps=steps
+        )
+        return Figures(**found, risk_bounds=risks)
 
 
 def _mean_point(points: Sequence[Point]) -> MeanPoint:

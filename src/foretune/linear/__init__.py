@@ -9,4 +9,6 @@ from foretune.linear.closed_form import gradient_descent as gradient_descent
 from foretune.linear.closed_form import gradient_flow as gradient_flow
 from foretune.linear.closed_form import ridge as ridge
 from foretune.linear.closed_form import sum_strength as sum_strength
+from foretune.linear.logistic import LogisticFit as LogisticFit
+from foretune.linear.logistic import logistic as logistic
 from foretune.linear.tangent_model import TangentModel as TangentModel

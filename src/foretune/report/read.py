@@ -41,6 +41,17 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class RiskBounds:
+    """Squared-loss risks of one candidate's linearisation, per training example (theory.md P5)."""
+
+    steps: float | None
+    initial: float | None
+    lower: float | None
+    upper: float | None
+    ridge: float | None
+
+
+@dataclass(frozen=True)
 class Kernel:
     """The numbers of one candidate's NTK (theory.md §4)."""
 
@@ -52,6 +63,7 @@ class Kernel:
     alignment: float | None
     strength: float | None
     spectrum: tuple[float | None, ...]
+    risk_bounds: RiskBounds
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
 
-_KERNEL_NUMBERS = [key for key in Kernel.__dataclass_fields__ if key != "spectrum"]
+_KERNEL_NUMBERS = [key for key in Kernel.__dataclass_fields__ if key not in {"spectrum", "risk_bounds"}]
 
 
 def read_run(directory: Path) -> Run:
@@ -154,6 +166,9 @@ def _forecast(item: dict[str, Any]) -> Candidate:
         kernel=Kernel(
             **{key: _number(kernel.get(key)) for key in _KERNEL_NUMBERS},
             spectrum=tuple(_number(value) for value in kernel.get("spectrum") or []),
+            risk_bounds=RiskBounds(
+                **{key: _number((kernel.get("risk_bounds") or {}).get(key)) for key in RiskBounds.__dataclass_fields__}
+            ),
         ),
         forecast_seconds=_number(cost.get("seconds")),
         warnings=tuple(str(text) for text in item.get("warnings") or []),
