@@ -5,7 +5,8 @@
 Movie reviews (two classes; the demo's run.yaml) and tweets (three classes) with MiniLM and a mean-pooled, newly
 initialised head, three seeds each; and movie reviews through BERT's own pooler at twice the rate, one seed. Each task
 is forecast as ``foretune forecast`` does by default, and once more with two refreshes and one seed. Takes about two
-hours on two cores; finished trainings are not repeated. Writes ``benchmarks/results/fidelity.json`` and ``docs/fidelity.md``.
+hours on two cores; finished trainings are not repeated. Writes ``benchmarks/results/fidelity.json`` and
+``docs/fidelity.md``.
 """
 
 import argparse
@@ -100,10 +101,11 @@ def document(results: dict[str, Any]) -> str:
         "",
         "Reproduce with `python benchmarks/fidelity.py`; numbers and environment are in",
         "`benchmarks/results/fidelity.json`. MiniLM-L6 with a newly initialised head; LoRA, AdamW, 256 training and",
-        "600 evaluation texts, 8 epochs; every candidate really trained from as many seeds as said. The forecast is the",
-        "mean of three simulated seeds, ± their standard deviation; *refreshed* is `--refreshes 2 --seeds 1`. *Gap* is",
-        f"the linearity gap, known before training: above {GAP} `foretune forecast` warns. Points are percentage points",
-        "of accuracy. With 600 evaluation texts the accuracy of a *known* model has a standard error of 2 points.",
+        "600 evaluation texts, 8 epochs; every candidate really trained from as many seeds as said. The forecast is",
+        "the mean of three simulated seeds, ± their standard deviation; *refreshed* is `--refreshes 2 --seeds 1`.",
+        f"*Gap* is the linearity gap, known before training: above {GAP} `foretune forecast` warns. Points are",
+        "percentage points of accuracy. With 600 evaluation texts the accuracy of a *known* model has a standard error",
+        "of 2 points.",
     ]
     for name, result in results.items():
         later = {row["name"]: row["predicted"] for row in result["refreshed"]["candidates"]}
@@ -116,7 +118,8 @@ def document(results: dict[str, Any]) -> str:
             ours = f"{100 * predicted['eval_metric']:.1f} ± {100 * (predicted['eval_metric_std'] or 0):.1f}"
             spread = "" if true["eval_metric_std"] is None else f" ± {100 * true['eval_metric_std']:.1f}"
             lines.append(
-                f"| {row['name']} | {ours} | {100 * true['eval_metric']:.1f}{spread} | {100 * error['eval_metric']:+.1f} "
+                f"| {row['name']} | {ours} "
+                f"| {100 * true['eval_metric']:.1f}{spread} | {100 * error['eval_metric']:+.1f} "
                 f"| {100 * later[row['name']]['eval_metric']:.1f} | {result['linearity_gap'][row['name']]:.2f} "
                 f"| {predicted['eval_loss']:.3f} | {true['eval_loss']:.3f} | {later[row['name']]['eval_loss']:.3f} |"
             )
