@@ -3,7 +3,7 @@
     python benchmarks/fidelity.py [-o runs/fidelity]
 
 Movie reviews (two classes; the demo's run.yaml) and tweets (three classes) with MiniLM and a mean-pooled, newly
-initialised head, three and two seeds; and movie reviews through BERT's own pooler at twice the rate, one seed. Each task
+initialised head, three and two seeds; movie reviews through BERT's own pooler at twice the rate, one seed. Each task
 is forecast as ``foretune forecast`` does by default, and once more with two refreshes and one seed. Takes about two
 hours on two cores; what is finished is not repeated. Writes ``benchmarks/results/fidelity.json`` and
 ``docs/fidelity.md``.
