@@ -30,7 +30,7 @@ class TangentModel(nn.Module):
         accepts_loss_kwargs: Whether ``Trainer`` leaves the averaging over accumulated batches to the model.
 
     Raises:
-        ValueError: An adapted layer has no tangents.
+        ValueError: An adapted layer has no tangents, or several adapters.
     """
 
     def __init__(
@@ -48,6 +48,8 @@ class TangentModel(nn.Module):
             raise ValueError(f"no tangents of {', '.join(missing)}: collect them with modules={missing!r}")
         self.tangents = tangents
         self.adapters = {adapter.layer: adapter for adapter in adapters}
+        if len(self.adapters) < len(adapters):
+            raise ValueError("several adapters on one layer: train them one at a time")
         self.config, self.accepts_loss_kwargs = config, accepts_loss_kwargs  # where Trainer looks for them
         self.dtype, self.product = _precision(tangents.dtype)
         self.head = head.to(self.dtype)
