@@ -9,6 +9,7 @@ from foretune.forecast.compare import compare as compare
 from foretune.forecast.forecast import Forecast as Forecast
 from foretune.linear import gradient_descent as gradient_descent
 from foretune.linear import gradient_flow as gradient_flow
+from foretune.linear import linearise as linearise
 from foretune.linear import ridge as ridge
 from foretune.tangents import layer_rule as layer_rule
 from foretune.task import Candidate as Candidate

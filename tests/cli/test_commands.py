@@ -117,3 +117,26 @@ def test_adapters_without_tangents_are_refused(
     run = write_tiny_run(tmp_path, peft=peft)
     assert foretune(monkeypatch, "forecast", run, "-o", tmp_path / "out") == 2
     assert word.lower() in capsys.readouterr().err.lower()
+
+
+def test_a_linearised_run_stands_beside_the_true_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = write_tiny_run(tmp_path), tmp_path / "out"
+    assert foretune(monkeypatch, "forecast", run, "-o", out, "--seeds", 1) == 0
+    assert foretune(monkeypatch, "train", run, "--linearised", "-o", out) == 0
+    assert foretune(monkeypatch, "compare", out) == 2  # there is no truth yet
+    assert "a linearised run is not the truth" in capsys.readouterr().err.replace("\n", " ")
+    assert foretune(monkeypatch, "train", run, "-o", out) == 0
+    capsys.readouterr()
+    assert foretune(monkeypatch, "train", run, "--linearised", "-o", out) == 0
+    assert "base, linearised: accuracy" in (shown := capsys.readouterr().out) and "already trained" in shown
+    assert foretune(monkeypatch, "compare", out) == 0
+    assert foretune(monkeypatch, "report", out) == 0
+    assert "base (linearised)" in (out / "report.html").read_text()
+    true, linear = (
+        json.loads((out / "train" / name / "result.json").read_text()) for name in ("base", "base-linearised")
+    )
+    assert not true["linearised"] and linear["linearised"]
+    assert true["curve"][0]["eval_loss"] == pytest.approx(linear["curve"][0]["eval_loss"], rel=1e-5)
+    assert true["final"] != linear["final"]

@@ -9,4 +9,7 @@ from foretune.linear.closed_form import gradient_descent as gradient_descent
 from foretune.linear.closed_form import gradient_flow as gradient_flow
 from foretune.linear.closed_form import ridge as ridge
 from foretune.linear.closed_form import sum_strength as sum_strength
+from foretune.linear.linearise import START_FILE as START_FILE
+from foretune.linear.linearise import Linearised as Linearised
+from foretune.linear.linearise import linearise as linearise
 from foretune.linear.tangent_model import TangentModel as TangentModel

@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model
 from transformers import set_seed
 
 from foretune.errors import InputError
+from foretune.linear import linearise
 from foretune.results import provenance, read_json, write_json
 from foretune.task import Candidate, Task
 from foretune.train.loop import has_checkpoint, loop_arguments, run_trainer
@@ -31,17 +32,20 @@ def fine_tune(
     directory: Path,
     *,
     seed: int | None = None,
+    linearised: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Fine-tune a candidate for real and write ``train/<name>/result.json`` and the adapter under ``directory``.
 
-    A finished run is not repeated; an interrupted one goes on from its last checkpoint.
+    Beside the adapter lies ``start.safetensors``, the parameters before training. A finished run is not repeated; an
+    interrupted one goes on from its last checkpoint.
 
     Args:
         task: Model, data and loss.
         candidate: What to train.
         directory: The run directory.
         seed: Another seed than the candidate's own; that run goes to ``train/<name>/seed-<seed>``.
+        linearised: Train the linearised model instead, in the same way; that run goes to ``train/<name>-linearised``.
         progress: Called with steps done and in all.
 
     Returns:
@@ -50,13 +54,14 @@ def fine_tune(
     Raises:
         InputError: The directory holds a run of another configuration under this name, or the loss is not finite.
     """
-    folder = directory / "train" / candidate.name
+    folder = directory / "train" / (f"{candidate.name}-linearised" if linearised else candidate.name)
     if seed is not None and seed != candidate.seed:
         folder, candidate = folder / f"seed-{seed}", candidate.with_seed(seed)
     finished = folder / "result.json"
     if finished.exists():
         found = read_json(finished, f"delete {finished} to train again")
-        if (found["peft"], found["training"]) != (candidate.peft_dict(), candidate.training_dict()):
+        wanted = candidate.peft_dict(), candidate.training_dict(), linearised
+        if (found["peft"], found["training"], found["linearised"]) != wanted:
             raise InputError(
                 str(finished),
                 "it is of another configuration of this name",
@@ -67,6 +72,7 @@ def fine_tune(
     checkpoints = folder / "checkpoints"
     started = time.perf_counter()
     model = build_peft_model(task, candidate, candidate.seed)
+    linear = linearise(model)  # shares the parameters with the model, and keeps those before training
     resume = has_checkpoint(checkpoints)
     overrides = loop_arguments(candidate.training) | {"eval_on_start": not resume, "save_total_limit": 1}
     overrides["save_strategy"] = overrides["eval_strategy"]
@@ -74,7 +80,7 @@ def fine_tune(
         name: candidate.training[name] for name in ("save_strategy", "save_total_limit") if name in candidate.training
     }
     run, trainer = run_trainer(
-        model,
+        linear if linearised else model,
         candidate.training_arguments(checkpoints, **overrides),
         task.train,
         task.eval,
@@ -84,13 +90,13 @@ def fine_tune(
         progress=progress,
         resume=resume,
     )
-    model.save_pretrained(str(folder / "adapter"))
+    linear.save_pretrained(str(folder / "adapter"))
     final = run.final
     result = provenance(candidate.seed, time.perf_counter() - started, trainer.args.device) | {
         "candidate": candidate.name,
         "peft": candidate.peft_dict(),
         "training": candidate.training_dict(),
-        "linearised": False,
+        "linearised": linearised,
         "final": {name: final[name] for name in ("train_loss", "eval_loss", "eval_metric")}
         | {"metric_name": task.metric_name},
         "curve": run.curve,
