@@ -15,4 +15,8 @@ from foretune.tangents import layer_rule as layer_rule
 from foretune.task import Candidate as Candidate
 from foretune.task import Task as Task
 from foretune.task import load_task as load_task
+from foretune.train import Certificate as Certificate
+from foretune.train import GapRecorder as GapRecorder
+from foretune.train import certify as certify
+from foretune.train import load_adapter as load_adapter
 from foretune.version import __version__ as __version__

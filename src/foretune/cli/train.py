@@ -18,6 +18,12 @@ def command(
     linearised: Annotated[
         bool, typer.Option("--linearised", help="Train the linearised model; results go to train/NAME-linearised.")
     ] = False,
+    certify: Annotated[
+        bool,
+        typer.Option(
+            "--certify", help="Record a bound on the distance to the linearised run (optim: sgd), for certify."
+        ),
+    ] = False,
 ) -> None:
     """Really fine-tune candidates with peft and Trainer, for comparing with the forecast.
 
@@ -35,7 +41,9 @@ def command(
             label = chosen.name if seeds == 1 else f"{chosen.name}, seed {seed}"
             label += ", linearised" if linearised else ""
             with progress_bar(f"training {label}") as progress:
-                result, reused = fine_tune(task, chosen, directory, seed=seed, linearised=linearised, progress=progress)
+                result, reused = fine_tune(
+                    task, chosen, directory, seed=seed, linearised=linearised, certify=certify, progress=progress
+                )
             final, cost = result["final"], result["cost"]
             note = "already trained" if reused else f"{cost['seconds']:.0f} s + {cost['eval_seconds']:.0f} s evaluation"
             score = metric(final["eval_metric"], final["metric_name"])

@@ -11,16 +11,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map
 
 from foretune.errors import InputError
 from foretune.linear.forward_mode import first_order, replaced, tangents
+from foretune.linear.start import save_start
 from foretune.tangents import evaluating
-
-START_FILE = "start.safetensors"
 
 
 class Linearised(nn.Module):
@@ -36,14 +34,42 @@ class Linearised(nn.Module):
     trained: tuple[str, ...]
     start: Float[Tensor, " p"]
 
+    def theta(self) -> dict[str, nn.Parameter]:
+        """θ by name."""
+        return {name: self.network.get_parameter(name) for name in self.trained}
+
     def initial(self) -> dict[str, Tensor]:
         """θ0 by name, each in the type and on the device of its parameter."""
-        theta = [self.get_parameter(name) for name in self.trained]
-        values = self.start.split([parameter.numel() for parameter in theta])
+        theta = self.theta()
+        values = self.start.split([parameter.numel() for parameter in theta.values()])
         return {
             name: value.view_as(parameter).to(parameter)
-            for name, value, parameter in zip(self.trained, values, theta, strict=True)
+            for value, (name, parameter) in zip(values, theta.items(), strict=True)
         }
+
+    def displacement(self) -> Float[Tensor, " p"]:
+        """``δ = θ - θ0``, in the order of ``start``."""
+        return torch.cat([parameter.detach().flatten() for parameter in self.theta().values()]) - self.start
+
+    def jacobian(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c p"]]:
+        """``f0`` and ``J0`` for the examples of a batch; labels are left out.
+
+        Examples go through the network one by one, with a backward pass for each output: exact whatever the parameters
+        are, for the memory of the Jacobian and n small forward and n c small backward passes.
+        """
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        leaves = {name: value.clone().requires_grad_() for name, value in self.initial().items()}
+        outputs, rows = [], []
+        with evaluating(self.network), replaced(self.network, leaves), torch.enable_grad():
+            for i in range(len(next(iter(inputs.values())))):
+                (logits,) = self.network.forward(**{name: value[i : i + 1] for name, value in inputs.items()}).logits
+                gradients = (
+                    torch.autograd.grad(each, list(leaves.values()), retain_graph=True, materialize_grads=True)
+                    for each in logits
+                )
+                outputs.append(logits.detach())
+                rows.append(torch.stack([torch.cat([each.flatten() for each in parts]) for parts in gradients]))
+        return torch.stack(outputs), torch.stack(rows)
 
     def save_pretrained(
         self, save_directory: str | Path, *args: Any, state_dict: Mapping[str, Tensor] | None = None, **kwargs: Any
@@ -56,7 +82,7 @@ class Linearised(nn.Module):
         weights = dict(self.state_dict() if state_dict is None else state_dict)
         weights.pop("start", None)
         super().save_pretrained(save_directory, *args, state_dict=weights, **kwargs)  # type: ignore[misc]
-        save_start(self.initial(), save_directory)
+        save_start(self.network, self.initial(), save_directory)
 
     def _get_name(self) -> str:
         return f"Linearised {super()._get_name()}"
@@ -104,10 +130,8 @@ def linearise(model: nn.Module, start: Mapping[str, Tensor] | None = None) -> Li
     @functools.wraps(kind.forward)
     def forward(self: Linearised, *args: Any, **kwargs: Any) -> Any:
         with evaluating(self.network), tangents():
-            duals = {
-                name: forward_ad.make_dual(value, self.get_parameter(name) - value)
-                for name, value in self.initial().items()
-            }
+            theta = self.theta()
+            duals = {name: forward_ad.make_dual(x, theta[name] - x) for name, x in self.initial().items()}
             args, kwargs = tree_map(_constant, (args, kwargs))
             with replaced(self.network, duals):
                 outputs = self.network.forward(*args, **kwargs)
@@ -121,11 +145,6 @@ def linearise(model: nn.Module, start: Mapping[str, Tensor] | None = None) -> Li
     twin.__class__ = type(kind.__name__, (Linearised, kind), {"forward": forward})  # the name stays in saved configs
     twin.register_buffer("start", torch.cat([start[name].detach().to(x).flatten() for name, x in theta.items()]))
     return twin
-
-
-def save_start(start: Mapping[str, Tensor], folder: str | Path) -> None:
-    """Write θ0, by parameter name, to ``start.safetensors`` in a folder."""
-    save_file({name: value.detach().contiguous() for name, value in start.items()}, Path(folder) / START_FILE)
 
 
 def _constant(item: Any) -> Any:

@@ -16,6 +16,7 @@ from foretune.linear import linearise
 from foretune.results import provenance, read_json, write_json
 from foretune.task import Candidate, Task
 from foretune.train.loop import has_checkpoint, loop_arguments, run_trainer
+from foretune.train.recorder import GAP_FILE, GapRecorder
 
 
 def build_peft_model(task: Task, candidate: Candidate, seed: int) -> PeftModel:
@@ -33,6 +34,7 @@ def fine_tune(
     *,
     seed: int | None = None,
     linearised: bool = False,
+    certify: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Fine-tune a candidate for real and write ``train/<name>/result.json`` and the adapter under ``directory``.
@@ -46,14 +48,18 @@ def fine_tune(
         directory: The run directory.
         seed: Another seed than the candidate's own; that run goes to ``train/<name>/seed-<seed>``.
         linearised: Train the linearised model instead, in the same way; that run goes to ``train/<name>-linearised``.
+        certify: Record on the way what ``certify`` needs for a bound, in ``gap.json`` beside the adapter.
         progress: Called with steps done and in all.
 
     Returns:
         The result, and whether it was there already.
 
     Raises:
-        InputError: The directory holds a run of another configuration under this name, or the loss is not finite.
+        InputError: The directory holds a run of another configuration under this name, or one that was not recorded;
+            or a linearised run is to be certified, or the loss is not finite.
     """
+    if linearised and certify:
+        raise InputError("certify", "a linearised run is linear by construction", "certify the true run")
     folder = directory / "train" / (f"{candidate.name}-linearised" if linearised else candidate.name)
     if seed is not None and seed != candidate.seed:
         folder, candidate = folder / f"seed-{seed}", candidate.with_seed(seed)
@@ -67,12 +73,15 @@ def fine_tune(
                 "it is of another configuration of this name",
                 "name another directory with -o, or delete it",
             )
+        if certify and not (folder / "adapter" / GAP_FILE).exists():
+            raise InputError(str(finished), "it was trained without recording", f"delete {folder} to train it again")
         return found, True
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = folder / "checkpoints"
     started = time.perf_counter()
     model = build_peft_model(task, candidate, candidate.seed)
     linear = linearise(model)  # shares the parameters with the model, and keeps those before training
+    recorder = GapRecorder(linear, task.loss) if certify else None
     resume = has_checkpoint(checkpoints)
     overrides = loop_arguments(candidate.training) | {"eval_on_start": not resume, "save_total_limit": 1}
     overrides["save_strategy"] = overrides["eval_strategy"]
@@ -88,9 +97,12 @@ def fine_tune(
         collator=task.collator,
         tokenizer=task.tokenizer,
         progress=progress,
+        recorder=recorder,
         resume=resume,
     )
     linear.save_pretrained(str(folder / "adapter"))
+    if recorder:
+        recorder.save(folder / "adapter")
     final = run.final
     result = provenance(candidate.seed, time.perf_counter() - started, trainer.args.device) | {
         "candidate": candidate.name,

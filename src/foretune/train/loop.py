@@ -78,6 +78,7 @@ def run_trainer(
     collator: Callable[..., Any] | None = None,
     tokenizer: Any = None,
     progress: Callable[[int, int], None] | None = None,
+    recorder: TrainerCallback | None = None,
     resume: bool = False,
 ) -> tuple[Run, Trainer]:
     """Train a model that returns ``loss`` and ``logits``; evaluate as ``args`` say: see ``loop_arguments``."""
@@ -96,7 +97,7 @@ def run_trainer(
             data_collator=collator,
             processing_class=tokenizer,
             compute_metrics=metrics,
-            callbacks=[_OnStep(progress)] if progress else None,
+            callbacks=[each for each in (_OnStep(progress) if progress else None, recorder) if each],
         )
         for chatty in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(chatty)
