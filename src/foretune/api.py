@@ -13,7 +13,7 @@ from foretune import linear, tangents
 from foretune.forecast.forecast import SEEDS, Forecast, Starts, forecast
 from foretune.kernel import Kernel as BaseKernel
 from foretune.kernel import ntk
-from foretune.linear import Ridge
+from foretune.linear import LogisticFit, Ridge
 from foretune.tangents.collect import Progress
 from foretune.task import Candidate, Task
 
@@ -24,6 +24,10 @@ class Kernel(BaseKernel):
     def ridge(self, strength: float) -> Ridge:
         """Kernel ridge regression, λ = ``strength`` in the sum convention (theory.md section 3)."""
         return linear.ridge(self, strength)
+
+    def logistic(self, strength: float) -> LogisticFit:
+        """Its counterpart for cross-entropy, λ = ``strength`` > 0 in the sum convention (theory.md section 3)."""
+        return linear.logistic(self, strength)
 
 
 @dataclass
@@ -54,7 +58,7 @@ class Tangents:
         return Kernel(**{each.name: getattr(base, each.name) for each in dataclasses.fields(base)})
 
     def forecast(
-        self, peft_config: LoraConfig, args: TrainingArguments | None = None, *, seeds: int = SEEDS
+        self, peft_config: LoraConfig, args: TrainingArguments | None = None, *, seeds: int = SEEDS, refreshes: int = 0
     ) -> Forecast:
         """Simulate the fine-tune that peft and ``Trainer`` would make of these.
 
@@ -62,9 +66,10 @@ class Tangents:
             peft_config: As it would be given to peft.
             args: As they would be given to ``Trainer``; only what differs from the defaults counts.
             seeds: Simulated seeds, counted up from that of ``args`` (42 if it has none).
+            refreshes: How often tangents are taken again in each simulated run, each time by a pass over the network.
         """
         candidate = Candidate("forecast", peft_config, given_arguments(args))
-        return forecast(self.data, self.task, [candidate], seeds=seeds)[0]
+        return forecast(self.data, self.task, [candidate], seeds=seeds, refreshes=refreshes)[0]
 
 
 def collect(

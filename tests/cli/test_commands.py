@@ -47,8 +47,12 @@ def test_forecast_train_compare_report(
     assert foretune(monkeypatch, "doctor", run) == 0
     assert "times and sizes are estimated" in capsys.readouterr().out
     assert foretune(monkeypatch, "forecast", run, "-o", out) == 0
-    assert "collected in" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "collected in" in said and "linearised (½‖f − y‖²" in said
     first = json.loads((out / "forecast.json").read_text())
+    risks = first["candidates"][0]["kernel"]["risk_bounds"]
+    assert risks["steps"] == 12 and 0 <= risks["lower"] <= risks["upper"] <= risks["initial"]
+    assert 0 < risks["ridge"] < risks["initial"]
     assert foretune(monkeypatch, "forecast", run, "-o", out) == 0
     assert "reused" in capsys.readouterr().out
     second = json.loads((out / "forecast.json").read_text())

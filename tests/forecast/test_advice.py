@@ -30,10 +30,15 @@ def run_of(losses: list[float]) -> Run:
 )
 def test_the_curve_decides(losses: list[float], words: list[str], tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path))
-    said = advice(task.candidates[0], task, [run_of(losses)])
+    said = advice(task.candidates[0], task, [run_of(losses)], 0.1)
     assert len(said) == len(words) and all(word in text for word, text in zip(words, said, strict=True))
 
 
 def test_accumulation_that_adds_up_is_named(tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path, training={"gradient_accumulation_steps": 4}))
-    assert any("accumulated batches" in text for text in advice(task.candidates[0], task, [run_of([0.7, 0.6])]))
+    assert any("accumulated batches" in text for text in advice(task.candidates[0], task, [run_of([0.7, 0.6])], 0.1))
+
+
+def test_leaving_the_tangents_is_named(tmp_path: Path) -> None:
+    task = load_task(write_tiny_run(tmp_path))
+    assert any("linearity gap 0.80" in text for text in advice(task.candidates[0], task, [run_of([0.7, 0.6])], 0.8))

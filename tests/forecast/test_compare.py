@@ -57,6 +57,7 @@ def truth(name: str, metric: float | None, *, loss: float | None = 0.5, **more: 
 
 
 def write(directory: Path, forecasts: list[dict[str, Any]], truths: list[dict[str, Any]]) -> Path:
+    directory.mkdir(exist_ok=True)
     content = {**HEADER, "task": {}, "collect": {"seconds": 10.0}, "candidates": forecasts}
     write_json(directory / "forecast.json", content)
     for index, result in enumerate(truths):
@@ -194,6 +195,15 @@ def test_stale_results_are_refused(tmp_path: Path, change: dict[str, Any]) -> No
     with pytest.raises(InputError, match="stale") as caught:
         compare(tmp_path)
     assert str(next(iter(change.values()))) in str(caught.value)
+
+
+def test_another_proximal_term_is_stale_and_none_is_strength_zero(tmp_path: Path) -> None:
+    off = {"strength": 0.0, "rule": "always", "scope": "global"}
+    write(tmp_path, [forecast("a", 0.5) | {"proximal": off}], [truth("a", 0.5)])
+    assert compare(tmp_path)["summary"]["n"] == 1
+    write(tmp_path / "on", [forecast("a", 0.5)], [truth("a", 0.5) | {"proximal": off | {"strength": 2.0}}])
+    with pytest.raises(InputError, match=r"stale: proximal.strength is 2.0, in the forecast 0.0"):
+        compare(tmp_path / "on")
 
 
 def test_other_runs_are_listed_as_skipped(tmp_path: Path) -> None:

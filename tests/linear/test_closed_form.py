@@ -137,12 +137,10 @@ def test_the_mean_convention_has_the_same_minimiser() -> None:
     strength=st.sampled_from([0.0, 1e-3, 0.5, 20.0]),
     t=st.floats(0.0, 100.0),
 )
-def test_the_risk_is_within_its_bounds(seed: int, p: int, strength: float, t: float) -> None:
+def test_the_risk_falls(seed: int, p: int, strength: float, t: float) -> None:
     kernel, _ = linear_kernel(p=p, seed=seed)
     modes = Modes.of(kernel)
-    low, high = modes.risk_bounds(strength, t)
     risk = float(gradient_flow(modes, strength, [t]).risk[0])
     slack = 1e-12 * float(kernel.r0.square().sum())
-    assert low - slack <= risk <= high + slack
     later = float(gradient_flow(modes, strength, [t + 1]).risk[0])
     assert later <= risk + slack  # without the term, and under it as φ falls in t

@@ -70,6 +70,7 @@ def test_forecast_with_truth(tmp_path: Path) -> None:
     assert "κ ignores labels and kernel scale; it does not rank placements" in page.text
     for shown in ("1.2e4", "294,912", "−4.1", "the linear picture is weak", "num_train_epochs: 6", "torch"):
         assert shown in page.text
+    assert "all-linear 0.25 0.217 48 0.0912" in page.text  # P5, below the spectrum
     assert "certif" not in page.text.lower()
 
 

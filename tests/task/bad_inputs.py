@@ -110,7 +110,6 @@ ROW = b'{"text": "good film", "label": 1}\n'
 
 CASES = [
     # the file itself
-    BadInput("proximal", run(proximal={"strength": 0.5}), ("proximal.strength", "0.5", "Write 0", "not built")),
     BadInput("no such yaml", lambda folder: folder / "run.yaml", ("run.yaml", "no such file", "Give the path")),
     BadInput("a folder", lambda folder: folder, ("cannot be read", "Give the path")),
     BadInput("empty yaml", yaml_bytes(b""), ("run.yaml", "empty", "sections model, data")),
@@ -126,9 +125,9 @@ CASES = [
     BadInput(
         "unknown task",
         run(model={"task": "ner"}),
-        ("model.task", "'ner'", "'classification' or 'regression'"),
+        ("model.task", "'ner'", "Write one of: classification, regression"),
     ),
-    BadInput("unknown pooling", run(model={"pooling": "max"}), ("model.pooling", "'max'", "'model' or 'mean'")),
+    BadInput("unknown pooling", run(model={"pooling": "max"}), ("model.pooling", "'max'", "one of: model, mean")),
     BadInput("bad gguf key", run(model={"path": {"ggml": "x"}}), ("model.path", "ggml", "{gguf: file}")),
     BadInput("unknown data key", run(data={"max_len": 8}), ("data.max_len", "unknown key", "max_length")),
     BadInput("max_length text", run(data={"max_length": "long"}), ("data.max_length", "'long'", "whole number")),
@@ -199,7 +198,15 @@ CASES = [
     ),
     # proximal and candidates
     BadInput("strength", run(proximal={"strength": -1}), ("proximal.strength", "-1", "at least 0")),
-    BadInput("rule", run(proximal={"rule": "never"}), ("proximal.rule", "'never'", "'always' or 'selective'")),
+    BadInput("rule", run(proximal={"rule": "never"}), ("proximal.rule", "'never'", "one of: always, selective")),
+    BadInput("near rule", run(proximal={"rule": "selctive"}), ("proximal.rule", "'selctive'", "Write selective")),
+    BadInput("scope", run(proximal={"scope": "tensors"}), ("proximal.scope", "'tensors'", "Write tensor")),
+    BadInput("proximal key", run(proximal={"lambda": 1.0}), ("proximal.lambda", "unknown key", "strength")),
+    BadInput(
+        "candidate scope",
+        run(candidates=[A | {"proximal": {"scope": "layer"}}]),
+        ("candidates[0] (a).proximal.scope", "'layer'", "one of: global, tensor"),
+    ),
     BadInput("search space", run(candidates={"r": [1, 2]}), ("candidates", "{'r': [1, 2]}", "list")),
     BadInput("nameless candidate", run(candidates=[{"peft": {}}]), ("candidates[0].name", "not given", "Add name")),
     BadInput("candidate folder", run(candidates=[{"name": "../x"}]), ("candidates[0]", "../x", "letters")),

@@ -15,6 +15,9 @@ def command(
     output: Directory,
     candidate: Candidates = None,
     seeds: Annotated[int, typer.Option(min=1, help="Simulated seeds of each candidate, for its error bars.")] = 3,
+    refreshes: Annotated[
+        int, typer.Option(min=0, help="Tangents taken again on the way through each simulated run: truer, a pass each.")
+    ] = 0,
 ) -> None:
     """Predict every candidate's training curve and final metric, ranked best first; writes forecast.json.
 
@@ -22,7 +25,7 @@ def command(
     """
     from foretune.forecast.run import forecast_run
 
-    show(forecast_run(run, output, names=candidate, seeds=seeds, bar=progress_bar))
+    show(forecast_run(run, output, names=candidate, seeds=seeds, refreshes=refreshes, bar=progress_bar))
     out.print(f"wrote {output / 'forecast.json'}; next: foretune train {run} -c NAME -o {output}")
 
 
@@ -52,6 +55,14 @@ def show(result: dict[str, Any]) -> None:
         )
     out.print(shown)
     out.print("± is the standard deviation over simulated seeds. κ knows neither labels nor scale: it does not rank.")
+    first = result["candidates"][0]
+    risks = {name: number(value) for name, value in first["kernel"]["risk_bounds"].items()}
+    out.print(
+        f"Squared-loss risk of {first['name']}, linearised (½‖f − y‖² per training example): {risks['initial']} at the "
+        f"start; at most {risks['upper']} after {risks['steps']} steps of gradient descent at its best rate; "
+        f"{risks['ridge']} by ridge regression. The real run has its own loss and optimiser: this does not bound it.",
+        highlight=False,
+    )
     for row in result["candidates"]:
         for warning in row["warnings"]:
             out.print(f"[yellow]![/] {row['name']}: {warning}", highlight=False)

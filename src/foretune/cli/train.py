@@ -25,7 +25,7 @@ def command(
         ),
     ] = False,
 ) -> None:
-    """Really fine-tune candidates with peft and Trainer, for comparing with the forecast.
+    """Really fine-tune candidates with peft and Trainer, and the proximal term if the file has one.
 
     Finished runs are kept, an interrupted one goes on from its last checkpoint. Several seeds show how much of a
     difference between candidates is chance; compare then takes their mean.

@@ -7,12 +7,18 @@ from foretune.forecast.simulate import accepts_loss_kwargs
 from foretune.task import Candidate, Task
 from foretune.train.loop import Run
 
+GAP = 0.55  # linearity gap from which forecasts were seen to be biased (docs/fidelity.md)
 RISE = 1.1  # eval loss at the end over its best, from which a run is called over-fitting
 
 
-def advice(candidate: Candidate, task: Task, runs: Sequence[Run]) -> list[str]:
-    """Warnings about a candidate: over-fitting, failure to learn, divergence, traps of its arguments."""
+def advice(candidate: Candidate, task: Task, runs: Sequence[Run], linearity_gap: float) -> list[str]:
+    """Warnings about a candidate: beyond the tangents, over-fitting, no learning, divergence, traps of arguments."""
     said = []
+    if linearity_gap > GAP:
+        said.append(
+            f"training leaves the region where the tangents hold (linearity gap {linearity_gap:.2f}): the real run "
+            "fits more than forecast, and its metric was mostly higher; --refreshes 1 or more follows it further"
+        )
     values = [point["eval_loss"] for point in runs[0].curve]
     if not all(math.isfinite(value) for value in values):
         said.append("the simulated run diverges: lower the learning rate")

@@ -4,7 +4,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -13,9 +13,10 @@ from transformers import set_seed
 
 from foretune.forecast.advice import advice
 from foretune.forecast.compare import higher_is_better
+from foretune.forecast.network import gap_sample, linearity_gap
 from foretune.forecast.simulate import simulate
-from foretune.kernel import Summary, ntk, summary
-from foretune.linear import best_strength
+from foretune.kernel import RiskBounds, Spectrum, Summary, ntk, risk_summary, summary
+from foretune.linear import Modes, best_strength
 from foretune.tangents import Adapter, Head, Tangents, draw_adapters
 from foretune.task import Candidate, Task
 from foretune.train.loop import Point, Run
@@ -30,6 +31,12 @@ class MeanPoint(Point):
     eval_metric_std: float | None
 
 
+class Figures(Summary):
+    """The figures of a candidate's NTK; risks after as many steps as its run takes."""
+
+    risk_bounds: RiskBounds
+
+
 @dataclass
 class Forecast:
     """What one candidate is expected to do.
@@ -41,15 +48,17 @@ class Forecast:
         kernel: The figures of its NTK, as in ``forecast.json``.
         seconds: Time the simulations took.
         trainable_parameters: Parameters of adapters and head.
+        linearity_gap: How far the network at the end of the first simulated run is from its tangents: see there.
         warnings: What to know before believing it.
     """
 
     candidate: Candidate
     runs: list[Run]
     seeds: list[int]
-    kernel: Summary
+    kernel: Figures
     seconds: float
     trainable_parameters: int
+    linearity_gap: float
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -75,7 +84,9 @@ class Forecast:
             "name": self.candidate.name,
             "peft": self.candidate.peft_dict(),
             "training": self.candidate.training_dict(),
+            "proximal": self.candidate.proximal_dict(),
             "predicted": predicted | {"curve": self.curve, "seeds": self.seeds},
+            "linearity_gap": self.linearity_gap,
             "kernel": self.kernel,
             "cost": {"seconds": self.seconds, "trainable_parameters": self.trainable_parameters},
             "warnings": self.warnings,
@@ -88,6 +99,7 @@ def forecast(
     candidates: Sequence[Candidate],
     *,
     seeds: int = SEEDS,
+    refreshes: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Forecast]:
     """Simulate each candidate from several seeds and rank the candidates, best first.
@@ -99,24 +111,32 @@ def forecast(
         task: The task.
         candidates: What to simulate.
         seeds: Seeds for each candidate, counted up from its own.
+        refreshes: How often tangents are taken again in a run, each time by a pass over the network.
         progress: Called with simulations done and in all.
     """
     starts = Starts(task, tangents)
     kernels = _Kernels(tangents, starts)
+    sample = gap_sample(tangents)
     forecasts = []
     for number, candidate in enumerate(candidates):
         started = time.perf_counter()
         own = [candidate.seed + extra for extra in range(seeds)]
         runs = []
         for seed in own:
-            run, model = simulate(tangents, task, candidate, *starts.draw(candidate, seed), seed)
+            adapters, head = starts.draw(candidate, seed)
+            with torch.no_grad():
+                before = head.eval()(tangents.features[sample])
+            run, model = simulate(tangents, task, candidate, adapters, head, seed, refreshes=refreshes)
+            if seed == candidate.seed:
+                gap = linearity_gap(task, model, sample, before)
             runs.append(run)
             if progress:
                 progress(number * seeds + len(runs), len(candidates) * seeds)
         seconds = time.perf_counter() - started
-        figures = kernels.figures(candidate)
+        figures = kernels.figures(candidate, int(runs[0].curve[-1]["step"]))
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        forecasts.append(Forecast(candidate, runs, own, figures, seconds, parameters, advice(candidate, task, runs)))
+        said = advice(candidate, task, runs, gap)
+        forecasts.append(Forecast(candidate, runs, own, figures, seconds, parameters, gap, said))
     sign = -1 if higher_is_better(task.metric_name) else 1
     return sorted(forecasts, key=lambda each: (sign * each.eval_metric, each.eval_loss))
 
@@ -140,19 +160,24 @@ class Starts:
 
 
 class _Kernels:
-    """The figures of NTKs, each computed once: candidates that differ only in training share one."""
+    """The figures of NTKs, each factored once: candidates that differ only in training share one."""
 
     def __init__(self, tangents: Tangents, starts: Starts) -> None:
         self.tangents, self.starts = tangents, starts
-        self.seen: dict[str, Summary] = {}
+        self.seen: dict[str, tuple[Summary, Spectrum, torch.Tensor]] = {}
 
-    def figures(self, candidate: Candidate) -> Summary:
+    def figures(self, candidate: Candidate, steps: int) -> Figures:
         """The figures of the candidate's NTK at its start, with λ chosen by leave-one-out."""
         key = json.dumps([candidate.peft_dict(), candidate.seed], sort_keys=True)
         if key not in self.seen:
-            kernel = ntk(self.tangents, self.starts.draw(candidate, candidate.seed)[0])
-            self.seen[key] = summary(kernel, best_strength(kernel))
-        return self.seen[key]
+            modes = Modes.of(ntk(self.tangents, self.starts.draw(candidate, candidate.seed)[0]))
+            found = summary(modes.kernel, best_strength(modes))
+            self.seen[key] = found, replace(modes.spectrum, eigenvectors=None), modes.coefficients
+        found, spectrum, coefficients = self.seen[key]
+        risks = risk_summary(
+            spectrum, coefficients, num_train=self.tangents.num_train, strength=found["strength"], steps=steps
+        )
+        return Figures(**found, risk_bounds=risks)
 
 
 def _mean_point(points: Sequence[Point]) -> MeanPoint:

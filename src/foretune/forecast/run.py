@@ -23,6 +23,7 @@ def forecast_run(
     *,
     names: Sequence[str] | None = None,
     seeds: int = SEEDS,
+    refreshes: int = 0,
     bar: Bar,
 ) -> dict[str, Any]:
     """Forecast the candidates of a ``run.yaml`` and write ``forecast.json``; tangents are kept beside it.
@@ -32,6 +33,7 @@ def forecast_run(
         directory: Where results go.
         names: Only these candidates.
         seeds: Simulated seeds of each candidate.
+        refreshes: How often tangents are taken again in each simulated run.
         bar: Makes a progress bar for a label.
 
     Raises:
@@ -54,7 +56,7 @@ def forecast_run(
     with bar("collecting tangents") as progress:
         tangents = collect(task, layers, heads=heads.pop(), directory=directory / "tangents", progress=progress)
     with bar("forecasting") as progress:
-        forecasts = forecast(tangents, task, task.candidates, seeds=seeds, progress=progress)
+        forecasts = forecast(tangents, task, task.candidates, seeds=seeds, refreshes=refreshes, progress=progress)
     result = provenance(task.candidates[0].seed, time.perf_counter() - started) | {
         "task": describe(task, str(loaded.config.model.path)),
         "collect": {

@@ -2,11 +2,13 @@
 
 import inspect
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 
+from foretune.forecast.network import Relinearise
 from foretune.linear.tangent_model import TangentModel
 from foretune.tangents import Adapter, Head, Tangents
 from foretune.task import Candidate, Task
@@ -30,9 +32,19 @@ _NEUTRAL = {
 
 
 def simulate(
-    tangents: Tangents, task: Task, candidate: Candidate, adapters: list[Adapter], head: Head, seed: int
+    tangents: Tangents,
+    task: Task,
+    candidate: Candidate,
+    adapters: list[Adapter],
+    head: Head,
+    seed: int,
+    *,
+    refreshes: int = 0,
 ) -> tuple[Run, TangentModel]:
-    """Train the tangent model as ``Trainer`` would train the network from this seed's adapters and head."""
+    """Train the tangent model as ``Trainer`` would train the network from this seed's adapters and head.
+
+    On the way, tangents are taken again ``refreshes`` times at the simulated weights, each a pass over the network.
+    """
     model = TangentModel(
         tangents, adapters, head, config=task.model.config, accepts_loss_kwargs=accepts_loss_kwargs(task)
     )
@@ -40,7 +52,17 @@ def simulate(
     with tempfile.TemporaryDirectory() as scratch:
         overrides = _NEUTRAL | loop_arguments(candidate.training) | {"seed": seed}
         args = candidate.training_arguments(scratch, **overrides)
-        run, _ = run_trainer(model, args, train, evaluation, task.compute_metrics, collator=collate)
+        callbacks = [Relinearise(task, refreshes, Path(scratch))] if refreshes else []
+        run, _ = run_trainer(
+            model,
+            args,
+            train,
+            evaluation,
+            task.compute_metrics,
+            collator=collate,
+            callbacks=callbacks,
+            proximal=candidate.proximal,
+        )
     return run, model
 
 

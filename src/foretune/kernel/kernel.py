@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foretune.kernel.blocks import CallRows, Factors, layer_kernels
 from foretune.kernel.spectrum import Spectrum
+from foretune.kernel.subsets import Perturbation, perturbation
 from foretune.tangents import Adapter, Tangents, centring
 
 Granularity = Literal["module", "rank_row"]
@@ -118,6 +119,23 @@ class Kernel:
                 raise ValueError(f"names: no block {name!r}, use some of {', '.join(self.blocks)}")
             chosen |= found
         return replace(self, blocks={key: block for key, block in self.blocks.items() if key in chosen})
+
+    def perturbation(self, base: Sequence[str], added: Sequence[str], strength: float) -> Perturbation:
+        """What adding some blocks to others does on the training examples, beside its bounds (theory.md P6 to P10).
+
+        Args:
+            base: Names of the blocks there are, as in :meth:`subset`.
+            added: Names of those that are added.
+            strength: Of ridge regression, above 0, in the sum convention.
+
+        Raises:
+            ValueError: Nothing has one of these names, a block is in both, or the strength is not above 0.
+        """
+        one, other = self.subset(base), self.subset(added)
+        twice = [name for name in one.names if name in other.blocks]
+        if twice:
+            raise ValueError(f"added: {', '.join(twice)} is in base already, name other blocks")
+        return perturbation(one.k_train_train, other.k_train_train, self.r0, strength, self.dtype)
 
     def __add__(self, other: "Kernel") -> "Kernel":
         """The kernel of both sets of parameters.

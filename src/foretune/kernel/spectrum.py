@@ -1,4 +1,9 @@
-"""The eigenvalues of an NTK (theory.md section 4)."""
+"""The eigenvalues of an NTK, and what training makes of them (theory.md sections 3 and 4).
+
+λ is in the sum convention, that of ``½ Σ ‖f(x_i) - y_i‖² + (λ/2) ‖θ - θ0‖²``, and time t is learning rate × steps.
+Training gives every eigenvalue a *gain* g: the linearised model's outputs change by ``Σ_i v_i σ_i g(σ_i) c_i`` with
+``c_i = v_i' r0``, and ``φ = 1 - σ g`` of the residual is left.
+"""
 
 import math
 from collections.abc import Generator
@@ -76,6 +81,44 @@ class Spectrum:
         if strength == 0:
             return float(self.rank)
         return float((self.eigenvalues / (self.eigenvalues + strength)).sum())
+
+    def flow_gain(self, strength: float, t: float) -> Float[Tensor, " N"]:
+        """``g(σ) = (1 - e^{-μt})/μ`` with ``μ = σ + λ``; at t = ∞ it is 1/μ, and 0 where μ is zero."""
+        mu = self._mu(strength)
+        if math.isinf(t):
+            return torch.where(mu > 0, 1 / mu, 0.0)
+        return torch.where(mu > 0, -torch.expm1(-mu * t) / mu, t)
+
+    def descent_gain(self, strength: float, rate: float, steps: int) -> Float[Tensor, " N"]:
+        """``g(σ) = (1 - (1-ημ)^k)/μ`` with ``μ = σ + λ``; ``ηk`` where μ is zero."""
+        mu = self._mu(strength)
+        step = rate * mu
+        decayed = torch.where(step < 1, -torch.expm1(steps * torch.log1p(-step)), 1 - (1 - step) ** steps)
+        return torch.where(mu > 0, decayed / mu, rate * steps)
+
+    def best_rate(self, strength: float) -> float:
+        """``η = 2/(μ_1 + μ_N)``, the rate at which gradient descent shrinks the slowest mode fastest.
+
+        Modes with ``μ = σ + λ`` zero to working precision never move and do not count; without any other, η is 0.
+        """
+        mu = self._mu(strength)
+        moving = mu[mu > 0]
+        return float(2 / (moving[0] + moving[-1])) if len(moving) else 0.0
+
+    def remainder(self, gain: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """``φ(σ) = 1 - σ g(σ)``: the share of each mode's initial residual that is left."""
+        return 1 - self.eigenvalues * gain
+
+    def _mu(self, strength: float) -> Float[Tensor, " N"]:
+        """``σ + λ``; without λ, eigenvalues that are zero to working precision count as zero.
+
+        Raises:
+            ValueError: λ is negative or not a number.
+        """
+        if not strength >= 0:
+            raise ValueError(f"strength is {strength}, pass 0 or more")
+        sigma = self.eigenvalues
+        return sigma + strength if strength > 0 else torch.where(sigma > self.tolerance, sigma, 0.0)
 
 
 @contextmanager

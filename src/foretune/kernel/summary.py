@@ -4,7 +4,10 @@ import math
 from typing import TypedDict
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from foretune.kernel.bounds import risk_bounds
 from foretune.kernel.kernel import Kernel
 from foretune.kernel.spectrum import Spectrum
 
@@ -22,6 +25,21 @@ class Summary(TypedDict):
     alignment: float
     spectrum: list[float]
     strength: float
+
+
+class RiskBounds(TypedDict):
+    """Squared-loss risks ``½ ‖f(x) - y‖²`` per training example of the linearised model, in centred outputs.
+
+    ``lower`` and ``upper`` are P5's for gradient descent without a penalty at its best step. Some targets with as
+    large an initial residual reach each; those at hand lie in between. A run with another loss or optimiser is not
+    bounded.
+    """
+
+    steps: int  # of gradient descent
+    initial: float  # before training
+    lower: float  # after the steps
+    upper: float
+    ridge: float  # of ridge regression at the summary's strength, without its penalty
 
 
 def alignment(kernel: Kernel) -> float:
@@ -91,4 +109,29 @@ def summary(kernel: Kernel, strength: float) -> Summary:
         alignment=alignment(kernel),
         spectrum=spectrum.eigenvalues[:MAX_EIGENVALUES].tolist(),
         strength=strength,
+    )
+
+
+def risk_summary(
+    spectrum: Spectrum, coefficients: Float[Tensor, " N"], *, num_train: int, strength: float, steps: int
+) -> RiskBounds:
+    """What the spectrum says of the training risk after some steps (theory.md P5), and that of ridge regression.
+
+    Args:
+        spectrum: Of the training kernel; its eigenvectors are not needed.
+        coefficients: ``c = V' r0``.
+        num_train: Training examples n, by which risks are divided.
+        strength: λ of ridge regression, in the sum convention.
+        steps: Of gradient descent.
+    """
+    descent = spectrum.remainder(spectrum.descent_gain(0.0, spectrum.best_rate(0.0), steps))
+    lower, upper = risk_bounds(descent, float(coefficients.norm()))
+    left = coefficients * spectrum.remainder(spectrum.flow_gain(strength, math.inf))
+    initial, ridge = (float(residual.square().sum()) / 2 for residual in (coefficients, left))
+    return RiskBounds(
+        steps=steps,
+        initial=initial / num_train,
+        lower=lower / num_train,
+        upper=upper / num_train,
+        ridge=ridge / num_train,
     )

@@ -115,8 +115,10 @@ class Modes:
     k_eval_modes: Float[Tensor, "E M"]
 
     @classmethod
-    def of(cls, kernel: Kernel) -> "Modes":
-        """Factor a kernel."""
+    def of(cls, kernel: "Kernel | Modes") -> "Modes":
+        """Factor a kernel, if that is not done yet."""
+        if isinstance(kernel, Modes):
+            return kernel
         spectrum = kernel.spectrum()
         assert spectrum.eigenvectors is not None
         vectors = spectrum.eigenvectors
@@ -131,23 +133,9 @@ class Modes:
         return Fit(
             fx_train=kernel.fx_train_0 + change.view_as(kernel.fx_train_0),
             fx_eval=kernel.fx_eval_0 + (self.k_eval_modes @ scaled).view_as(kernel.fx_eval_0),
-            risk=float((self.coefficients * (1 - sigma * gain)).square().sum() / 2),
+            risk=float((self.coefficients * self.spectrum.remainder(gain)).square().sum() / 2),
             effective_dimension=float((sigma * gain).sum()),
         )
-
-    def flow_gain(self, strength: float, t: float) -> Float[Tensor, " M"]:
-        """``g(σ) = (1 - e^{-μt})/μ`` with ``μ = σ + λ``; at t = ∞ it is 1/μ, and 0 where μ is zero."""
-        mu = self._mu(strength)
-        if math.isinf(t):
-            return torch.where(mu > 0, 1 / mu, 0.0)
-        return torch.where(mu > 0, -torch.expm1(-mu * t) / mu, t)
-
-    def descent_gain(self, strength: float, rate: float, steps: int) -> Float[Tensor, " M"]:
-        """``g(σ) = (1 - (1-ημ)^k)/μ`` with ``μ = σ + λ``; ``ηk`` where μ is zero."""
-        mu = self._mu(strength)
-        step = rate * mu
-        decayed = torch.where(step < 1, -torch.expm1(steps * torch.log1p(-step)), 1 - (1 - step) ** steps)
-        return torch.where(mu > 0, decayed / mu, rate * steps)
 
     def leave_one_out(self, strength: float) -> Float[Tensor, "n k"]:
         """``r_i = ([M⁻¹]_ii)⁻¹ [M⁻¹ r0]_i`` with ``M = K + λI`` and k × k blocks (theory.md section 3).
@@ -159,23 +147,10 @@ class Modes:
             raise ValueError("strength is 0 and the kernel is singular, pass a strength above 0")
         assert self.spectrum.eigenvectors is not None
         n, k = self.kernel.y_train.shape
-        inverse = 1 / self._mu(strength)
+        inverse = self.spectrum.flow_gain(strength, math.inf)
         vectors = self.spectrum.eigenvectors.view(n, k, -1)
         blocks = torch.einsum("naM,nbM->nab", vectors * inverse, vectors)
         return torch.linalg.solve(blocks, (vectors @ (inverse * self.coefficients)))
-
-    def risk_bounds(self, strength: float, t: float) -> tuple[float, float]:
-        """``½ρ0² φ_t(σ_max)² ≤ R_t ≤ ½ρ0² φ_t(σ_min)²`` under gradient flow (theory.md P5)."""
-        sigma = self.spectrum.eigenvalues
-        phi = 1 - sigma * self.flow_gain(strength, t)
-        scale = float(self.kernel.r0.square().sum()) / 2
-        return scale * float(phi[0]) ** 2, scale * float(phi[-1]) ** 2
-
-    def _mu(self, strength: float) -> Float[Tensor, " M"]:
-        """``σ + λ``; without λ, eigenvalues that are zero to working precision count as zero."""
-        _check_strength(strength)
-        sigma = self.spectrum.eigenvalues
-        return sigma + strength if strength > 0 else torch.where(sigma > self.spectrum.tolerance, sigma, 0.0)
 
 
 def ridge(kernel: Kernel | Modes, strength: float) -> Ridge:
@@ -186,8 +161,8 @@ def ridge(kernel: Kernel | Modes, strength: float) -> Ridge:
         strength: λ ≥ 0 in the sum convention. With λ = 0 it is the least-norm interpolation (singular kernels allowed,
             but then every left-out residual is not a number).
     """
-    modes = _modes(kernel)
-    fit = modes.fit(modes.flow_gain(strength, math.inf))
+    modes = Modes.of(kernel)
+    fit = modes.fit(modes.spectrum.flow_gain(strength, math.inf))
     solvable = strength > 0 or modes.spectrum.rank == len(modes.coefficients)
     left_out = modes.leave_one_out(strength) if solvable else torch.full_like(fit.fx_train, math.nan)
     return Ridge(fit.fx_train, fit.fx_eval, fit.risk, fit.effective_dimension, strength, left_out)
@@ -203,7 +178,7 @@ def best_strength(kernel: Kernel | Modes, grid: Sequence[float] | None = None) -
     Raises:
         ValueError: The grid is empty.
     """
-    modes = _modes(kernel)
+    modes = Modes.of(kernel)
     if grid is None:
         mean = modes.spectrum.trace / len(modes.coefficients)
         grid = [mean * 10 ** (-6 + k / 3) for k in range(25)] if mean > 0 else [1.0]
@@ -214,8 +189,8 @@ def best_strength(kernel: Kernel | Modes, grid: Sequence[float] | None = None) -
 
 def gradient_flow(kernel: Kernel | Modes, strength: float, t: Sequence[float]) -> Curve:
     """Gradient flow on the linearised model with the proximal term always on, at times t (0 and ∞ are exact)."""
-    modes = _modes(kernel)
-    return Curve(tuple(t), tuple(modes.fit(modes.flow_gain(strength, time)) for time in t))
+    modes = Modes.of(kernel)
+    return Curve(tuple(t), tuple(modes.fit(modes.spectrum.flow_gain(strength, time)) for time in t))
 
 
 def gradient_descent(kernel: Kernel | Modes, strength: float, rate: float, steps: Sequence[int]) -> Curve:
@@ -223,15 +198,6 @@ def gradient_descent(kernel: Kernel | Modes, strength: float, rate: float, steps
 
     It converges for η < 2/(σ_max + λ), and like flow at t = ηk for small η. Times of the curve are η × steps.
     """
-    modes = _modes(kernel)
-    fits = tuple(modes.fit(modes.descent_gain(strength, rate, count)) for count in steps)
+    modes = Modes.of(kernel)
+    fits = tuple(modes.fit(modes.spectrum.descent_gain(strength, rate, count)) for count in steps)
     return Curve(tuple(rate * count for count in steps), fits)
-
-
-def _modes(kernel: Kernel | Modes) -> Modes:
-    return kernel if isinstance(kernel, Modes) else Modes.of(kernel)
-
-
-def _check_strength(strength: float) -> None:
-    if not strength >= 0:
-        raise ValueError(f"strength is {strength}, pass 0 or more")

@@ -51,13 +51,22 @@ class TangentModel(nn.Module):
         self.config, self.accepts_loss_kwargs = config, accepts_loss_kwargs  # where Trainer looks for them
         self.dtype, self.product = _precision(tangents.dtype)
         self.head = head.to(self.dtype)
-        self.start = {}
+        self.start: dict[str, tuple[Tensor, Tensor]] = {}
         for adapter in adapters:
             first = {"A": adapter.a.detach().to(self.dtype), "B": adapter.b.detach().to(self.dtype)}
             for letter, value in first.items():
                 _plant(self, adapter.name.format(f"lora_{letter}"), nn.Parameter(value.clone()))
             if bool(first["B"].any()):
                 self.start[adapter.layer] = first["A"], first["B"]
+
+    def relinearise(self, tangents: Tangents) -> None:
+        """Go on with tangents that were taken at the weights where this model is now: ``dW`` counts from here."""
+        self.tangents = tangents
+        with torch.no_grad():
+            self.start = {
+                adapter.layer: tuple(factor.clone() for factor in self.factors(adapter))  # type: ignore[misc]
+                for adapter in self.adapters.values()
+            }
 
     def factors(self, adapter: Adapter) -> tuple[Float[Tensor, "r i"], Float[Tensor, "o r"]]:
         """The current A and B of an adapter."""

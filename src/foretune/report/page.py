@@ -92,6 +92,8 @@ def _rankers(run: Run) -> dict[str, dict[str, Any]]:
 def _configuration(candidate: Candidate) -> str:
     """What the user would write in the YAML file for this candidate."""
     parts: dict[str, Any] = {"peft": candidate.peft, "training": candidate.training}
+    if candidate.proximal.get("strength"):
+        parts["proximal"] = candidate.proximal
     return yaml.safe_dump(parts, sort_keys=False, allow_unicode=True, width=100).rstrip()
 
 

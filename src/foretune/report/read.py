@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from foretune.errors import InputError
-from foretune.forecast.compare import Z_90, differences, higher_is_better
+from foretune.forecast.compare import Z_90, configuration, differences, higher_is_better
 from foretune.report.numbers import Metric
 from foretune.results import read_json
 
@@ -41,6 +41,17 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class RiskBounds:
+    """Squared-loss risks of one candidate's linearisation, per training example (theory.md P5)."""
+
+    steps: float | None
+    initial: float | None
+    lower: float | None
+    upper: float | None
+    ridge: float | None
+
+
+@dataclass(frozen=True)
 class Kernel:
     """The numbers of one candidate's NTK (theory.md §4)."""
 
@@ -52,6 +63,7 @@ class Kernel:
     alignment: float | None
     strength: float | None
     spectrum: tuple[float | None, ...]
+    risk_bounds: RiskBounds
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,7 @@ class Candidate:
     name: str
     peft: dict[str, Any]
     training: dict[str, Any]
+    proximal: dict[str, Any]
     trainable_parameters: float | None
     forecast: Outcome | None = None
     truth: Outcome | None = None
@@ -92,7 +105,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
 
-_KERNEL_NUMBERS = [key for key in Kernel.__dataclass_fields__ if key != "spectrum"]
+_KERNEL_NUMBERS = [key for key in Kernel.__dataclass_fields__ if key not in {"spectrum", "risk_bounds"}]
 
 
 def read_run(directory: Path) -> Run:
@@ -147,11 +160,15 @@ def _forecast(item: dict[str, Any]) -> Candidate:
         name=str(item["name"]),
         peft=item.get("peft") or {},
         training=item.get("training") or {},
+        proximal=item.get("proximal") or {},
         trainable_parameters=_number(cost.get("trainable_parameters")),
         forecast=_outcome(predicted, predicted.get("curve")),
         kernel=Kernel(
             **{key: _number(kernel.get(key)) for key in _KERNEL_NUMBERS},
             spectrum=tuple(_number(value) for value in kernel.get("spectrum") or []),
+            risk_bounds=RiskBounds(
+                **{key: _number((kernel.get("risk_bounds") or {}).get(key)) for key in RiskBounds.__dataclass_fields__}
+            ),
         ),
         forecast_seconds=_number(cost.get("seconds")),
         warnings=tuple(str(text) for text in item.get("warnings") or []),
@@ -168,11 +185,7 @@ def _add_result(
     total = None if seconds == [None, None] else sum(value or 0.0 for value in seconds)
     known = candidates.get(name)
     if known and not result.get("linearised"):
-        changed = [
-            key
-            for part in ("peft", "training")
-            for key, _, _ in differences(result.get(part) or {}, getattr(known, part), part)
-        ]
+        changed = [key for key, _, _ in differences(configuration(result), configuration(vars(known)))]
         if changed:
             notes.append(f"{path} was trained with another {', '.join(changed[:3])} than forecast: left out.")
         else:
@@ -183,6 +196,7 @@ def _add_result(
         name=label,
         peft=result.get("peft") or {},
         training=result.get("training") or {},
+        proximal=result.get("proximal") or {},
         trainable_parameters=_number(cost.get("trainable_parameters")),
         truth=truth,
         training_seconds=total,

@@ -242,6 +242,7 @@ class _Arena(Rows):
         self.tensors = {
             name: torch.empty(0 if self.file else shape, dtype=kind) for name, (shape, kind) in spec.items()
         }
+        self.spare = dict(self.tensors)  # a file is still reading the one set while the other is filled
         self.written: dict[str, tuple[int, Tensor]] = {}
         self.layers = [call.layer for call in calls]
         self.lengths = torch.tensor(lengths or ())
@@ -287,8 +288,8 @@ class _Arena(Rows):
             missing = {self.layers[k] for k in set(range(len(self.filled))) - set(self.taken)}
             raise InputError("modules", f"{', '.join(sorted(missing))} did not run for all examples", "leave them out")
         if self.file is not None:
-            for name, (start, rows) in self.written.items():
-                self.file.write(name, start, rows)
+            self.file.write(self.written)
+            self.tensors, self.spare = self.spare, self.tensors
         for position, call in self.taken.items():
             self.filled[position] += int(call.row_counts.sum())
         self.done += len(self.taken[0].row_counts)
@@ -298,7 +299,7 @@ class _Arena(Rows):
         """All rows are there; what only carried them to the file is dropped."""
         if self.file is not None:
             self.file.close()
-            self.tensors.clear()
+            self.tensors = {}
 
 
 def _mask(batch: dict[str, Tensor]) -> Tensor | None:

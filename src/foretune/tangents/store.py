@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from foretune.results import write_json
 
-FORMAT = 2
+FORMAT = 3
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -29,7 +30,7 @@ Spec = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 class RowFile:
-    """A safetensors file whose tensors are written row by row.
+    """A safetensors file whose tensors are written row by row, by a thread beside the computation.
 
     Rows go through ``pwrite``: a full disk is then an error, where writing into a memory map would kill the process.
     """
@@ -53,17 +54,32 @@ class RowFile:
         self.file.truncate(8 + len(text) + end)
         self.starts = {name: 8 + len(text) + header[name]["data_offsets"][0] for name in spec}
 
-    def write(self, name: str, first: int, rows: Float[Tensor, "rows ..."]) -> None:
-        """Write contiguous rows of a tensor, from row number ``first`` on."""
-        left = memoryview(rows.reshape(-1).view(torch.uint8).numpy().data)
-        at = self.starts[name] + first * (len(left) // max(len(rows), 1))
-        while left:
-            done = os.pwrite(self.file.fileno(), left, at)
-            left, at = left[done:], at + done
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: Future[None] = self.thread.submit(lambda: None)
+
+    def write(self, batch: Mapping[str, tuple[int, Float[Tensor, "rows ..."]]]) -> None:
+        """Begin to write contiguous rows of some tensors, each from a row number on.
+
+        Returns when the rows of the call before are written: whoever fills two sets of memory in turn overwrites none.
+        """
+        self.pending.result()
+        self.pending = self.thread.submit(self._write, dict(batch))
+
+    def _write(self, batch: dict[str, tuple[int, Tensor]]) -> None:
+        for name, (first, rows) in batch.items():
+            left = memoryview(rows.reshape(-1).view(torch.uint8).numpy().data)
+            at = self.starts[name] + first * (len(left) // max(len(rows), 1))
+            while left:
+                done = os.pwrite(self.file.fileno(), left, at)
+                left, at = left[done:], at + done
 
     def close(self) -> None:
-        """No more rows."""
-        self.file.close()
+        """Wait for the last rows; no more come."""
+        try:
+            self.pending.result()
+        finally:
+            self.thread.shutdown()
+            self.file.close()
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

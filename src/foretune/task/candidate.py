@@ -65,6 +65,10 @@ class Candidate:
         """The training keys that were set, as JSON."""
         return {name: _jsonable(value) for name, value in self.training.items()}
 
+    def proximal_dict(self) -> dict[str, Any]:
+        """The proximal term as JSON."""
+        return self.proximal.model_dump()
+
 
 def build_candidates(config: RunConfig, names: Sequence[str] | None = None) -> tuple[Candidate, ...]:
     """The candidates of a loaded ``run.yaml``, all or those in ``names``, in the file's order.

@@ -107,10 +107,11 @@ class DataSpec(_Section):
 
 
 class ProximalSpec(_Section):
-    """The proximal term's strength (relative to the mean loss) and when it acts."""
+    """The proximal term: its strength (relative to the mean loss), and when it acts (``foretune.proximal``)."""
 
     strength: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_numeric)] = 0.0
     rule: Literal["always", "selective"] = "always"
+    scope: Literal["global", "tensor"] = "global"
 
 
 class CandidateSpec(_Section):

@@ -39,21 +39,10 @@ def load_task(path: str | Path, candidate_names: Sequence[str] | None = None) ->
 
 
 def load_run(path: str | Path, candidate_names: Sequence[str] | None = None) -> LoadedRun:
-    """Like ``load_task``, with what was learnt on the way.
-
-    Raises:
-        InputError: Something in the file, the data, the model or a candidate is wrong, or asks for what is not built.
-    """
+    """Like ``load_task``, with what was learnt on the way."""
     source = str(path)
     config = load_config(path)
     candidates = build_candidates(config, candidate_names)
-    for candidate in candidates:
-        if candidate.proximal.strength > 0:
-            raise InputError(
-                f"{source}: proximal.strength",
-                f"it is {candidate.proximal.strength:g} for {candidate.name!r}; the proximal term is not built yet",
-                "write 0 or leave the section out",
-            )
     raw = read_data(config.data, config.model.task == "regression", source)
     tokenizer = load_tokenizer(config.model, f"{source}: model.path")
     data = encode_data(raw, tokenizer, config.data.max_length, source)

@@ -1,6 +1,7 @@
 """Everything wrong with an input, gathered and said once, in the user's words rather than the parser's."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -113,7 +114,7 @@ def _translate(item: ErrorDetails, root: type[BaseModel]) -> Problem:
         valid = list(_model_at(root, location[:-1]).model_fields)
         return Problem(field, f"unknown key {shown(location[-1])}", nearest(str(location[-1]), valid))
     if kind == "literal_error":
-        return Problem(field, f"found {shown(value)}", f"write {context['expected']}")
+        return Problem(field, f"found {shown(value)}", nearest(str(value), re.findall(r"'(\w+)'", context["expected"])))
     if kind in BOUNDS:
         key, words = BOUNDS[kind]
         return Problem(field, f"found {shown(value)}", f"write {words} {context[key]}")

@@ -10,4 +10,6 @@ from foretune.train.loop import Point as Point
 from foretune.train.loop import Run as Run
 from foretune.train.loop import loop_arguments as loop_arguments
 from foretune.train.loop import run_trainer as run_trainer
+from foretune.train.proximal import ProximalAdamW as ProximalAdamW
+from foretune.train.proximal import proximal as proximal
 from foretune.train.recorder import GapRecorder as GapRecorder

@@ -15,6 +15,7 @@ from foretune.errors import InputError
 from foretune.linear import linearise
 from foretune.results import provenance, read_json, write_json
 from foretune.task import Candidate, Task
+from foretune.task.config import ProximalSpec
 from foretune.train.loop import has_checkpoint, loop_arguments, run_trainer
 from foretune.train.recorder import GAP_FILE, GapRecorder
 
@@ -66,8 +67,9 @@ def fine_tune(
     finished = folder / "result.json"
     if finished.exists():
         found = read_json(finished, f"delete {finished} to train again")
-        wanted = candidate.peft_dict(), candidate.training_dict(), linearised
-        if (found["peft"], found["training"], found["linearised"]) != wanted:
+        planned = (candidate.peft_dict(), candidate.training_dict(), candidate.proximal_dict(), linearised)
+        proximal = found.get("proximal", ProximalSpec().model_dump())
+        if (found["peft"], found["training"], proximal, found["linearised"]) != planned:
             raise InputError(
                 str(finished),
                 "it is of another configuration of this name",
@@ -97,8 +99,9 @@ def fine_tune(
         collator=task.collator,
         tokenizer=task.tokenizer,
         progress=progress,
-        recorder=recorder,
+        callbacks=[recorder] if recorder else [],
         resume=resume,
+        proximal=candidate.proximal,
     )
     linear.save_pretrained(str(folder / "adapter"))
     if recorder:
@@ -108,6 +111,7 @@ def fine_tune(
         "candidate": candidate.name,
         "peft": candidate.peft_dict(),
         "training": candidate.training_dict(),
+        "proximal": candidate.proximal_dict(),
         "linearised": linearised,
         "final": {name: final[name] for name in ("train_loss", "eval_loss", "eval_metric")}
         | {"metric_name": task.metric_name},

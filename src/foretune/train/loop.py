@@ -6,7 +6,7 @@ are those of the real run by construction.
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -14,10 +14,13 @@ from typing import Any, TypedDict
 import numpy as np
 from datasets import Dataset
 from torch import nn
+from torch.optim import Optimizer
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from foretune.task.config import ProximalSpec
 from foretune.task.model import quiet
+from foretune.train.proximal import anchor_adapters
 
 
 class Point(TypedDict):
@@ -52,6 +55,15 @@ class Run:
 
 class _TimedTrainer(Trainer):
     eval_seconds = 0.0
+    proximal: ProximalSpec | None = None
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if made and self.proximal is not None and self.proximal.strength > 0:
+            assert isinstance(self.model, nn.Module)
+            anchor_adapters(optimizer, self.model, self.proximal)
+        return optimizer
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         started = time.perf_counter()
@@ -78,10 +90,14 @@ def run_trainer(
     collator: Callable[..., Any] | None = None,
     tokenizer: Any = None,
     progress: Callable[[int, int], None] | None = None,
-    recorder: TrainerCallback | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     resume: bool = False,
+    proximal: ProximalSpec | None = None,
 ) -> tuple[Run, Trainer]:
-    """Train a model that returns ``loss`` and ``logits``; evaluate as ``args`` say: see ``loop_arguments``."""
+    """Train a model that returns ``loss`` and ``logits``; evaluate as ``args`` say: see ``loop_arguments``.
+
+    A proximal term acts on the adapters, and not on modules trained in full, such as a new head.
+    """
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
         logits = prediction.predictions
@@ -97,8 +113,9 @@ def run_trainer(
             data_collator=collator,
             processing_class=tokenizer,
             compute_metrics=metrics,
-            callbacks=[each for each in (_OnStep(progress) if progress else None, recorder) if each],
+            callbacks=[*callbacks, *([_OnStep(progress)] if progress else [])],
         )
+        trainer.proximal = proximal
         for chatty in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(chatty)
         started = time.perf_counter()

@@ -1,0 +1,118 @@
+"""Back to the network: the simulated weights put into it, to see how far the tangents hold and to take new ones."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.pytorch_utils import Conv1D
+
+from foretune.linear.tangent_model import TangentModel
+from foretune.tangents import Tangents, collect
+from foretune.task import Task
+
+SAMPLE = 128  # evaluation examples on which the linearity gap is measured
+BATCH = 32
+
+
+@contextmanager
+def simulated_weights(task: Task, model: TangentModel) -> Generator[None]:
+    """Inside the block the task's network has the weights ``W + s B A`` and the head of a simulated run."""
+    network = task.model
+    changed: dict[str, Tensor] = {}
+    heads = {name: network.get_submodule(name) for name in model.head.names}
+    before = {name: {key: value.clone() for key, value in head.state_dict().items()} for name, head in heads.items()}
+    with torch.no_grad():
+        for adapter in model.adapters.values():
+            layer = network.get_submodule(adapter.layer)
+            a, b = model.factors(adapter)
+            change = adapter.scaling * (b @ a)
+            weight = layer.get_parameter("weight")
+            changed[adapter.layer] = weight.clone()
+            weight.add_((change.T if isinstance(layer, Conv1D) else change).to(weight))
+        for (_, head), step in zip(heads.items(), model.head.steps, strict=True):
+            head.load_state_dict(step.state_dict())
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in changed.items():
+                network.get_submodule(name).get_parameter("weight").copy_(value)
+        for name, head in heads.items():
+            head.load_state_dict(before[name])
+
+
+class Relinearise(TrainerCallback):
+    """Takes new tangents at the simulated weights, on the way through a simulated run (theory.md section 6).
+
+    With a learning rate that falls linearly to zero, k refreshes after the shares ``1 - sqrt(1 - i/(k+1))``, i = 1..k,
+    of all steps cut the sum of learning rates into equal parts.
+
+    Args:
+        task: The task; its model is left as it was.
+        refreshes: How often k.
+        scratch: A folder for the tangents.
+    """
+
+    def __init__(self, task: Task, refreshes: int, scratch: Path) -> None:
+        self.task, self.scratch = task, scratch
+        self.shares = [1 - (1 - i / (refreshes + 1)) ** 0.5 for i in range(1, refreshes + 1)]
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Refresh, if it is time."""
+        if state.global_step in {max(1, round(share * state.max_steps)) for share in self.shares}:
+            model: TangentModel = kwargs["model"]
+            with simulated_weights(self.task, model):
+                found = collect(
+                    self.task,
+                    sorted(model.adapters),
+                    heads=model.head.names,
+                    directory=self.scratch / f"step-{state.global_step}",
+                    dtype=model.tangents.dtype,
+                )
+            model.relinearise(found)
+
+
+def gap_sample(tangents: Tangents) -> Int[Tensor, " b"]:
+    """Evaluation examples of all lengths, numbered as in ``tangents``, for ``linearity_gap``."""
+    stored = torch.argsort(tangents.place[tangents.num_train :]) + tangents.num_train
+    return stored[torch.linspace(0, len(stored) - 1, min(SAMPLE, len(stored))).long()]
+
+
+def linearity_gap(task: Task, model: TangentModel, examples: Int[Tensor, " b"], before: Float[Tensor, "b c"]) -> float:
+    r"""How far the network at the simulated weights θ is from the tangent model, relative to how far it moved.
+
+    .. math:: \lVert f_\theta - \tilde f_\theta\rVert / \lVert f_\theta - f_0\rVert
+
+    over evaluation examples and centred outputs: theory.md P4 for the weight-space tangent model, *before* training. 0:
+    the forecast is what the network does; towards 1 and above: training leaves the region where its tangents hold.
+
+    Args:
+        task: The task.
+        model: At the end of a simulated run.
+        examples: Evaluation examples, numbered as in the tangents.
+        before: The network's outputs f0 for them at the start of the run.
+    """
+    rows = [task.eval[int(example) - model.tangents.num_train] for example in examples]
+    outputs = []
+    with simulated_weights(task, model), torch.no_grad():
+        task.model.eval()
+        for start in range(0, len(rows), BATCH):
+            batch = {
+                name: value.to(task.model.device) for name, value in task.collator(rows[start : start + BATCH]).items()
+            }
+            outputs.append(task.model(**{k: v for k, v in batch.items() if k != "labels"}).logits.cpu())
+        predicted = model.eval()(examples).logits
+    true = _centred(torch.cat(outputs))
+    moved = float((true - _centred(before)).norm())
+    return float((true - _centred(predicted)).norm()) / moved if moved > 0 else 0.0
+
+
+def _centred(outputs: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
+    """Outputs without what softmax does not see; numbers stay as they are."""
+    outputs = outputs.double()
+    return outputs - outputs.mean(1, keepdim=True) if outputs.shape[1] > 1 else outputs

@@ -1,0 +1,106 @@
+"""Simulated weights in the network: it becomes what the real run would be, and itself again afterwards."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_simulate import loaded, real_run
+
+from foretune.forecast.forecast import Starts
+from foretune.forecast.network import Relinearise, gap_sample, linearity_gap, simulated_weights
+from foretune.forecast.simulate import simulate
+from foretune.linear.tangent_model import TangentModel
+from foretune.tangents import Adapter, Tangents
+from foretune.task import Task
+from foretune.train import Run, build_peft_model
+
+FAR = {"num_train_epochs": 3, "learning_rate": 2e-2}  # far enough for the tangents not to hold
+
+
+def moved(task: Task, tangents: Tangents, size: float) -> TangentModel:
+    """A tangent model whose factors B are not zero."""
+    adapters, head = Starts(task, tangents).draw(task.candidates[0], 0)
+    torch.manual_seed(1)
+    model = TangentModel(tangents, adapters, head)
+    with torch.no_grad():
+        for adapter in adapters:
+            model.factors(adapter)[1].normal_(0, size)
+    return model
+
+
+def outputs(network: Any, task: Task) -> torch.Tensor:
+    batch = task.collator([task.eval[i] for i in range(4)])
+    with torch.no_grad():
+        return network.eval()(**{name: value for name, value in batch.items() if name != "labels"}).logits
+
+
+def distance(one: Run, other: Run) -> float:
+    return max(abs(a["eval_loss"] - b["eval_loss"]) for a, b in zip(one.curve, other.curve, strict=True))
+
+
+def test_the_network_has_the_simulated_weights_inside_and_its_own_afterwards(tmp_path: Path) -> None:
+    task, candidate, tangents = loaded(tmp_path)
+    model = moved(task, tangents, 0.1)
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    real = build_peft_model(task, candidate, 0)
+    real.load_state_dict(
+        {name: value for name, value in model.state_dict().items() if "lora_" in name}, strict=False
+    )  # the names are peft's
+    expected = outputs(real, task)
+    assert not torch.allclose(outputs(task.model, task), expected, atol=1e-3)
+    with simulated_weights(task, model):
+        torch.testing.assert_close(outputs(task.model, task), expected, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
+
+
+def test_the_gap_vanishes_with_the_distance(tmp_path: Path) -> None:
+    task, _, tangents = loaded(tmp_path)
+    sample = gap_sample(tangents)
+    gaps = []
+    for size in (1e-3, 1e-2, 1e-1, 1.0):
+        model = moved(task, tangents, size)
+        before = model.head(tangents.features[sample]).detach()
+        gaps.append(linearity_gap(task, model, sample, before))
+    assert gaps == sorted(gaps) and gaps[0] < 0.05 and gaps[-1] > 0.5
+
+
+def test_refreshed_at_every_step_the_simulation_is_the_real_run(tmp_path: Path, monkeypatch: Any) -> None:
+    task, candidate, tangents = loaded(tmp_path, **FAR)
+    real, _, _ = real_run(task, candidate, tmp_path)
+
+    def every_step(self: Relinearise, task: Task, refreshes: int, scratch: Path) -> None:
+        self.task, self.scratch, self.shares = task, scratch, [k / refreshes for k in range(1, refreshes + 1)]
+
+    starts = Starts(task, tangents)
+    plain, _ = simulate(tangents, task, candidate, *starts.draw(candidate, candidate.seed), candidate.seed)
+    monkeypatch.setattr(Relinearise, "__init__", every_step)
+    steps = real.final["step"]
+    start = starts.draw(candidate, candidate.seed)
+    ours, _ = simulate(tangents, task, candidate, *start, candidate.seed, refreshes=steps)
+    assert distance(plain, real) > 5e-3
+    assert distance(ours, real) < 1e-4
+
+
+def test_refreshing_comes_closer_and_is_spread_over_the_path(tmp_path: Path) -> None:
+    task, candidate, tangents = loaded(tmp_path, **FAR | {"learning_rate": 5e-3})
+    real, _, _ = real_run(task, candidate, tmp_path)
+    starts, errors = Starts(task, tangents), []
+    for refreshes in (0, 8):
+        start = starts.draw(candidate, candidate.seed)
+        ours, _ = simulate(tangents, task, candidate, *start, candidate.seed, refreshes=refreshes)
+        errors.append(distance(ours, real))
+    assert errors[1] < errors[0] / 3
+    shares = Relinearise(task, 3, tmp_path).shares
+    assert shares == sorted(shares) and [1 - (1 - s) ** 2 for s in shares] == pytest.approx([0.25, 0.5, 0.75])
+
+
+def test_a_refresh_without_movement_changes_nothing(tmp_path: Path) -> None:
+    task, candidate, tangents = loaded(tmp_path, num_train_epochs=2, learning_rate=1e-9)
+    starts = Starts(task, tangents)
+    curves = []
+    for refreshes in (0, 2):
+        start: tuple[list[Adapter], Any] = starts.draw(candidate, candidate.seed)
+        curves.append(simulate(tangents, task, candidate, *start, candidate.seed, refreshes=refreshes)[0].curve)
+    for plain, refreshed in zip(*curves, strict=True):
+        assert plain["eval_loss"] == pytest.approx(refreshed["eval_loss"], abs=1e-6)
