@@ -6,6 +6,7 @@ MiniLM, one batch of 32 movie reviews, LoRA r = 8, AdamW; one thread. All in tur
 
 - ``lora``: forward, backward and optimiser step of the peft model, in training mode;
 - ``linearised``: the same of ``ft.linearise(peft_model)``: a forward pass that carries tangents, and its backward pass;
+- ``recorded``: the step of the model with SGD, bounded as ``foretune train --certify`` does (theory.md P3);
 - ``hooks``: what the linear model would cost through the tangent engine: a forward and an activation-only backward pass
   for each output, before anything is trained.
 """
@@ -24,7 +25,7 @@ from foretune.linear import linearise
 from foretune.tangents import layer_gradients, lora_layers
 from foretune.tangents.head import outputs_of
 from foretune.task import load_task
-from foretune.train import build_peft_model
+from foretune.train import GapRecorder, build_peft_model
 
 
 def measure(classes: int, modules: list[str] | str, repeats: int) -> dict[str, Any]:
@@ -46,9 +47,25 @@ def measure(classes: int, modules: list[str] | str, repeats: int) -> dict[str, A
     def hooks() -> None:
         layer_gradients(model.eval(), layers, lambda: outputs_of(model, batch), batch["attention_mask"].bool())
 
-    works = {"lora": lambda: step(model), "linearised": lambda: step(linear), "hooks": hooks}
+    def recorded() -> None:
+        watched.train()
+        watched(**batch).loss.backward()
+        with recorder.step(batch, sgd):
+            sgd.step()
+        sgd.zero_grad()
+
+    watched = build_peft_model(task, task.candidates[0], 0)
+    recorder = GapRecorder(linearise(watched), task.loss)
+    sgd = torch.optim.SGD([p for p in watched.parameters() if p.requires_grad], 1e-3)
+    works = {
+        "lora": lambda: step(model),
+        "linearised": lambda: step(linear),
+        "recorded": recorded,
+        "hooks": hooks,
+    }
     alternate(1, **works)
     seconds = alternate(repeats, **works)
+    assert recorder.reason is None
     return {
         "classes": classes,
         "modules": modules,
@@ -56,6 +73,7 @@ def measure(classes: int, modules: list[str] | str, repeats: int) -> dict[str, A
         "attention": task.model.config._attn_implementation,
         "seconds": seconds,
         "linearised_over_lora": ratio(seconds["linearised"], seconds["lora"]),
+        "recorded_over_lora": ratio(seconds["recorded"], seconds["lora"]),
         "hooks_over_lora": ratio(seconds["hooks"], seconds["lora"]),
     }
 

@@ -13,7 +13,7 @@ from helpers import KINDS, tiny_batch, tiny_model
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import functional_call, jacrev, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from foretune.errors import InputError
 from foretune.kernel import ntk
 from foretune.linear import gradient_descent, linearise, ridge
-from foretune.tangents import collect, read_adapters
+from foretune.tangents import centring, collect, read_adapters
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 MODELS = [*KINDS, "twice"]
@@ -83,6 +83,21 @@ def test_outputs_and_gradients_are_those_of_the_jacobian(kind: str, trained: boo
     expected = torch.func.vjp(oracle, start)[1](u)[0]
     for name, gradient in zip(_theta(linear), gradients, strict=True):
         assert_close(gradient, expected[name], **EXACT)
+
+
+def test_the_jacobian_is_the_oracles() -> None:
+    model, batch = lora_model("bert", True), tiny_batch("bert")
+    oracle, start = outputs(lora_model("bert", True, attn_implementation="eager"), batch), trained_values(model)
+    linear = linearise(model)
+    move(model)
+    expected = torch.cat([each.flatten(2) for each in jacrev(oracle)(start).values()], 2)
+    f0, rows = linear.jacobian(batch)
+    assert_close(f0, oracle(start), **EXACT)
+    assert_close(rows, expected, **EXACT)
+    f0, rows = linear.jacobian(batch, centred=True)
+    assert_close(f0, oracle(start) @ centring(3).T, **EXACT)
+    assert_close(rows, torch.einsum("kc,ncp->nkp", centring(3), expected), **EXACT)
+    assert_close(linear(**batch).logits, oracle(start) + expected @ linear.displacement(), **EXACT)
 
 
 def _theta(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -258,10 +273,15 @@ def test_operations_without_forward_derivative_are_one_clear_error() -> None:
         def forward(ctx: Any, x: Tensor) -> Tensor:
             return x * 2
 
-    model = nn.Sequential(nn.Linear(4, 4))
-    model[0].register_forward_hook(lambda module, args, output: Own.apply(output))
-    with pytest.raises(InputError, match="jvp"):
-        linearise(model)(torch.randn(2, 4)).sum()
+    @torch.library.custom_op("foretune_test::double", mutates_args=())
+    def double(x: Tensor) -> Tensor:
+        return x * 2  # PyTorch drops tangents here without a word
+
+    for operation, words in ((Own.apply, "jvp"), (double, "foretune_test.double.default drops tangents")):
+        model = nn.Sequential(nn.Linear(4, 4))
+        model[0].register_forward_hook(lambda module, args, output, apply=operation: apply(output))
+        with pytest.raises(InputError, match=words):
+            linearise(model)(torch.randn(2, 4))
 
 
 def test_wrong_models_and_starts_are_explained() -> None:

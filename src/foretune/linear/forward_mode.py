@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from foretune.errors import InputError
 
@@ -28,6 +30,7 @@ LOSSES = (
     functional.huber_loss,
     functional.binary_cross_entropy_with_logits,
 )
+FIX = "load the model with attn_implementation='sdpa' or 'eager', and without layers that bring kernels of their own"
 
 
 @contextmanager
@@ -48,12 +51,7 @@ def tangents() -> Generator[None]:
             reason = str(error).splitlines()[0]
             if "forward" not in reason:
                 raise
-            raise InputError(
-                "model",
-                f"one of its operations has no forward derivative ({reason.rstrip('.')})",
-                "load the model with attn_implementation='sdpa' or 'eager', and without layers that bring kernels of "
-                "their own",
-            ) from error
+            raise InputError("model", f"an operation has no forward derivative ({reason.rstrip('.')})", FIX) from error
 
 
 @contextmanager
@@ -91,7 +89,11 @@ class _Rules(TorchFunctionMode):
             return args[0]
         if func in LOSSES:
             return func(*map(first_order, args), **{name: first_order(item) for name, item in kwargs.items()})
-        return func(*args, **kwargs)
+        found = func(*args, **kwargs)
+        if isinstance(func, OpOverload | OpOverloadPacket) and any(map(_moves, tree_leaves((args, kwargs)))):
+            if any(isinstance(x, Tensor) and x.is_floating_point() and not _moves(x) for x in tree_leaves(found)):
+                raise InputError("model", f"the operation {func} drops tangents", FIX)  # custom ones do, in silence
+        return found
 
 
 def first_order(item: Any) -> Any:
@@ -104,6 +106,10 @@ def first_order(item: Any) -> Any:
 
 def _value(item: Any) -> Any:
     return forward_ad.unpack_dual(item).primal if isinstance(item, Tensor) else item
+
+
+def _moves(item: Any) -> bool:
+    return isinstance(item, Tensor) and forward_ad.unpack_dual(item).tangent is not None
 
 
 def _dual(value: Tensor, tangent: Tensor | None) -> Tensor:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from foretune.errors import InputError
 from foretune.linear.forward_mode import first_order, replaced, tangents
 from foretune.linear.start import save_start
-from foretune.tangents import evaluating
+from foretune.tangents import centring, evaluating
 
 
 class Linearised(nn.Module):
@@ -49,13 +49,20 @@ class Linearised(nn.Module):
 
     def displacement(self) -> Float[Tensor, " p"]:
         """``δ = θ - θ0``, in the order of ``start``."""
-        return torch.cat([parameter.detach().flatten() for parameter in self.theta().values()]) - self.start
+        theta = torch.cat([parameter.detach().flatten() for parameter in self.theta().values()])
+        return theta - self.start.to(theta)
 
-    def jacobian(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c p"]]:
+    def jacobian(
+        self, batch: Mapping[str, Tensor], *, centred: bool = False
+    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c p"]]:
         """``f0`` and ``J0`` for the examples of a batch; labels are left out.
 
         Examples go through the network one by one, with a backward pass for each output: exact whatever the parameters
         are, for the memory of the Jacobian and n small forward and n c small backward passes.
+
+        Args:
+            batch: As the model takes it; the examples are along the first axis of every tensor.
+            centred: Of the centred coordinates of the outputs (:func:`foretune.tangents.centring`), one fewer.
         """
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         leaves = {name: value.clone().requires_grad_() for name, value in self.initial().items()}
@@ -63,6 +70,7 @@ class Linearised(nn.Module):
         with evaluating(self.network), replaced(self.network, leaves), torch.enable_grad():
             for i in range(len(next(iter(inputs.values())))):
                 (logits,) = self.network.forward(**{name: value[i : i + 1] for name, value in inputs.items()}).logits
+                logits = centring(len(logits)).to(logits) @ logits if centred else logits
                 gradients = (
                     torch.autograd.grad(each, list(leaves.values()), retain_graph=True, materialize_grads=True)
                     for each in logits

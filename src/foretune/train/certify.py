@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foretune.errors import InputError
+from foretune.kernel.bounds import Bound, nonlinearity, output_gap
 from foretune.linear import Linearised, replaced
 from foretune.results import provenance, read_json, writable_directory, write_json
 from foretune.tangents import centring, evaluating
@@ -37,17 +38,17 @@ class LayerLinearity:
         layer: Its name in the model without adapters.
         displacement: ``‖δ‖`` of its parameters.
         share: ``‖J0 δ‖`` of this layer over that of all.
-        nonlinearity: P4 when only this layer moves; None if it does not change the outputs.
+        nonlinearity: P4 when only this layer moves.
     """
 
     layer: str
     displacement: float
     share: float
-    nonlinearity: float | None
+    nonlinearity: float
 
 
 @dataclass(frozen=True)
-class Bound:
+class DistanceBound:
     """How far the run can be from the linearised run on the same batches (theory.md P3).
 
     Attributes:
@@ -76,7 +77,7 @@ class Certificate:
     """How linear a fine-tune was, on the evaluation examples; ``f̄ = f0 + J0 δ`` at the fine-tuned parameters.
 
     Attributes:
-        nonlinearity: ``‖f - f̄‖ / ‖f - f0‖`` (theory.md P4), of centred logits; None if nothing changed.
+        nonlinearity: ``‖f - f̄‖ / ‖f - f0‖`` (theory.md P4), of centred logits.
         quantiles: Of the same for each example.
         change: ``‖f - f0‖ / √(n c)``, what training made of the outputs.
         displacement: ``‖δ‖``.
@@ -88,7 +89,7 @@ class Certificate:
         bound: The bound for recorded runs.
     """
 
-    nonlinearity: float | None
+    nonlinearity: float
     quantiles: dict[str, float]
     change: float
     displacement: float
@@ -97,12 +98,12 @@ class Certificate:
     metric_name: str
     metrics: dict[str, float]
     layers: tuple[LayerLinearity, ...]
-    bound: Bound
+    bound: DistanceBound
 
     @property
     def verdict(self) -> str:
         """``lazy`` up to ``LAZY``, ``nearly linear`` up to ``NEARLY_LINEAR``, else ``not linear``; or ``unchanged``."""
-        if self.nonlinearity is None:
+        if self.change == 0:
             return "unchanged"
         if self.nonlinearity <= NEARLY_LINEAR:
             return "lazy" if self.nonlinearity <= LAZY else "nearly linear"
@@ -111,11 +112,12 @@ class Certificate:
     @property
     def sentences(self) -> list[str]:
         """The verdict with the numbers behind it, and what is certified."""
-        if self.nonlinearity is None:
+        if self.change == 0:
             return ["Unchanged: the adapter does not change the outputs."]
         first = (
-            f"{self.verdict.capitalize()}: where the outputs changed by 1, the linearised model at the same parameters "
-            f"is off by {self.nonlinearity:.2g} (measured; up to {LAZY} is lazy, up to {NEARLY_LINEAR} nearly linear)."
+            f"{self.verdict.capitalize()}: the linearised model at the same parameters misses the fine-tuned outputs "
+            f"by {self.nonlinearity:.2g} of what training changed in them (measured; up to {LAZY} is lazy, up to "
+            f"{NEARLY_LINEAR} nearly linear)."
         )
         return [first, _about(self.bound)]
 
@@ -188,7 +190,7 @@ class _Measurement:
             raise InputError("adapter", "outputs of the fine-tuned model are not finite", "train it at a lower rate")
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
-        rows, device = self.task.eval, self.linear.start.device
+        rows, device = self.task.eval, next(iter(self.linear.theta().values())).device
         for first in range(0, len(rows), BATCH):
             batch = self.task.collator([rows[i] for i in range(first, min(first + BATCH, len(rows)))])
             yield {name: value.to(device) for name, value in batch.items()}
@@ -205,13 +207,13 @@ class _Measurement:
 
     def certificate(self, folder: Path | None) -> Certificate:
         f0, f, f_linear = (self.centred(outputs) for outputs in (self.f0, self.f, self.f_linear))
-        each = [ratio for ratio in map(nonlinearity, f, f_linear, f0) if ratio is not None]
+        each = torch.tensor(list(map(nonlinearity, f, f_linear, f0)), dtype=torch.float64)
         classes = self.task.loss == "cross_entropy"
         log_p, log_q = self.f.log_softmax(1), self.f_linear.log_softmax(1)
         metrics = {"before": self.f0, "network": self.f, "linearised": self.f_linear}
         return Certificate(
             nonlinearity=nonlinearity(f, f_linear, f0),
-            quantiles={f"{q:g}": _quantile(each, q) for q in QUANTILES if each},
+            quantiles={f"{q:g}": float(each.quantile(q)) for q in QUANTILES},
             change=float((f - f0).square().mean().sqrt()),
             displacement=float(self.linear.displacement().norm()),
             label_agreement=float((self.f.argmax(1) == self.f_linear.argmax(1)).double().mean()) if classes else None,
@@ -237,20 +239,23 @@ class _Measurement:
         share = float((f_linear - f0).norm()) / whole if whole else 0.0
         return LayerLinearity(layer, moved, share, nonlinearity(f, f_linear, f0))
 
-    def bound(self, folder: Path | None) -> Bound:
+    def bound(self, folder: Path | None) -> DistanceBound:
         path = folder / GAP_FILE if folder else None
         if path is None or not path.exists():
-            return Bound(False, "its training was not recorded (foretune train --certify, with optim: sgd)")
+            return DistanceBound(False, "its training was not recorded (foretune train --certify, with optim: sgd)")
         record = read_json(path, "train the adapter again")
         if not record["certified"]:
-            return Bound(False, record["reason"])
+            return DistanceBound(False, record["reason"])
         if record["parameters"] != digest(self.linear):
-            return Bound(False, f"{GAP_FILE} was recorded for other parameters than these")
+            return DistanceBound(False, f"{GAP_FILE} was recorded for other parameters than these")
         gap, moved = float(record["gap"]), float(self.linear.displacement().norm())
         sizes = torch.cat([self.linear.jacobian(batch)[1].norm(dim=2).double().cpu() for batch in self.batches()])
-        limits = (self.f - self.f_linear).abs() + sizes * gap
+        remainders = (self.f - self.f_linear).abs()
+        bound = Bound(gap, certified=True)
+        pairs = zip(remainders.flatten().tolist(), sizes.flatten().tolist(), strict=True)
+        limits = torch.tensor([output_gap(bound, *pair).value for pair in pairs], dtype=torch.float64).view_as(self.f)
         changed = float((self.f - self.f0).norm())
-        return Bound(
+        return DistanceBound(
             certified=True,
             parameters=gap,
             relative=gap / moved if moved else None,
@@ -259,16 +264,6 @@ class _Measurement:
             steps=len(record["steps"]),
             seconds_per_step=record["seconds_per_step"],
         )
-
-
-def nonlinearity(fx: Float[Tensor, "*n"], fx_linear: Float[Tensor, "*n"], fx_0: Float[Tensor, "*n"]) -> float | None:
-    """``‖f - f̄‖ / ‖f - f0‖`` (theory.md P4): 0 is linear, 1 or more not linear at all; None where nothing changed."""
-    moved = float((fx - fx_0).norm())
-    return float((fx - fx_linear).norm()) / moved if moved > 0 else None
-
-
-def _quantile(values: list[float], q: float) -> float:
-    return float(torch.tensor(values, dtype=torch.float64).quantile(q))
 
 
 def _same_label(outputs: Float[Tensor, "n c"], limits: Float[Tensor, "n c"]) -> float:
@@ -283,12 +278,12 @@ def _layers(names: Sequence[str]) -> dict[str, list[str]]:
     """Names of parameters by the layer that they adapt, or, for modules trained in full, by the module."""
     layers: dict[str, list[str]] = {}
     for name in names:
-        layer = re.split(r"\.(?:lora_\w+|modules_to_save)\.", name)[0] if "." in name else name
-        layers.setdefault(base_name(layer if layer != name else name.rpartition(".")[0]), []).append(name)
+        adapted, *rest = re.split(r"\.(?:lora_\w+|modules_to_save)\.", name, maxsplit=1)
+        layers.setdefault(base_name(adapted if rest else name.rpartition(".")[0]), []).append(name)
     return layers
 
 
-def _about(bound: Bound) -> str:
+def _about(bound: DistanceBound) -> str:
     """What a bound says, no more."""
     if not bound.certified:
         return f"Nothing is certified about the run: {bound.reason}."

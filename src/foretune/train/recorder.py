@@ -14,8 +14,11 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 from transformers import TrainerCallback
 
+from foretune.kernel.bounds import Bound, next_gap
 from foretune.linear import Linearised, mean_loss
 from foretune.results import provenance, write_json
+from foretune.tangents import centring
+from foretune.train.proximal import RULE, STRENGTH
 
 GAP_FILE = "gap.json"
 CURVATURE = {"mean_squared_error": 2.0, "cross_entropy": 0.5}  # largest eigenvalue of an example's loss in its outputs
@@ -24,20 +27,17 @@ CURVATURE = {"mean_squared_error": 2.0, "cross_entropy": 0.5}  # largest eigenva
 class GapRecorder(TrainerCallback):
     """Bounds how far a network is from its linearisation while both train on the same batches (theory.md P3).
 
-    The linearised run takes plain steps ``δ̄ ← δ̄ - η (∇R̄(δ̄) + λ (θ0 + δ̄))`` on the mean loss of each batch, with the
-    rates η and the weight decay λ of the real one. Where that step would have led from where the real run is, and where
-    the real run really went, are ``η‖h‖`` apart, and
+    The linearised run takes plain steps ``δ̄ ← δ̄ - η (∇R̄(δ̄) + γ (θ0 + δ̄) + λ δ̄)`` on the mean loss of each batch, with
+    the real one's rates η, weight decay γ and proximal strength λ. Where such a step leads from where the real run is,
+    and where the real run goes, are ``η‖h‖`` apart; ``E ← ‖I - η(H + γ + λ)‖ E + η‖h‖`` from E = 0 bounds ``‖δ - δ̄‖``
+    (:func:`foretune.kernel.bounds.next_gap`). The linearised step's Hessian H is at most ``L = c σ``: σ is the largest
+    eigenvalue of the batch's own kernel, and c bounds the curvature of the mean loss in the outputs, 2/n for squared
+    errors, 1/(2n) for cross-entropy. It holds for what the run really does, dropout, clipping and rounding included, up
+    to the rounding of these numbers themselves.
 
-        E ← (1 - ηλ) E + η‖h‖  from E = 0   bounds   ‖δ - δ̄‖
-
-    as long as ``η (c σ + λ) ≤ 1``: σ is the largest eigenvalue of the batch's own kernel, and c bounds the curvature of
-    its mean loss in the outputs, 2/n for squared errors and 1/(2n) for cross-entropy (P3 is stated for the former; the
-    linearised step contracts by the same argument for any convex loss). It holds for what the run really did, dropout,
-    clipping and rounding included, up to the rounding of these numbers themselves.
-
-    Nothing is certified, and ``reason`` says why, if a step is too long, or the optimiser is not plain ``SGD`` with one
-    rate. The run itself is not changed. A step costs the batch's Jacobian: a forward pass and a backward pass for each
-    output.
+    Nothing is certified, and ``reason`` says why, if the optimiser is not plain ``SGD`` with one rate, or a step is so
+    long that the linearised run itself would not contract: ``η (L + γ + λ) > 2``. The run is not changed. A step costs
+    the batch's Jacobian: a forward pass and a backward pass for each centred output, example by example.
 
     Args:
         linear: The linearised network, from before the first step.
@@ -51,6 +51,7 @@ class GapRecorder(TrainerCallback):
         self.steps: list[dict[str, float]] = []
         self.seconds = 0.0
         self._batch: dict[str, Tensor] = {}
+        self._last = torch.zeros_like(linear.start)
         self._aim: tuple[Float[Tensor, " p"], float, float, float] | None = None
         self._handle: Any = None
 
@@ -78,6 +79,7 @@ class GapRecorder(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         """Before a step of ``Trainer``."""
         self._before(self._batch, rest["optimizer"])
+        self._batch = {}
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """After a step of ``Trainer``."""
@@ -102,56 +104,56 @@ class GapRecorder(TrainerCallback):
 
     def _before(self, batch: Mapping[str, Tensor], optimiser: Optimizer) -> None:
         started = time.perf_counter()
+        delta = self.linear.displacement()
+        if "labels" not in batch:
+            self.reason = self.reason or "the model was not called with labels"
+        elif not torch.equal(delta, self._last.to(delta)):
+            self.reason = self.reason or f"parameters were changed outside of steps, before step {len(self.steps) + 1}"
         self.reason = self.reason or _not_plain(optimiser, self.linear)
         if self.reason is not None:
             return
         labels = batch["labels"]
-        f0, jacobian = self.linear.jacobian(batch)
-        rows, delta = jacobian.flatten(0, 1), self.linear.displacement()
+        f0, jacobian = self.linear.jacobian(batch, centred=True)  # cross-entropy does not see the other direction
+        rows, mix = jacobian.flatten(0, 1), centring(f0.shape[1] + (self.loss == "cross_entropy")).to(f0)
         largest = float(torch.linalg.eigvalsh((rows @ rows.T).double())[-1])
         with torch.enable_grad():
             outputs = (f0 + (rows @ delta).view_as(f0)).requires_grad_()
-            (slope,) = torch.autograd.grad(mean_loss(self.loss, outputs, labels), outputs)
-        decay = {id(p): float(group["weight_decay"]) for group in optimiser.param_groups for p in group["params"]}
-        pull = torch.cat([decay[id(p)] * p.detach().flatten() for p in self.linear.theta().values()])
-        rate, low, high = float(optimiser.param_groups[0]["lr"]), min(decay.values()), max(decay.values())
+            (slope,) = torch.autograd.grad(mean_loss(self.loss, outputs @ mix, labels), outputs)
+        rate = float(optimiser.param_groups[0]["lr"])
+        groups = {id(p): group for group in optimiser.param_groups for p in group["params"]}
+        pulls, strengths, start = [], [], self.linear.initial()
+        for name, value in self.linear.theta().items():
+            decay, strength = _strengths(groups[id(value)], rate)
+            pulls.append((decay * value.detach() + strength * (value.detach() - start[name])).flatten())
+            strengths.append(decay + strength)
+        low, high = min(strengths), max(strengths)
         curvature = CURVATURE[self.loss] / len(labels) * largest
-        if not rate * (curvature + high) <= 1:
+        length = rate * (curvature + high)
+        if not length <= 2:
             self.reason = (
-                f"step {len(self.steps) + 1} is too long: η(cσ + λ) = {rate * (curvature + high):.3g} is above 1; "
-                f"a learning_rate of at most {1 / (curvature + high):.2g} would do on its batch"
+                f"step {len(self.steps) + 1} is too long: η(L + γ + λ) = {length:.3g} is above 2, where even the "
+                f"linearised run need not contract (a rate of {2 / (curvature + high):.2g} would do for its batch)"
             )
             return
-        self._aim = delta - rate * (rows.T @ slope.flatten() + pull), rate, low, curvature
+        aim = delta - rate * (rows.T @ slope.flatten() + torch.cat(pulls))
+        self._aim = aim, rate, low, curvature + high - low  # eigenvalues of the step's Hessian: low to curvature + high
         self.seconds += time.perf_counter() - started
 
     def _after(self) -> None:
         if self._aim is None:
             return
         aim, rate, strength, curvature = self._aim
-        self._aim = None
-        missed = float((self.linear.displacement() - aim).norm())
+        self._aim, self._last = None, self.linear.displacement()
+        missed = float((self._last - aim).norm())
         defect = missed / rate if rate > 0 else 0.0
-        self.gap = next_gap(self.gap, defect, rate=rate, strength=strength)
+        bound = Bound(self.gap, certified=True)
+        self.gap = next_gap(
+            bound, defect, rate=rate, strength=strength, curvature=Bound(curvature, certified=True)
+        ).value
         if not math.isfinite(self.gap):
             self.reason = f"the run diverged at step {len(self.steps) + 1}"
             return
         self.steps.append({"gap": self.gap, "defect": defect, "rate": rate, "curvature": curvature})
-
-
-def next_gap(gap: float, defect: float, *, rate: float, strength: float) -> float:
-    """``E_{k+1} = (1 - ηλ) E_k + η‖h_k‖`` (theory.md P3).
-
-    >>> round(next_gap(1.0, 2.0, rate=0.1, strength=0.5), 6)
-    1.15
-
-    Args:
-        gap: E_k, a bound on ``‖δ_k - δ̄_k‖``.
-        defect: ``‖h_k‖``.
-        rate: η.
-        strength: λ.
-    """
-    return (1 - rate * strength) * gap + rate * defect
 
 
 def digest(linear: Linearised) -> str:
@@ -162,12 +164,20 @@ def digest(linear: Linearised) -> str:
     return found.hexdigest()
 
 
+def _strengths(group: dict[str, Any], rate: float) -> tuple[float, float]:
+    """γ and λ of a parameter group; the decay acts on what the proximal term, which comes first, leaves."""
+    decay = float(group["weight_decay"])
+    return decay, float(group.get(STRENGTH, 0.0)) * (1 - rate * decay)
+
+
 def _not_plain(optimiser: Optimizer, linear: Linearised) -> str | None:
     """Why an optimiser's steps are not plain ones in all of θ with one rate; None if they are."""
     inner = getattr(optimiser, "optimizer", optimiser)  # accelerate wraps it
     groups = inner.param_groups
     if type(inner) is not SGD:
         return f"the optimiser is {type(inner).__name__}, not plain SGD"
+    if inner.defaults.get(RULE) == "selective":
+        return "the proximal term acts selectively"
     if any(group["momentum"] or group["maximize"] for group in groups):
         return "the optimiser has momentum"
     if len({float(group["lr"]) for group in groups}) > 1:
