@@ -115,9 +115,10 @@ def test_verdicts(nonlinearity: float, change: float, verdict: str) -> None:
 
 def test_a_bound_beyond_the_distance_moved_says_that_it_says_nothing() -> None:
     for relative, words in ((0.2, "0.2 times the distance it moved"), (1.5, "says nothing"), (None, "says nothing")):
-        bound = DistanceBound(True, None, 3.0, relative, 1.0, None, 4, 0.1)
+        bound = DistanceBound(True, None, 3.0, relative, 1.0, None, 4, True, 0.1)
         found = Certificate(0.1, {}, 1.0, 1.0, None, None, "pearson", {}, (), bound)
         assert found.sentences[1].startswith("Certified: after its 4 steps") and words in found.sentences[1]
+        assert "without dropout" in found.sentences[1]
 
 
 def test_labels_are_the_same_where_limits_do_not_overlap() -> None:

@@ -59,6 +59,7 @@ class DistanceBound:
         outputs: Over ``‖f - f0‖``, the norm of the bounds ``|f - f0 - J0 δ| + ‖J0(x)‖ E`` of all outputs.
         same_label: Share of the examples to which the linearised run provably gives the same label.
         steps: Steps of the run.
+        dropout: Whether it trained with dropout, which the linearised run has none of: the bound counts it in full.
         seconds_per_step: What recording took.
     """
 
@@ -69,6 +70,7 @@ class DistanceBound:
     outputs: float | None = None
     same_label: float | None = None
     steps: int | None = None
+    dropout: bool | None = None
     seconds_per_step: float | None = None
 
 
@@ -262,6 +264,7 @@ class _Measurement:
             outputs=float(limits.norm()) / changed if changed else None,
             same_label=_same_label(self.f, limits) if self.task.loss == "cross_entropy" else None,
             steps=len(record["steps"]),
+            dropout=record["dropout"],
             seconds_per_step=record["seconds_per_step"],
         )
 
@@ -289,7 +292,7 @@ def _about(bound: DistanceBound) -> str:
         return f"Nothing is certified about the run: {bound.reason}."
     text = (
         f"Certified: after its {bound.steps} steps the run is within {bound.parameters:.3g} of the linearised model "
-        f"trained on the same batches"
+        f"trained on the same batches{' without dropout' if bound.dropout else ''}"
     )
     if bound.relative is None or bound.relative >= 1:
         return f"{text}; it did not move farther than that itself, so this says nothing."

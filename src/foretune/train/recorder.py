@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from transformers import TrainerCallback
 
@@ -93,6 +93,8 @@ class GapRecorder(TrainerCallback):
         """Write ``gap.json`` beside the adapter that the run ended with: ``foretune certify`` reads it."""
         record: dict[str, Any] = {"certified": self.reason is None, "reason": self.reason, "loss": self.loss}
         record |= {"gap": self.gap if self.reason is None else None, "parameters": digest(self.linear)}
+        drops = (module.p for module in self.linear.network.modules() if isinstance(module, nn.Dropout))
+        record |= {"dropout": any(p > 0 for p in drops)}
         record |= {"seconds_per_step": self.seconds / max(len(self.steps), 1), "steps": self.steps}
         write_json(Path(folder) / GAP_FILE, provenance(torch.initial_seed(), self.seconds) | record)
 
