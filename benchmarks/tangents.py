@@ -1,6 +1,6 @@
 """What collecting tangents costs, against the passes it is made of and against two other ways to a Jacobian.
 
-    python benchmarks/tangents.py [--examples 128] [--repeats 3]
+    python benchmarks/tangents.py [--examples 656] [--repeats 3]
 
 All in one process on the same MiniLM, the same sentences and the same LoRA layers:
 
@@ -62,8 +62,8 @@ def cost_of_collecting(classes: int, modules: list[str] | str, examples: int, re
     """``collect`` to disk against its own passes."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        half = examples // 2
-        task = load_task(movie_run(folder, classes, train=half, evaluation=examples - half))
+        train = round(examples * 256 / 656)
+        task = load_task(movie_run(folder, classes, train=train, evaluation=examples - train))
         layers = list(select_layers(task.model, modules, head_names(task.model)))
         first = collect(task, modules)
         numbers = itertools.count()
@@ -137,7 +137,7 @@ def _eager(folder: Path) -> dict[str, str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, default=256)
+    parser.add_argument("--examples", type=int, default=656)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     began = time.perf_counter()

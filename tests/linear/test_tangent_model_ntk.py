@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from cases import lora_model, tiny_task
@@ -24,3 +26,25 @@ def test_the_ntk_linearises_the_tangent_model(kind: str, trained: bool) -> None:
     ]
     jacobian = torch.stack(rows)
     assert_close(jacobian @ jacobian[:12].T, kernel.matrix, rtol=1e-10, atol=1e-10)
+
+
+def test_dropout_leaves_the_mean() -> None:
+    """The mean over dropout masks is the model without."""
+    tangents = collect(tiny_task("bert"))
+    adapters = [dataclasses.replace(each, dropout=0.5) for each in read_adapters(lora_model("bert", True))]
+    model, examples = TangentModel(tangents, adapters, tangents.head), torch.arange(9)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for adapter in adapters:
+            model.factors(adapter)[1].mul_(1.5)
+        mean = torch.stack([model.train().coordinates(examples) for _ in range(400)]).mean(0)
+        plain = model.eval().coordinates(examples)
+    assert (mean - plain).norm() < 0.2 * plain.norm()
+
+
+def test_several_adapters_on_one_layer_are_refused() -> None:
+    tangents, adapters = collect(tiny_task("bert")), read_adapters(lora_model("bert", False))
+    with pytest.raises(ValueError, match="several adapters"):
+        TangentModel(tangents, [adapters[0], adapters[0]], tangents.head)
+    with pytest.raises(ValueError, match="no tangents of nowhere"):
+        TangentModel(tangents, [dataclasses.replace(adapters[0], layer="nowhere")], tangents.head)

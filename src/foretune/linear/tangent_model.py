@@ -30,7 +30,7 @@ class TangentModel(nn.Module):
         accepts_loss_kwargs: Whether ``Trainer`` leaves the averaging over accumulated batches to the model.
 
     Raises:
-        ValueError: An adapted layer has no tangents.
+        ValueError: An adapted layer has no tangents, or several adapters.
     """
 
     def __init__(
@@ -48,6 +48,8 @@ class TangentModel(nn.Module):
             raise ValueError(f"no tangents of {', '.join(missing)}: collect them with modules={missing!r}")
         self.tangents = tangents
         self.adapters = {adapter.layer: adapter for adapter in adapters}
+        if len(self.adapters) < len(adapters):
+            raise ValueError("several adapters on one layer: train them one at a time")
         self.config, self.accepts_loss_kwargs = config, accepts_loss_kwargs  # where Trainer looks for them
         self.dtype, self.product = _precision(tangents.dtype)
         self.head = head.to(self.dtype)
@@ -79,20 +81,25 @@ class TangentModel(nn.Module):
         change = torch.zeros(len(examples), tangents.num_directions, dtype=self.dtype)
         for layout in dict.fromkeys(entry.rows_per_example for entry in tangents.entries):
             rows, owner = tangents.rows(examples, layout)
-            inputs: dict[int, Tensor] = {}
+            groups: dict[int, _Group] = {}  # layers with the same inputs together, by the entry that keeps these
             total = torch.zeros(len(owner), tangents.num_directions, dtype=self.dtype)
             for number, entry in enumerate(tangents.entries):
                 if entry.rows_per_example != layout or entry.layer not in self.adapters:
                     continue
-                if entry.inputs not in inputs:
-                    inputs[entry.inputs] = _take(tangents.inputs(number), rows).to(self.product)
-                entered = inputs[entry.inputs]
+                if entry.inputs not in groups:
+                    groups[entry.inputs] = _Group(_take(tangents.inputs(number), rows).to(self.product))
+                group, adapter = groups[entry.inputs], self.adapters[entry.layer]
                 gradients = _take(tangents.gradients(number), rows).to(self.product)
-                adapter = self.adapters[entry.layer]
-                dropped = nn.functional.dropout(entered, adapter.dropout, self.training)
-                total = total + adapter.scaling * _Bilinear.apply(dropped, gradients, *self.factors(adapter))
+                if adapter.dropout and self.training:  # every layer drops other inputs
+                    alone = _Group(nn.functional.dropout(group.inputs, adapter.dropout))
+                    alone.add(gradients, adapter.scaling, *self.factors(adapter))
+                    total = total + alone.sum()
+                else:
+                    group.add(gradients, adapter.scaling, *self.factors(adapter))
                 if entry.layer in self.start:
-                    total = total - adapter.scaling * _Bilinear.apply(entered, gradients, *self.start[entry.layer])
+                    group.add(gradients, -adapter.scaling, *self.start[entry.layer])
+            for group in groups.values():
+                total = total + group.sum() if group.factors else total
             change = change.index_add(0, owner, total)
         return change
 
@@ -113,8 +120,30 @@ def mean_loss(loss: str, logits: Float[Tensor, "b c"], labels: Tensor) -> Float[
     return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
 
 
+class _Group:
+    """Bilinear forms ``sum_k s_k g_kq' B_k A_k a`` of layers k that have the same inputs a."""
+
+    def __init__(self, inputs: Float[Tensor, "rows i"]) -> None:
+        self.inputs = inputs
+        self.gradients: list[Float[Tensor, "rows q o"]] = []
+        self.scalings: list[float] = []
+        self.factors: list[Tensor] = []
+
+    def add(
+        self, gradients: Float[Tensor, "rows q o"], scaling: float, a: Float[Tensor, "r i"], b: Float[Tensor, "o r"]
+    ) -> None:
+        """One more layer."""
+        self.gradients.append(gradients)
+        self.scalings.append(scaling)
+        self.factors += [a, b]
+
+    def sum(self) -> Float[Tensor, "rows q"]:
+        """The sum over the layers, for every row."""
+        return _Bilinear.apply(self.inputs, self.gradients, self.scalings, *self.factors)
+
+
 class _Bilinear(torch.autograd.Function):
-    """``t_nq = g_nq' B A a_n`` for many rows: thin products of long matrices, each read once forward and once back.
+    """A ``_Group``'s sum for many rows: thin products of long matrices, each read once forward and once back.
 
     Products are taken in the rows' own type, sums over r in the factors'.
     """
@@ -123,24 +152,31 @@ class _Bilinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         inputs: Float[Tensor, "rows i"],
-        gradients: Float[Tensor, "rows q o"],
-        a: Float[Tensor, "r i"],
-        b: Float[Tensor, "o r"],
+        gradients: list[Float[Tensor, "rows q o"]],
+        scalings: list[float],
+        *factors: Tensor,
     ) -> Float[Tensor, "rows q"]:
-        """The bilinear form of every row."""
-        down = (inputs @ a.to(inputs.dtype).T).to(a.dtype)  # (rows, r)
-        up = (gradients.flatten(0, 1) @ b.to(inputs.dtype)).to(b.dtype).view(*gradients.shape[:2], -1)  # (rows, q, r)
-        ctx.save_for_backward(inputs, gradients, down, up)
-        return (down.unsqueeze(1) * up).sum(2)
+        """The sum of bilinear forms of every row; factors are A and B of each layer in turn."""
+        kept, ranks = factors[0].dtype, [len(a) for a in factors[::2]]
+        down = (inputs @ torch.cat(factors[::2]).to(inputs.dtype).T).to(kept).split(ranks, 1)  # (rows, r) each
+        up = [
+            (g.flatten(0, 1) @ b.to(g.dtype)).to(kept).view(*g.shape[:2], -1).mul_(scaling)  # (rows, q, r)
+            for g, b, scaling in zip(gradients, factors[1::2], scalings, strict=True)
+        ]
+        ctx.inputs, ctx.gradients, ctx.scalings, ctx.down, ctx.up = inputs, gradients, scalings, down, up
+        return torch.stack([(d.unsqueeze(1) * u).sum(2) for d, u in zip(down, up, strict=True)]).sum(0)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the factors."""
-        inputs, gradients, down, up = ctx.saved_tensors
         outer = grads[0].unsqueeze(2)  # (rows, q, 1)
-        grad_a = (outer * up).sum(1).to(inputs.dtype).T @ inputs
-        grad_b = (outer * down.unsqueeze(1)).flatten(0, 1).to(inputs.dtype).T @ gradients.flatten(0, 1)
-        return None, None, grad_a.to(down.dtype), grad_b.to(down.dtype).T
+        weights = torch.cat([(outer * up).sum(1) for up in ctx.up], 1).to(ctx.inputs.dtype)
+        grad_a = (weights.T @ ctx.inputs).to(outer.dtype).split([up.shape[2] for up in ctx.up])
+        found: list[Tensor] = []
+        for a, gradients, scaling, down in zip(grad_a, ctx.gradients, ctx.scalings, ctx.down, strict=True):
+            mixed = (scaling * outer * down.unsqueeze(1)).flatten(0, 1).to(gradients.dtype)
+            found += [a, (mixed.T @ gradients.flatten(0, 1)).to(outer.dtype).T]
+        return None, None, None, *found
 
 
 def _take(values: Tensor, rows: Int[Tensor, " rows"] | slice) -> Tensor:
