@@ -9,12 +9,17 @@ from foretune.forecast.compare import compare as compare
 from foretune.forecast.forecast import Forecast as Forecast
 from foretune.linear import gradient_descent as gradient_descent
 from foretune.linear import gradient_flow as gradient_flow
+from foretune.linear import linearise as linearise
 from foretune.linear import logistic as logistic
 from foretune.linear import ridge as ridge
 from foretune.tangents import layer_rule as layer_rule
 from foretune.task import Candidate as Candidate
 from foretune.task import Task as Task
 from foretune.task import load_task as load_task
+from foretune.train import Certificate as Certificate
+from foretune.train import GapRecorder as GapRecorder
 from foretune.train import ProximalAdamW as ProximalAdamW
+from foretune.train import certify as certify
+from foretune.train import load_adapter as load_adapter
 from foretune.train import proximal as proximal
 from foretune.version import __version__ as __version__

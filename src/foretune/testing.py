@@ -1,7 +1,6 @@
 """Checks that users and tests can run on any peft model: its NTK, through the fast engine."""
 
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -12,7 +11,7 @@ from foretune.errors import InputError
 from foretune.kernel.blocks import CallRows, Factors, layer_kernels
 from foretune.tangents.adapters import base_name, lora_layers, read_adapters
 from foretune.tangents.head import outputs_of
-from foretune.tangents.hooks import Rows, layer_gradients
+from foretune.tangents.hooks import Rows, evaluating, layer_gradients
 
 
 def ntk(peft_model: PeftModel, batch: Mapping[str, Tensor]) -> Float[Tensor, "N N"]:
@@ -44,7 +43,7 @@ def ntk(peft_model: PeftModel, batch: Mapping[str, Tensor]) -> Float[Tensor, "N 
             "call unmerge_adapter() or enable the adapters",
         )
     mask = batch["attention_mask"].bool() if "attention_mask" in batch else None
-    with _evaluating(peft_model):
+    with evaluating(peft_model):
         outputs, calls, inputs, gradients = layer_gradients(
             peft_model, layers, lambda: outputs_of(peft_model, batch), mask, Rows(_device(peft_model))
         )
@@ -61,18 +60,6 @@ def ntk(peft_model: PeftModel, batch: Mapping[str, Tensor]) -> Float[Tensor, "N 
             for _, block in layer_kernels(rows, factors, everything, dtype=dtype):
                 kernel += block
     return kernel.to(outputs.dtype)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Generator[None]:
-    """Eval mode inside the block, every module's own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _device(model: nn.Module) -> torch.device:

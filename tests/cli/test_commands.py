@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from cases import one_thread
 from helpers import write_tiny_run
 from task.bad_inputs import CASES, BadInput
 
@@ -121,3 +122,71 @@ def test_adapters_without_tangents_are_refused(
     run = write_tiny_run(tmp_path, peft=peft)
     assert foretune(monkeypatch, "forecast", run, "-o", tmp_path / "out") == 2
     assert word.lower() in capsys.readouterr().err.lower()
+
+
+def test_a_linearised_run_stands_beside_the_true_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_thread()
+    run, out = write_tiny_run(tmp_path), tmp_path / "out"
+    assert foretune(monkeypatch, "forecast", run, "-o", out, "--seeds", 1) == 0
+    assert foretune(monkeypatch, "train", run, "--linearised", "-o", out) == 0
+    assert foretune(monkeypatch, "compare", out) == 2  # there is no truth yet
+    assert "a linearised run is not the truth" in capsys.readouterr().err.replace("\n", " ")
+    assert foretune(monkeypatch, "train", run, "-o", out) == 0
+    capsys.readouterr()
+    assert foretune(monkeypatch, "train", run, "--linearised", "-o", out) == 0
+    assert "base, linearised: accuracy" in (shown := capsys.readouterr().out) and "already trained" in shown
+    assert foretune(monkeypatch, "compare", out) == 0
+    assert foretune(monkeypatch, "report", out) == 0
+    assert "base (linearised)" in (out / "report.html").read_text()
+    true, linear = (
+        json.loads((out / "train" / name / "result.json").read_text()) for name in ("base", "base-linearised")
+    )
+    assert not true["linearised"] and linear["linearised"]
+    assert true["curve"][0]["eval_loss"] == pytest.approx(linear["curve"][0]["eval_loss"], rel=1e-5)
+    assert true["final"] != linear["final"]
+
+
+def test_certify_and_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_thread()
+    candidates = [{"name": "plain", "training": {"optim": "sgd", "learning_rate": 0.02}}, {"name": "adam"}]
+    run, out = write_tiny_run(tmp_path, candidates=candidates, training={"max_steps": 4}), tmp_path / "out"
+    assert foretune(monkeypatch, "train", run, "--certify", "-o", out) == 0
+    for name in ("plain", "adam"):
+        folder = out / "train" / name
+        capsys.readouterr()
+        assert foretune(monkeypatch, "certify", run, "--adapter", folder / "adapter", "-o", folder, "--per-layer") == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        certificate = json.loads((folder / "certificate.json").read_text())
+        assert certificate["verdict"].capitalize() in shown and "each layer alone" in shown
+        assert certificate["bound"]["certified"] is (name == "plain")
+        sentence = (
+            "Certified: after its 4 steps"
+            if name == "plain"
+            else "Nothing is certified about the run: the optimiser is"
+        )
+        assert sentence in shown
+    assert foretune(monkeypatch, "report", out) == 0
+    page = (out / "report.html").read_text()
+    assert "How linear the fine-tunes were" in page and "Certified: after its 4 steps" in page
+
+
+def test_what_cannot_be_certified_is_the_users_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_thread()
+    run, out = write_tiny_run(tmp_path, training={"max_steps": 1}), tmp_path / "out"
+
+    def refused(*arguments: object) -> str:
+        capsys.readouterr()
+        assert foretune(monkeypatch, *arguments, "-o", out) == 2
+        return capsys.readouterr().err
+
+    assert "no such folder" in refused("certify", run, "--adapter", tmp_path / "nowhere")
+    assert not (out / "certificate.json").exists()
+    assert foretune(monkeypatch, "train", run, "-o", out) == 0
+    assert "trained without recording" in refused("train", run, "--certify")
+    assert "linear by construction" in refused("train", run, "--certify", "--linearised")

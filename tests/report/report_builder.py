@@ -93,6 +93,40 @@ def result_file(name: str, index: int = 0, *, off: float = 0.0, metric: str = "a
     }
 
 
+def certificate_file(name: str, **more: Any) -> dict[str, Any]:
+    """A whole certificate.json, with a bound."""
+    return {
+        **HEADER,
+        "name": name,
+        "linearised": False,
+        "adapter": "adapter",
+        "examples": 400,
+        "verdict": "nearly linear",
+        "sentences": ["Nearly linear: off by 0.23.", "Certified: within 0.5."],
+        "thresholds": {"lazy": 0.1, "nearly linear": 0.5},
+        "nonlinearity": 0.23,
+        "quantiles": {"0.05": 0.1, "0.25": 0.15, "0.5": 0.21, "0.75": 0.3, "0.95": 0.47},
+        "change": 1.1,
+        "displacement": 3.2,
+        "label_agreement": 0.97,
+        "divergence": 0.0123,
+        "metric_name": "accuracy",
+        "metrics": {"before": 0.5, "network": 0.87, "linearised": 0.86},
+        "layers": [{"layer": "encoder.layer.0.query", "displacement": 1.5, "share": 0.4, "nonlinearity": 0.12}],
+        "bound": {
+            "certified": True,
+            "reason": None,
+            "parameters": 0.512,
+            "relative": 0.16,
+            "outputs": 0.61,
+            "same_label": 0.845,
+            "steps": 64,
+            "seconds_per_step": 0.3,
+        },
+        **more,
+    }
+
+
 def configuration(index: int) -> dict[str, Any]:
     return {
         "peft": {"type": "lora", "r": 8 + index, "target_modules": ["query", "value"]},

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_builder import NAMES, forecast_file, full_run, nulled, result_file, write
+from report_builder import NAMES, certificate_file, forecast_file, full_run, nulled, result_file, write
 
 from foretune.errors import InputError
 from foretune.forecast.compare import compare
@@ -190,6 +190,35 @@ def test_a_clear_lead_and_a_lead_without_error_bars(tmp_path: Path) -> None:
     for item in forecast["candidates"]:
         item["predicted"]["eval_metric_std"] = None
     assert "no telling whether that lead is real" in report(write(tmp_path, forecast, [])).text
+
+
+def test_how_linear_the_fine_tunes_were(tmp_path: Path) -> None:
+    full_run(tmp_path)
+    write_json(tmp_path / "train" / "run0" / "certificate.json", certificate_file("all-linear"))
+    page = report(tmp_path)
+    for shown in (
+        "Nearly linear: off by 0.23. Certified: within 0.5.",
+        "train/run0/adapter",
+        "0.512",
+        "84.5%",
+        "97.0%",
+    ):
+        assert shown in page.text
+    assert "all-linear: each layer alone" in page.text and "encoder.layer.0.query" in page.text
+    assert "train/run0/certificate.json" in page.text  # where the numbers come from
+    bound = {"certified": False, "reason": "the optimiser is AdamW", "parameters": None}
+    write_json(tmp_path / "train" / "run0" / "certificate.json", certificate_file(HOSTILE, bound=bound, layers=[]))
+    page = report(tmp_path)
+    assert "certified outputs" not in page.text and "each layer alone" not in page.text
+    assert HOSTILE in page.text and HOSTILE not in (tmp_path / "report.html").read_text()
+
+
+def test_a_certificate_alone_is_reported(tmp_path: Path) -> None:
+    write_json(tmp_path / "certificate.json", certificate_file("mine"))
+    page = report(tmp_path)
+    assert "only how linear a fine-tune was" in page.text and "How linear the fine-tunes were" in page.text
+    write_json(tmp_path / "certificate.json", nulled(certificate_file("mine")))
+    assert not re.search(r"\b(None|nan|null)\b", report(tmp_path).text)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,15 @@ def command(
     output: Directory,
     candidate: Candidates = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each candidate, with seeds counted up from its own.")] = 1,
+    linearised: Annotated[
+        bool, typer.Option("--linearised", help="Train the linearised model; results go to train/NAME-linearised.")
+    ] = False,
+    certify: Annotated[
+        bool,
+        typer.Option(
+            "--certify", help="Record a bound on the distance to the linearised run (optim: sgd), for certify."
+        ),
+    ] = False,
 ) -> None:
     """Really fine-tune candidates with peft and Trainer, and the proximal term if the file has one.
 
@@ -30,8 +39,11 @@ def command(
     for chosen in task.candidates:
         for seed in range(chosen.seed, chosen.seed + seeds):
             label = chosen.name if seeds == 1 else f"{chosen.name}, seed {seed}"
+            label += ", linearised" if linearised else ""
             with progress_bar(f"training {label}") as progress:
-                result, reused = fine_tune(task, chosen, directory, seed=seed, progress=progress)
+                result, reused = fine_tune(
+                    task, chosen, directory, seed=seed, linearised=linearised, certify=certify, progress=progress
+                )
             final, cost = result["final"], result["cost"]
             note = "already trained" if reused else f"{cost['seconds']:.0f} s + {cost['eval_seconds']:.0f} s evaluation"
             score = metric(final["eval_metric"], final["metric_name"])

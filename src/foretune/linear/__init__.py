@@ -9,6 +9,12 @@ from foretune.linear.closed_form import gradient_descent as gradient_descent
 from foretune.linear.closed_form import gradient_flow as gradient_flow
 from foretune.linear.closed_form import ridge as ridge
 from foretune.linear.closed_form import sum_strength as sum_strength
+from foretune.linear.forward_mode import replaced as replaced
+from foretune.linear.linearise import Linearised as Linearised
+from foretune.linear.linearise import linearise as linearise
 from foretune.linear.logistic import LogisticFit as LogisticFit
 from foretune.linear.logistic import logistic as logistic
+from foretune.linear.start import START_FILE as START_FILE
+from foretune.linear.start import load_start as load_start
 from foretune.linear.tangent_model import TangentModel as TangentModel
+from foretune.linear.tangent_model import mean_loss as mean_loss

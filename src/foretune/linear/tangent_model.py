@@ -109,13 +109,15 @@ class TangentModel(nn.Module):
         basis = tangents.basis[index if len(tangents.basis) > 1 else [0]].to(self.dtype)
         shift = torch.einsum("bq,bqd->bd", self.coordinates(index), basis.expand(len(index), -1, -1))
         logits = self.head(tangents.features[index].to(self.dtype) + shift)
-        return SequenceClassifierOutput(loss=None if labels is None else self.loss(logits, labels), logits=logits)
+        loss = None if labels is None else mean_loss(tangents.loss, logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
 
-    def loss(self, logits: Float[Tensor, "b c"], labels: Tensor) -> Float[Tensor, ""]:
-        """Mean loss, as transformers' classifiers compute it."""
-        if self.tangents.loss == "cross_entropy":
-            return nn.functional.cross_entropy(logits, labels)
-        return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+
+def mean_loss(loss: str, logits: Float[Tensor, "b c"], labels: Tensor) -> Float[Tensor, ""]:
+    """Mean loss over a batch, as transformers' classifiers compute it."""
+    if loss == "cross_entropy":
+        return nn.functional.cross_entropy(logits, labels)
+    return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
 
 
 class _Group:

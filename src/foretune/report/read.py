@@ -92,6 +92,34 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class LayerLinearity:
+    """One layer's part in a fine-tune, all others being as they were."""
+
+    layer: str
+    nonlinearity: float | None
+    share: float | None
+    displacement: float | None
+
+
+@dataclass(frozen=True)
+class Linearity:
+    """How linear one adapter was (theory.md P4), and what is certified about its run (P3)."""
+
+    name: str
+    adapter: str
+    sentences: tuple[str, ...]
+    nonlinearity: float | None
+    median: float | None
+    upper: float | None
+    label_agreement: float | None
+    divergence: float | None
+    bound_parameters: float | None
+    bound_outputs: float | None
+    bound_same_label: float | None
+    layers: tuple[LayerLinearity, ...]
+
+
+@dataclass(frozen=True)
 class Run:
     """A run directory: candidates best first, and where each number came from."""
 
@@ -103,6 +131,7 @@ class Run:
     comparison: dict[str, Any] | None
     sources: dict[str, dict[str, Any]]
     notes: list[str] = field(default_factory=list)
+    linearity: tuple[Linearity, ...] = ()
 
 
 _KERNEL_NUMBERS = [key for key in Kernel.__dataclass_fields__ if key not in {"spectrum", "risk_bounds"}]
@@ -112,11 +141,13 @@ def read_run(directory: Path) -> Run:
     """Read every result file in a run directory.
 
     Raises:
-        InputError: The directory holds neither a forecast nor a training result, or a file is unreadable.
+        InputError: The directory holds neither a forecast nor a training result nor a certificate, or a file is
+            unreadable.
     """
     forecast_path, comparison_path = directory / "forecast.json", directory / "comparison.json"
     result_paths = sorted(directory.glob("train/*/result.json"))
-    if not forecast_path.exists() and not result_paths:
+    certificate_paths = sorted([*directory.glob("certificate.json"), *directory.glob("train/**/certificate.json")])
+    if not forecast_path.exists() and not result_paths and not certificate_paths:
         raise InputError(
             str(directory),
             "no result files to report on",
@@ -128,6 +159,7 @@ def read_run(directory: Path) -> Run:
     results = {
         path: read_json(path, f"run: foretune train run.yaml --candidate NAME -o {directory}") for path in result_paths
     }
+    certificates = {path: read_json(path, "run: foretune certify again") for path in certificate_paths}
     task, notes = forecast.get("task") or {}, []
     metric = Metric(_metric_name(task, forecast, list(results.values())))
     candidates = {item["name"]: _forecast(item) for item in forecast.get("candidates") or []}
@@ -137,14 +169,17 @@ def read_run(directory: Path) -> Run:
     ranked = tuple(candidates.values()) if forecast else _by_truth(list(candidates.values()), metric)
 
     comparison, sources = None, {"forecast.json": forecast} if forecast else {}
-    sources |= {str(path.relative_to(directory)): result for path, result in results.items()}
+    sources |= {str(path.relative_to(directory)): each for path, each in (results | certificates).items()}
     if comparison_path.exists() and forecast:
         content = read_json(comparison_path, f"run: foretune compare {directory}")
         if _describes(content, ranked):
             comparison, sources = content, sources | {"comparison.json": content}
         else:
             notes.append(f"comparison.json does not match the results: run foretune compare {directory} again.")
-    return Run(str(directory), task, forecast.get("collect") or {}, metric, ranked, comparison, sources, notes)
+    linearity = tuple(_linearity(content, path.parent.relative_to(directory)) for path, content in certificates.items())
+    return Run(
+        str(directory), task, forecast.get("collect") or {}, metric, ranked, comparison, sources, notes, linearity
+    )
 
 
 def _metric_name(task: dict[str, Any], forecast: dict[str, Any], results: list[dict[str, Any]]) -> str | None:
@@ -210,6 +245,27 @@ def _outcome(final: dict[str, Any], curve: list[dict[str, Any]] | None) -> Outco
         num_seeds=len(final.get("seeds") or []),
         curve=tuple(
             Point(**{key: _number(point.get(key)) for key in Point.__dataclass_fields__}) for point in curve or []
+        ),
+    )
+
+
+def _linearity(certificate: dict[str, Any], folder: Path) -> Linearity:
+    """A certificate found in a folder of the run directory."""
+    quantiles, bound = certificate.get("quantiles") or {}, certificate.get("bound") or {}
+    name = str(certificate["name"])
+    return Linearity(
+        name=f"{name} (linearised)" if certificate.get("linearised") else name,
+        adapter=str(folder / str(certificate.get("adapter") or "")),
+        sentences=tuple(str(text) for text in certificate.get("sentences") or []),
+        **{key: _number(certificate.get(key)) for key in ("nonlinearity", "label_agreement", "divergence")},
+        median=_number(quantiles.get("0.5")),
+        upper=_number(quantiles.get("0.95")),
+        **{f"bound_{key}": _number(bound.get(key)) for key in ("parameters", "outputs", "same_label")},
+        layers=tuple(
+            LayerLinearity(
+                str(layer["layer"]), *(_number(layer.get(key)) for key in ("nonlinearity", "share", "displacement"))
+            )
+            for layer in certificate.get("layers") or []
         ),
     )
 

@@ -17,6 +17,8 @@ def verdict(run: Run) -> list[str]:
 
 
 def _truth_only(run: Run) -> list[str]:
+    if not run.candidates:
+        return ["There is neither a forecast nor a real run in this directory, only how linear a fine-tune was."]
     best = run.candidates[0]
     value = best.truth.eval_metric if best.truth else None
     number = len(run.candidates)

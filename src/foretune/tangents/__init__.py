@@ -9,6 +9,7 @@ from foretune.tangents.adapters import read_adapters as read_adapters
 from foretune.tangents.basis import centring as centring
 from foretune.tangents.collect import collect as collect
 from foretune.tangents.head import Head as Head
+from foretune.tangents.hooks import evaluating as evaluating
 from foretune.tangents.hooks import layer_gradients as layer_gradients
 from foretune.tangents.rules import layer_rule as layer_rule
 from foretune.tangents.tangents import Entry as Entry

@@ -186,6 +186,18 @@ def frozen(model: nn.Module) -> Generator[None]:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Generator[None]:
+    """Eval mode inside the block, every module's own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
 def _hooked(layers: Mapping[str, nn.Module], tape: _Tape) -> Generator[None]:
     handles = [layer.register_forward_hook(tape.hook(name), with_kwargs=True) for name, layer in layers.items()]
     try:

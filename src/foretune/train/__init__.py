@@ -1,5 +1,9 @@
-"""Real training, and the one loop that real and simulated runs share."""
+"""Real training, the one loop that real and simulated runs share, and how linear a trained adapter is."""
 
+from foretune.train.adapter import load_adapter as load_adapter
+from foretune.train.certify import Certificate as Certificate
+from foretune.train.certify import certify as certify
+from foretune.train.certify import certify_run as certify_run
 from foretune.train.finetune import build_peft_model as build_peft_model
 from foretune.train.finetune import fine_tune as fine_tune
 from foretune.train.loop import Point as Point
@@ -8,3 +12,4 @@ from foretune.train.loop import loop_arguments as loop_arguments
 from foretune.train.loop import run_trainer as run_trainer
 from foretune.train.proximal import ProximalAdamW as ProximalAdamW
 from foretune.train.proximal import proximal as proximal
+from foretune.train.recorder import GapRecorder as GapRecorder

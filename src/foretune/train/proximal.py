@@ -30,6 +30,7 @@ RULES = ("always", "selective")
 SCOPES = ("global", "tensor")
 ANCHOR = "proximal_anchor"  # θ0 in the optimiser's state of a parameter
 STRENGTH = "proximal_strength"  # λ in a parameter group
+RULE = "proximal_rule"  # of an optimiser, in its defaults
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
@@ -71,7 +72,7 @@ def proximal(optimizer: AnyOptimizer, *, strength: float, rule: str = "always", 
     1.805
     """
     _check(optimizer, strength, rule, scope)
-    optimizer.defaults[STRENGTH] = strength
+    optimizer.defaults |= {STRENGTH: strength, RULE: rule}
     for group in optimizer.param_groups:
         _check_strength(group.setdefault(STRENGTH, strength), f"{STRENGTH} of a parameter group")
     term = _Term(rule, scope)
