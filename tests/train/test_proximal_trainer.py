@@ -56,7 +56,7 @@ def trainer(model: nn.Module, folder: Path, line: str = PLAIN, **given: Any) -> 
 
 
 def test_the_line_of_the_readme(tmp_path: Path) -> None:
-    (line,) = re.findall(r"^Trainer\(.*\)$", README.read_text(encoding="utf-8"), re.M)
+    (line,) = re.findall(r"^Trainer\(.*ProximalAdamW.*\)$", README.read_text(encoding="utf-8"), re.M)
     optimizers = "optimizers=(ft.ProximalAdamW(model.parameters(), lr=1e-3, strength=1.0), None)"
     ends, anchors = [], []
     for code in (line, f"Trainer(model, args, train_dataset=train, {optimizers})", PLAIN):
