@@ -277,7 +277,7 @@ def test_operations_without_forward_derivative_are_one_clear_error() -> None:
     def double(x: Tensor) -> Tensor:
         return x * 2  # PyTorch drops tangents here without a word
 
-    for operation, words in ((Own.apply, "jvp"), (double, "foretune_test.double.default drops tangents")):
+    for operation, words in ((Own.apply, "jvp"), (double, "foretune_test.double.default has no forward")):
         model = nn.Sequential(nn.Linear(4, 4))
         model[0].register_forward_hook(lambda module, args, output, apply=operation: apply(output))
         with pytest.raises(InputError, match=words):

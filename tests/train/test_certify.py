@@ -162,6 +162,15 @@ def test_a_record_of_other_parameters_is_no_certificate(tmp_path: Path) -> None:
     assert not bound.certified and bound.reason is not None and "other parameters" in bound.reason
 
 
+def test_the_best_model_of_a_run_is_not_the_one_that_was_bounded(tmp_path: Path) -> None:
+    best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 3}
+    sgd = {"optim": "sgd", "learning_rate": 0.3, "max_steps": -1, "num_train_epochs": 3}
+    worst = {"metric_for_best_model": "eval_loss", "greater_is_better": True}  # so it is surely not the last
+    run, adapter = trained(tmp_path, True, **sgd, **best, **worst)
+    bound = certify(load_task(run), adapter).bound
+    assert not bound.certified and bound.reason is not None and "other parameters" in bound.reason
+
+
 def test_the_start_is_drawn_again_from_the_seed_where_it_was_not_saved(tmp_path: Path) -> None:
     run, adapter = trained(tmp_path)
     task = load_task(run)

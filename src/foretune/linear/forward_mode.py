@@ -90,9 +90,10 @@ class _Rules(TorchFunctionMode):
         if func in LOSSES:
             return func(*map(first_order, args), **{name: first_order(item) for name, item in kwargs.items()})
         found = func(*args, **kwargs)
-        if isinstance(func, OpOverload | OpOverloadPacket) and any(map(_moves, tree_leaves((args, kwargs)))):
+        custom = isinstance(func, OpOverload | OpOverloadPacket) and not str(func).startswith("aten.")
+        if custom and any(map(_moves, tree_leaves((args, kwargs)))):  # PyTorch drops their tangents in silence
             if any(isinstance(x, Tensor) and x.is_floating_point() and not _moves(x) for x in tree_leaves(found)):
-                raise InputError("model", f"the operation {func} drops tangents", FIX)  # custom ones do, in silence
+                raise InputError("model", f"the operation {func} has no forward derivative", FIX)
         return found
 
 

@@ -100,11 +100,10 @@ def linearise(model: nn.Module, start: Mapping[str, Tensor] | None = None) -> Li
     """The exact first-order model ``f̄(x; θ) = f(x; θ0) + J0(x) (θ - θ0)``, called, trained and saved like ``model``.
 
     Every tensor that the model puts out is linearised; the loss is the model's own, taken of the linearised outputs.
-    Gradients go to θ, not to inputs.
-    ``f`` is the model in eval mode, whatever the mode is set to: no dropout, LoRA's included, so that J0 is one matrix.
-    Attention stays as it was chosen: values come from its own kernel, tangents from explicit attention, which needs
-    memory for the t × t attention weights. A call costs about twice the model's forward pass and its backward pass
-    about as much as the model's own; neither grows with the number of outputs.
+    Gradients go to θ, not to inputs. ``f`` is the model in eval mode, whatever the mode is set to: no dropout, LoRA's
+    included, so that J0 is one matrix. Attention stays as it was chosen: values come from its own kernel, tangents from
+    explicit attention, which needs memory for the t × t attention weights. A call costs about twice the model's forward
+    pass and its backward pass about as much as the model's own; neither grows with the number of outputs.
 
     Args:
         model: A peft model or any other; θ is what requires gradients. It stays the true network and shares θ with the

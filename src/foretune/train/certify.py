@@ -248,9 +248,10 @@ class _Measurement:
         record = read_json(path, "train the adapter again")
         if not record["certified"]:
             return DistanceBound(False, record["reason"])
-        if record["parameters"] != digest(self.linear):
+        delta = self.linear.displacement()
+        if record["parameters"] != digest(delta, self.linear.start):
             return DistanceBound(False, f"{GAP_FILE} was recorded for other parameters than these")
-        gap, moved = float(record["gap"]), float(self.linear.displacement().norm())
+        gap, moved = float(record["gap"]), float(delta.norm())
         sizes = torch.cat([self.linear.jacobian(batch)[1].norm(dim=2).double().cpu() for batch in self.batches()])
         remainders = (self.f - self.f_linear).abs()
         bound = Bound(gap, certified=True)

@@ -90,9 +90,12 @@ class GapRecorder(TrainerCallback):
         self._handle.remove()
 
     def save(self, folder: str | Path) -> None:
-        """Write ``gap.json`` beside the adapter that the run ended with: ``foretune certify`` reads it."""
+        """Write ``gap.json`` beside the adapter: ``foretune certify`` reads it, for the parameters of the last step."""
         record: dict[str, Any] = {"certified": self.reason is None, "reason": self.reason, "loss": self.loss}
-        record |= {"gap": self.gap if self.reason is None else None, "parameters": digest(self.linear)}
+        record |= {
+            "gap": self.gap if self.reason is None else None,
+            "parameters": digest(self._last, self.linear.start),
+        }
         drops = (module.p for module in self.linear.network.modules() if isinstance(module, nn.Dropout))
         record |= {"dropout": any(p > 0 for p in drops)}
         record |= {"seconds_per_step": self.seconds / max(len(self.steps), 1), "steps": self.steps}
@@ -158,11 +161,11 @@ class GapRecorder(TrainerCallback):
         self.steps.append({"gap": self.gap, "defect": defect, "rate": rate, "curvature": curvature})
 
 
-def digest(linear: Linearised) -> str:
-    """A hash of θ and θ0: whether a record is about these parameters."""
+def digest(displacement: Float[Tensor, " p"], start: Float[Tensor, " p"]) -> str:
+    """A hash of δ and θ0: whether a record is about these parameters."""
     found = hashlib.blake2b(digest_size=16)
-    for tensor in (*linear.theta().values(), linear.start):
-        found.update(tensor.detach().flatten().to("cpu", torch.float32).numpy().tobytes())
+    for tensor in (displacement, start):
+        found.update(tensor.to("cpu", torch.float32).numpy().tobytes())
     return found.hexdigest()
 
 
