@@ -39,7 +39,7 @@ def show(result: dict[str, Any]) -> None:
         f"{collected['seconds']:.1f} s, {collected['bytes'] / 2**20:,.0f} MiB"
     )
     name = task["metric_name"]
-    shown = table("forecast, best first", "candidate", name, "±", "loss", "params", "κ", "trace", "s", "")
+    shown = table("forecast, best first", "candidate", name, "±", "loss", "params", "κ", "trace", "gap", "")
     for row in result["candidates"]:
         predicted, kernel, cost = row["predicted"], row["kernel"], row["cost"]
         shown.add_row(
@@ -50,11 +50,14 @@ def show(result: dict[str, Any]) -> None:
             count(cost["trainable_parameters"]),
             number(kernel["condition_number"]),
             number(kernel["trace"]),
-            f"{cost['seconds']:.1f}",
+            f"{row['linearity_gap']:.2f}",
             "!" * len(row["warnings"]),
         )
     out.print(shown)
-    out.print("± is the standard deviation over simulated seeds. κ knows neither labels nor scale: it does not rank.")
+    out.print(
+        "± is the standard deviation over simulated seeds. κ knows neither labels nor scale: it does not rank. "
+        "gap: how far the network at the simulated weights is from its tangents, 0 for a linear run."
+    )
     first = result["candidates"][0]
     risks = {name: number(value) for name, value in first["kernel"]["risk_bounds"].items()}
     out.print(
@@ -63,6 +66,9 @@ def show(result: dict[str, Any]) -> None:
         f"{risks['ridge']} by ridge regression. The real run has its own loss and optimiser: this does not bound it.",
         highlight=False,
     )
+    warned: dict[str, list[str]] = {}
     for row in result["candidates"]:
         for warning in row["warnings"]:
-            out.print(f"[yellow]![/] {row['name']}: {warning}", highlight=False)
+            warned.setdefault(warning, []).append(row["name"])
+    for warning, names in warned.items():
+        out.print(f"[yellow]![/] {', '.join(names)}: {warning}", highlight=False)

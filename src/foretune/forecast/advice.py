@@ -16,8 +16,8 @@ def advice(candidate: Candidate, task: Task, runs: Sequence[Run], linearity_gap:
     said = []
     if linearity_gap > GAP:
         said.append(
-            f"training leaves the region where the tangents hold (linearity gap {linearity_gap:.2f}): the real run "
-            "fits more than forecast, and its metric was mostly higher; --refreshes 1 or more follows it further"
+            f"training leaves the region where the tangents hold (linearity gap above {GAP}): a real run fits more "
+            "than its forecast, and its metric is often some points higher; --refreshes 2 follows it further"
         )
     values = [point["eval_loss"] for point in runs[0].curve]
     if not all(math.isfinite(value) for value in values):
