@@ -145,18 +145,22 @@ class Work:
             if experiment.forecasts and seed == experiment.seeds[0]:
                 identity = common | {"placements": experiment.placements, "strengths": experiment.strengths}
                 yield Cell("forecasts", {"task": task}, identity, functools.partial(self.forecasts, task, seed))
-            for placement, peft in experiment.placements.items():
-                keys, identity = {"task": task, "placement": placement, "seed": seed}, common | {"peft": peft}
-                names = experiment.names(placement)
-                if experiment.kernels:
-                    work = functools.partial(self.kernels, task, names[experiment.strengths[0]], seed)
-                    yield Cell("kernels", keys, identity, work)
-                if experiment.descent is not None:
-                    largest = max(experiment.strengths)
-                    identity = identity | {"descent": experiment.descent.model_dump(), "largest": largest}
-                for strength, name in names.items():
+            if experiment.kernels:
+                for placement, peft in experiment.placements.items():
+                    keys = {"task": task, "placement": placement, "seed": seed}
+                    name = experiment.names(placement)[experiment.strengths[0]]
+                    work = functools.partial(self.kernels, task, name, seed)
+                    yield Cell("kernels", keys, common | {"peft": peft}, work)
+            for strength in experiment.strengths:
+                for placement, peft in experiment.placements.items():
+                    keys = {"task": task, "placement": placement, "seed": seed, "strength": strength}
+                    identity = common | {"peft": peft, "strength": strength}
+                    if experiment.descent is not None:
+                        identity["descent"] = experiment.descent.model_dump()
+                        identity["largest"] = max(experiment.strengths)
+                    name = experiment.names(placement)[strength]
                     work = functools.partial(getattr(self, experiment.measures), task, name, seed, strength)
-                    yield Cell("runs", keys | {"strength": strength}, identity | {"strength": strength}, work)
+                    yield Cell("runs", keys, identity, work)
 
     def run(self, seed: int) -> None:
         """Do the cells of a seed that are not there yet."""

@@ -18,7 +18,7 @@ class Series:
     x: Sequence[float]
     y: Sequence[float | None]
     line: bool = True
-    dashed: bool = False
+    colour: int | None = None  # a number, where the series is another one's companion: dashed, in its colour
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,16 @@ def picture(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
         at = up(value)
         parts += [_line(LEFT, at, WIDTH - RIGHT, at), _text(LEFT - 5, at + 4, label, "end")]
     for i, each in enumerate(series):
-        colour = COLOURS[i % len(COLOURS)]
+        colour = COLOURS[(i if each.colour is None else each.colour) % len(COLOURS)]
         placed = [(across(a), up(b)) for a, b in zip(each.x, each.y, strict=True) if b is not None]
         if each.line:
             path = " ".join(f"{a:.1f},{b:.1f}" for a, b in placed)
-            dash = ' stroke-dasharray="5 3"' if each.dashed else ""
+            dash = ' stroke-dasharray="5 3"' if each.colour is not None else ""
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"{dash}/>')
-        parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>' for a, b in placed]
+        fill = colour if each.colour is None else "white"
+        parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{fill}" stroke="{colour}"/>' for a, b in placed]
         left, below = LEFT + 170 * (i % 2), HEIGHT + 8 + 15 * (i // 2)
-        parts.append(f'<circle cx="{left}" cy="{below - 4}" r="4" fill="{colour}"/>')
+        parts.append(f'<circle cx="{left}" cy="{below - 4}" r="4" fill="{fill}" stroke="{colour}"/>')
         parts.append(_text(left + 9, below, each.name, "start"))
     return "\n".join([*parts, "</svg>"]) + "\n"
 

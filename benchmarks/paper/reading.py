@@ -3,6 +3,7 @@
 import json
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -19,11 +20,13 @@ Row = dict[str, Any]
 
 
 def read(name: str) -> dict[str, Any]:
-    """A result; numbers that were infinite are so again."""
+    """A result without half done sweeps; numbers that were infinite are so again."""
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     for row in content["kernels"]:
         for key in [key for key in row if key.startswith("condition_number") and row[key] is None]:
             row[key] = math.inf
+    if len(content["settings"]["placements"]) == 1:
+        content["runs"] = whole(content["runs"], content["settings"]["strengths"])
     return content
 
 
@@ -33,18 +36,18 @@ def where(rows: Sequence[Row], **keys: Any) -> list[Row]:
 
 
 def mean(rows: Sequence[Row], key: str) -> float:
-    """Mean of a column."""
-    return fmean(row[key] for row in rows)
+    """Mean of a column, every task counting alike."""
+    return fmean(fmean(row[key] for row in where(rows, task=task)) for task in {row["task"]: None for row in rows})
 
 
-def strengths_of(result: dict[str, Any]) -> list[float]:
-    """λ of an experiment that have all their tasks."""
-    tasks = {row["task"] for row in result["runs"]}
-    return [
-        strength
-        for strength in result["settings"]["strengths"]
-        if {row["task"] for row in where(result["runs"], strength=strength)} == tasks
-    ]
+def whole(rows: Sequence[Row], strengths: Sequence[float]) -> list[Row]:
+    """Rows whose task, placement and seed were run with every λ, so that means compare like with like."""
+
+    def start(row: Row) -> tuple[Any, ...]:
+        return tuple(row[key] for key in ("task", "placement", "seed"))
+
+    counts = Counter(map(start, rows))
+    return [row for row in rows if counts[start(row)] == len(strengths)]
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
@@ -84,7 +87,7 @@ def verdict(one: Sequence[float], other: Sequence[float], sign: int) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table in Markdown."""
     lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
-    return ["", lines[0], "|" + "---|" * len(head), *lines[1:], ""]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:], ""]
 
 
 def counted(count: int, thing: str) -> str:
@@ -109,7 +112,7 @@ def write_picture(name: str, content: str) -> str:
 def by_strength(result: dict[str, Any], key: str, task: str | None = None) -> list[float]:
     """Means of a column over seeds, and over tasks unless one is named, for every λ."""
     chosen = result["runs"] if task is None else where(result["runs"], task=task)
-    return [mean(where(chosen, strength=strength), key) for strength in strengths_of(result)]
+    return [mean(where(chosen, strength=strength), key) for strength in result["settings"]["strengths"]]
 
 
 def paragraph(text: str, indent: str = "") -> list[str]:
