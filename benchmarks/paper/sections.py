@@ -233,7 +233,8 @@ def placements_section(result: dict[str, Any]) -> list[str]:
             "resampling placements. The paper's claim is a negative correlation of κ with accuracy and a positive one "
             "with the training loss. With so few placements an interval that excludes 0 says much, and one that does "
             "not says little. *Best λ* is chosen by the accuracy that is then reported; λ is in the mean convention. "
-            f"At λ = 0 accuracies span {' and '.join(spans)}, with a standard error of 3 points each: hardly more than noise."
+            f"At λ = 0 accuracies span {' and '.join(spans)}, with a standard error of 3 points each: "
+            "hardly more than noise."
         ),
     ]
     for outcome, label in (("eval_metric", "accuracy"), ("train_loss", "training loss")):
