@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 import torch
 from paper.reading import by_strength, correlation, paragraph, table, verdict
-from paper.sections import averaged, compared, placement_rows, predictor, with_bounds
+from paper.sections import averaged, choices, compared, placement_rows, predictor, with_bounds
 
 from foretune.kernel.subsets import perturbation
 from foretune.linear import sum_strength
@@ -24,21 +25,18 @@ def said(holds: bool) -> str:
     return "**holds here**" if holds else "**does not hold everywhere**"
 
 
-def over_placements(result: dict[str, Any], key: str) -> tuple[str, str]:
-    """Verdict and numbers of a predictor over placements at λ = 0, the least favourable task deciding."""
-    outcomes = {"eval_metric": -1, "train_loss": 1} if key == "forecast" else {key: {"eval_metric": -1}.get(key, 1)}
-    names = {"forecast": "forecast"} if key == "forecast" else {"condition_number": "NTK"}
-    names |= {} if key == "forecast" else {"condition_number_published": "published script's kernel"}
+def over_placements(result: dict[str, Any], name: str, signs: dict[str, int]) -> tuple[str, str]:
+    """Verdicts and numbers of a predictor over placements, with the sign that it should have for each outcome."""
     parts, verdicts = [], []
+    labels = {"eval_metric": "accuracy", "train_loss": "training loss"}
     for task in compared(result):
-        rows = placement_rows(result, task, 0)
-        for outcome, sign in outcomes.items():
-            for name, title in names.items():
+        for words, strength in choices(result, task):
+            rows = placement_rows(result, task, strength)
+            for outcome, sign in signs.items() if strength is not None else ():
                 pair = predictor(rows, name, outcome), [row[outcome] for row in rows]
-                verdicts.append(verdict(*pair, 1 if name == "forecast" else sign))
-                label = {"eval_metric": "accuracy", "train_loss": "training loss"}[outcome]
-                parts.append(f"{task}, {label}, {title}: {correlation(*pair)}")
-    counts = {each: verdicts.count(each) for each in dict.fromkeys(verdicts)}
+                verdicts.append(verdict(*pair, sign))
+                parts.append(f"{task}, {words}{f', {labels[outcome]}' if len(signs) > 1 else ''}: {correlation(*pair)}")
+    counts = Counter(verdicts)
     return "; ".join(f"**{each}** ({count} of {len(verdicts)})" for each, count in counts.items()), "; ".join(parts)
 
 
@@ -64,7 +62,11 @@ def claims(results: dict[str, dict[str, Any]]) -> list[str]:
     definite = [row for result in (placements, tasks) for row in result["kernels"]]
     positive = sum(math.isfinite(row["condition_number"]) for row in definite)
     one = perturbation(*(torch.tensor([[x]]).double() for x in (1.0, 3.0)), torch.ones(1).double(), 1.0)
-    found = {key: over_placements(placements, key) for key in ("eval_metric", "train_loss", "forecast")}
+    found = {
+        "eval_metric": over_placements(placements, "condition_number", {"eval_metric": -1}),
+        "train_loss": over_placements(placements, "condition_number", {"train_loss": 1}),
+        "forecast": over_placements(placements, "forecast", {"eval_metric": 1, "train_loss": 1}),
+    }
     over_tasks = {}
     for key, sign in (("train_loss", 1), ("eval_metric", -1)):
         pair = [row["condition_number"] for row in across], [row[key] for row in across]
@@ -131,7 +133,11 @@ def claims(results: dict[str, dict[str, Any]]) -> list[str]:
         ["Across tasks, lower κ goes with lower training loss", *over_tasks["train_loss"]],
         ["Across tasks, lower κ goes with higher accuracy", *over_tasks["eval_metric"]],
     ]
-    return ["## The paper's claims", "", *table(["claim", "verdict", "numbers"], rows)]
+    rule = (
+        "For correlations, *holds* says that the 95% interval excludes 0 on the claimed side, and *not found* that it "
+        "includes 0, which on this few points is no refutation."
+    )
+    return ["## The paper's claims", "", *table(["claim", "verdict", "numbers"], rows), *paragraph(rule)]
 
 
 SCRIPT = (

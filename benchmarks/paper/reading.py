@@ -20,13 +20,13 @@ Row = dict[str, Any]
 
 
 def read(name: str) -> dict[str, Any]:
-    """A result without half done sweeps; numbers that were infinite are so again."""
+    """A result without half done seeds; numbers that were infinite are so again."""
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     for row in content["kernels"]:
         for key in [key for key in row if key.startswith("condition_number") and row[key] is None]:
             row[key] = math.inf
     if len(content["settings"]["placements"]) == 1:
-        content["runs"] = whole(content["runs"], content["settings"]["strengths"])
+        content["runs"] = whole(content["runs"], content["settings"])
     return content
 
 
@@ -40,14 +40,10 @@ def mean(rows: Sequence[Row], key: str) -> float:
     return fmean(fmean(row[key] for row in where(rows, task=task)) for task in {row["task"]: None for row in rows})
 
 
-def whole(rows: Sequence[Row], strengths: Sequence[float]) -> list[Row]:
-    """Rows whose task, placement and seed were run with every λ, so that means compare like with like."""
-
-    def start(row: Row) -> tuple[Any, ...]:
-        return tuple(row[key] for key in ("task", "placement", "seed"))
-
-    counts = Counter(map(start, rows))
-    return [row for row in rows if counts[start(row)] == len(strengths)]
+def whole(rows: Sequence[Row], settings: dict[str, Any]) -> list[Row]:
+    """Rows of the seeds with which every task was run at every λ, so that means compare like with like."""
+    counts = Counter(row["seed"] for row in rows)
+    return [row for row in rows if counts[row["seed"]] == len(settings["tasks"]) * len(settings["strengths"])]
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
