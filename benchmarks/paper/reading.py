@@ -1,0 +1,117 @@
+"""What the document reads from results, and how it writes numbers, tables, paragraphs and pictures."""
+
+import json
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent.parent / "docs"
+RESULTS = HERE.parent / "results" / "paper"
+DRAWS = 4000  # of the bootstrap
+Row = dict[str, Any]
+
+
+def read(name: str) -> dict[str, Any]:
+    """A result without half done seeds; numbers that were infinite are so again."""
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    for row in content["kernels"]:
+        for key in [key for key in row if key.startswith("condition_number") and row[key] is None]:
+            row[key] = math.inf
+    if len(content["settings"]["placements"]) == 1:
+        content["runs"] = whole(content["runs"], content["settings"])
+    return content
+
+
+def where(rows: Sequence[Row], **keys: Any) -> list[Row]:
+    """Rows with these values."""
+    return [row for row in rows if all(row[key] == value for key, value in keys.items())]
+
+
+def mean(rows: Sequence[Row], key: str) -> float:
+    """Mean of a column, every task counting alike."""
+    return fmean(fmean(row[key] for row in where(rows, task=task)) for task in {row["task"]: None for row in rows})
+
+
+def whole(rows: Sequence[Row], settings: dict[str, Any]) -> list[Row]:
+    """Rows of the seeds with which every task was run at every λ, so that means compare like with like."""
+    counts = Counter(row["seed"] for row in rows)
+    return [row for row in rows if counts[row["seed"]] == len(settings["tasks"]) * len(settings["strengths"])]
+
+
+def spearman(one: Sequence[float], other: Sequence[float]) -> float:
+    """Rank correlation; not a number where one does not vary."""
+    return float(_rank_correlations(np.asarray(one)[None], np.asarray(other)[None])[0])
+
+
+def interval(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """95% bootstrap interval of the rank correlation, resampling pairs."""
+    draws = np.random.default_rng(0).integers(len(one), size=(DRAWS, len(one)))
+    found = _rank_correlations(np.asarray(one)[draws], np.asarray(other)[draws])
+    low, high = np.nanpercentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _rank_correlations(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    ranks = [rankdata(each, axis=1) for each in (one, other)]
+    a, b = (each - each.mean(axis=1, keepdims=True) for each in ranks)
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+
+
+def correlation(one: Sequence[float], other: Sequence[float]) -> str:
+    """A rank correlation with its interval, for reading."""
+    low, high = interval(one, other)
+    return f"{spearman(one, other):+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def verdict(one: Sequence[float], other: Sequence[float], sign: int) -> str:
+    """Whether a rank correlation of this sign is there."""
+    low, high = sorted(sign * end for end in interval(one, other))
+    if low > 0:
+        return "holds here"
+    return "does not hold here (the opposite does)" if high < 0 else "not found here"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:], ""]
+
+
+def counted(count: int, thing: str) -> str:
+    """A number of things, in words."""
+    return f"one {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def points(value: float) -> str:
+    """A share in percent."""
+    return f"{100 * value:.1f}"
+
+
+def write_picture(name: str, content: str) -> str:
+    """Write a picture beside the document; the Markdown that shows it."""
+    folder = DOCS / "paper"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.svg").write_text(content, encoding="utf-8")
+    title = content.partition("<title>")[2].partition("</title>")[0]
+    return f"![{title}](paper/{name}.svg)"
+
+
+def by_strength(result: dict[str, Any], key: str, task: str | None = None) -> list[float]:
+    """Means of a column over seeds, and over tasks unless one is named, for every λ."""
+    chosen = result["runs"] if task is None else where(result["runs"], task=task)
+    return [mean(where(chosen, strength=strength), key) for strength in result["settings"]["strengths"]]
+
+
+def paragraph(text: str, indent: str = "") -> list[str]:
+    """A paragraph, wrapped, with an empty line behind it."""
+    lines = textwrap.wrap(text, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return [*lines, ""]

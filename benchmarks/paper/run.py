@@ -1,0 +1,41 @@
+"""The paper's experiments, one YAML file each.
+
+    python benchmarks/paper/run.py [EXPERIMENT...] [-o runs/paper]
+    python benchmarks/paper/document.py
+
+Experiments are names of the files beside this one; by default those that need no model hub. Finished runs are not
+repeated, whatever interrupted the rest. Writes ``benchmarks/results/paper/EXPERIMENT.json`` after every seed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[0] = str(HERE.parent)  # not this folder: its names are common ones
+
+from paper.experiment import Experiment, Work  # ruff: ignore[module-import-not-at-top-of-file]
+
+from foretune.results import write_json  # ruff: ignore[module-import-not-at-top-of-file]
+
+RESULTS = HERE.parent / "results" / "paper"
+DEFAULT = ("strength", "descent", "placements", "tasks")
+
+
+def main(names: list[str], output: Path) -> None:
+    """Run experiments seed by seed, so that what is there is balanced whenever it stops."""
+    works = [Work(name, Experiment.read(HERE / f"{name}.yaml"), output) for name in names]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for seed in sorted({seed for work in works for seed in work.experiment.seeds}):
+        for work in works:
+            if seed in work.experiment.seeds:
+                work.run(seed)
+                write_json(RESULTS / f"{work.name}.json", work.gather())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="*", default=DEFAULT)
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/paper"))
+    options = parser.parse_args()
+    main(list(options.experiments), options.output)
