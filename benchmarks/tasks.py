@@ -5,6 +5,7 @@ import hashlib
 import json
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from foretune.demo.packages import Package
@@ -31,6 +32,12 @@ def tweets(corpus: Path, folder: Path) -> None:
                 seen.setdefault(text.lower(), (text, set()))[1].add(row["sentiment"])
     rows = [{"text": text, "label": labels.pop()} for text, labels in seen.values() if len(labels) == 1]
     write_splits(rows, folder)
+
+
+def shortest_first(path: Path, count: int, length: Callable[[str], int] = len) -> None:
+    """Keep the first rows of a split, the short ones first, so that little padding is computed."""
+    rows = path.read_text(encoding="utf-8").splitlines()[:count]
+    path.write_text("\n".join(sorted(rows, key=length)) + "\n", encoding="utf-8")
 
 
 def write_splits(rows: list[dict[str, str]], folder: Path) -> None:

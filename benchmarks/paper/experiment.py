@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from models import mpnet
+from models import MODELS
 from paper.descent import Start, descend, prepare
 from paper.measure import measure
 from paper.ntks import figures
 from paper.texts import build
 from pydantic import BaseModel, ConfigDict
 
-from foretune.demo.packages import MINILM, default_cache, fetch
 from foretune.forecast.forecast import forecast
 from foretune.results import provenance, read_json, write_json
 from foretune.tangents import collect
 from foretune.task import Candidate, Task, load_run
 from foretune.task.loading import LoadedRun
 from foretune.train import fine_tune, load_adapter
-
-MODELS: dict[str, Callable[[], Path]] = {"minilm": lambda: fetch(MINILM, default_cache()), "mpnet": mpnet}
 
 
 class Descent(BaseModel):

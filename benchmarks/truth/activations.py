@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from truth.predictors import Scores, kept, scored
 from truth.selection import adapted, by_mean, by_overlap, kind_of, linear_layers
 
+from foretune.tangents.head import outputs_of
 from foretune.task import Candidate, Task
 
 PLOP_EXAMPLES, PLOP_BATCH = 100, 8  # of ``main.py``
@@ -35,7 +36,7 @@ def layer_inputs(
             batch = task.collator([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
             mask = batch["attention_mask"].bool()
             with torch.no_grad():
-                task.model(**{name: value for name, value in batch.items() if name != "labels"})
+                outputs_of(task.model, batch)
             yield {name: value[mask] if value.dim() == 3 else value for name, value in entered.items()}
     finally:
         for handle in handles:

@@ -22,6 +22,7 @@ if __name__ == "__main__":  # not this folder: its names are common ones
 from truth.gather import RESULTS, read_tasks
 
 import foretune.forecast.calibration as calibration
+from foretune.forecast.compare import Z_90
 from foretune.results import write_json
 
 SHIFT = {  # which evidence moves a quantity; chosen on tasks left out
@@ -31,7 +32,6 @@ SHIFT = {  # which evidence moves a quantity; chosen on tasks left out
 }
 SPREAD = ("constant", "gap", "unstable")
 RIDGE = 0.3  # on standardised evidence, so that few runs do not make large weights
-Z_90 = 1.645
 Weights = dict[str, dict[str, dict[str, float]]]
 
 
@@ -43,19 +43,13 @@ def fit(tasks: Sequence[dict[str, Any]]) -> Weights:
     """
     found: Weights = {}
     for quantity in calibration.QUANTITIES:
-        residuals, spreads = [], []
-        for left_out in range(len(tasks)):
-            others = [rows(task, quantity) for k, task in enumerate(tasks) if k != left_out]
-            weights = fit_one(quantity, *map(np.concatenate, zip(*others, strict=True)))
-            evidence, errors = rows(tasks[left_out], quantity)
-            shift, spread = predict(weights, evidence)
-            residuals.append(errors - shift)
-            spreads.append(spread)
-        found[quantity] = fit_one(
-            quantity, *map(np.concatenate, zip(*(rows(task, quantity) for task in tasks), strict=True))
-        )
-        ratios = np.abs(np.concatenate(residuals)) / np.concatenate(spreads)
-        found[quantity]["spread"]["constant"] += math.log(float(np.quantile(ratios, 0.9)) / Z_90)
+        known = [rows(task, quantity) for task in tasks]
+        ratios = []
+        for left_out, (evidence, errors) in enumerate(known):
+            shift, spread = predict(fit_one(quantity, known[:left_out] + known[left_out + 1 :]), evidence)
+            ratios.append(np.abs(errors - shift) / spread)
+        found[quantity] = fit_one(quantity, known)
+        found[quantity]["spread"]["constant"] += math.log(float(np.quantile(np.concatenate(ratios), 0.9)) / Z_90)
     return found
 
 
@@ -69,7 +63,7 @@ def rows(task: dict[str, Any], quantity: str) -> tuple[np.ndarray, np.ndarray]:
             continue
         evidence.append(list(evidence_of(simulated).values()))
         errors.append(on.to(run[quantity]) - on.to(simulated[quantity]))
-    return np.array(evidence).reshape(len(errors), -1), np.array(errors)
+    return np.array(evidence), np.array(errors)
 
 
 def evidence_of(simulated: dict[str, Any]) -> dict[str, float]:
@@ -81,8 +75,9 @@ def evidence_of(simulated: dict[str, Any]) -> dict[str, float]:
 NAMES = tuple(calibration.evidence(0.0, 0.0, 1.0, 1.0))
 
 
-def fit_one(quantity: str, evidence: np.ndarray, errors: np.ndarray) -> dict[str, dict[str, float]]:
-    """Weights of one quantity."""
+def fit_one(quantity: str, known: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, float]]:
+    """Weights of one quantity from the evidence and errors of some tasks."""
+    evidence, errors = map(np.concatenate, zip(*known, strict=True))
     x = evidence[:, [NAMES.index(name) for name in SHIFT[quantity]]]
     size = np.sqrt(np.square(x).mean(0)) + 1e-12
     scaled = x / size

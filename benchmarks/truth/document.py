@@ -51,14 +51,12 @@ def predictions(tasks: list[dict[str, Any]], truths: list[Truth]) -> dict[str, l
     """Every predictor's predictions for every task; ours are learnt on the other tasks."""
     names = sorted({name for task in tasks for name in task["scores"]})
     forecasts = left_out(tasks, [task for task in tasks if task["model"] == "minilm"])
-    found = {}
-    for label, own in ((OURS, forecasts), ("as simulated", [simulated(task) for task in tasks])):
-        found[label] = [_prediction({"scores": {label: s}}, label, t) for s, t in zip(own, truths, strict=True)]
-    return found | {name: [_prediction(task, name, t) for task, t in zip(tasks, truths, strict=True)] for name in names}
-
-
-def _prediction(content: dict[str, Any], name: str, truth: Truth) -> Prediction:
-    return prediction_of(content, name, truth.candidates)
+    said = {OURS: forecasts, "as simulated": [simulated(task) for task in tasks]}
+    said |= {name: [task["scores"].get(name) for task in tasks] for name in names}
+    return {
+        name: [prediction_of(scores, truth.candidates) for scores, truth in zip(own, truths, strict=True)]
+        for name, own in said.items()
+    }
 
 
 def _head(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
@@ -80,8 +78,9 @@ def _head(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
             "another seed, is a predictor like any other: the noise floor. Regret is what choosing a predictor's first "
             "candidate costs against the best, on means over seeds, in points (hundredths of accuracy or correlation). "
             "The correction that foretune makes was learnt on the other tasks only. Cost is the seconds of a "
-            "prediction, its part of what all candidates share included, over those of the real run, both on a busy "
-            "machine."
+            "prediction, its part of what all candidates share included, over those of the real run. Real runs and "
+            "forecasts were timed by the clock on a busy machine, other predictors by their processor time, which "
+            "makes these look cheaper than they are."
         ),
         *paragraph(
             f"What there is not: other models than {_list(sorted({task['model'] for task in tasks}))}, a second seed "
@@ -94,9 +93,8 @@ def _head(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
         *(
             f"| {task['name']} | {task['model']} | {task['metric_name']} "
             f"| {len({run['candidate'] for run in task['runs']})}, {len(task['simulated'])} | {truth.metric.shape[1]} "
-            f"| {100 * np.nanmin(mean):.1f} to {100 * np.nanmax(mean):.1f} |"
+            f"| {100 * np.nanmin(truth.mean):.1f} to {100 * np.nanmax(truth.mean):.1f} |"
             for task, truth in zip(tasks, truths, strict=True)
-            for mean in [np.nanmean(truth.metric, axis=1)]
         ),
         "",
     ]
@@ -167,10 +165,9 @@ def _by_task(tasks: list[dict[str, Any]], truths: list[Truth], predictors: dict[
         lines.append(f"| {task['name']} | {' | '.join(cells)} |")
     lines.append("")
     for i, (task, truth) in enumerate(zip(tasks, truths, strict=True)):
-        known = ~np.isnan(predictors[OURS][i].metric)
-        true = 100 * np.nanmean(truth.metric, axis=1)[known]
+        true = 100 * truth.mean
         series = [
-            Series(name, list(map(float, 100 * predictors[name][i].metric[known])), list(map(float, true)), line=False)
+            Series(name, list(map(float, 100 * predictors[name][i].metric)), list(map(float, true)), line=False)
             for name in (OURS, "as simulated")
         ]
         ends = [float(true.min()), float(true.max())]
@@ -196,9 +193,7 @@ def collapsed(task: dict[str, Any], name: str, mean: float) -> bool:
 def _collapse(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
     found, missed, false, healthy = [], [], [], 0
     for task, truth in zip(tasks, truths, strict=True):
-        for name, mean in zip(truth.candidates, np.nanmean(truth.metric, axis=1), strict=True):
-            if name not in task["simulated"]:
-                continue
+        for name, mean in zip(truth.candidates, truth.mean, strict=True):
             flag = task["simulated"][name]["early_linearity_gap"] > UNSTABLE
             label = f"{task['name']} {name}"
             if collapsed(task, name, mean):
@@ -222,10 +217,7 @@ def _collapse(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
 def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[Prediction]) -> list[str]:
     hit = far = wrong = near = 0
     for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
-        mean = np.nanmean(truth.metric, axis=1)
-        for name, error in zip(truth.candidates, np.abs(forecast.metric - mean), strict=True):
-            if np.isnan(error):
-                continue
+        for name, error in zip(truth.candidates, np.abs(forecast.metric - truth.mean), strict=True):
             row = task["simulated"][name]
             warned = row["linearity_gap"] > GAP or row["early_linearity_gap"] > UNSTABLE
             if error > 0.05:
@@ -253,17 +245,14 @@ def _candidates(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: lis
         lines += [f"### {task['name']}", ""]
         lines += ["| candidate | forecast | simulated | true | loss | simulated | true | early gap | gap |"]
         lines += ["|---|---|---|---|---|---|---|---|---|"]
-        for i in np.argsort(-np.nan_to_num(forecast.metric, nan=-9.0)):
-            row = task["simulated"].get(truth.candidates[i])
-            if row is None:
-                continue
-            metric, loss = truth.metric[i], truth.loss[i]
+        for i in np.argsort(-forecast.metric):
+            row, metric, loss = task["simulated"][truth.candidates[i]], truth.metric[i], truth.loss[i]
             several = np.sum(~np.isnan(metric)) > 1
             spread = f" ± {100 * np.nanstd(metric, ddof=1):.1f}" if several else ""
             lines.append(
                 f"| {truth.candidates[i]} | {100 * forecast.metric[i]:.1f} "
                 f"± {50 * (forecast.high[i] - forecast.low[i]):.1f} | {100 * row['eval_metric']:.1f} "
-                f"| {100 * np.nanmean(metric):.1f}{spread} | {forecast.loss[i]:.3f} | {row['eval_loss']:.3f} "
+                f"| {100 * truth.mean[i]:.1f}{spread} | {forecast.loss[i]:.3f} | {row['eval_loss']:.3f} "
                 f"| {np.nanmean(loss):.3f} | {row['early_linearity_gap']:.2f} | {row['linearity_gap']:.2f} |"
             )
         lines.append("")

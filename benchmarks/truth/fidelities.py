@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from truth.predictors import Score, Scores, clock
+from truth.predictors import Score, Scores, scored, timed
 from truth.selection import adapted
 
 from foretune.forecast.forecast import Starts
@@ -14,36 +13,31 @@ from foretune.forecast.simulate import simulate
 from foretune.kernel import ntk
 from foretune.linear import Modes, best_strength, ridge
 from foretune.tangents import Tangents, collect
-from foretune.task import Task
+from foretune.task import Candidate, Task
 
 
 def kernel_ridge(task: Task, folder: Path) -> Scores:
     """Kernel ridge regression with the NTK, its λ by leave-one-out: no optimiser, no steps, no learning rate."""
     tangents, starts = _start(task, folder)
-    scores = {}
-    for candidate in task.candidates:
-        started = clock()
-        modes = Modes.of(ntk(tangents, starts.draw(candidate, candidate.seed)[0]))
-        outputs = modes.kernel.outputs(ridge(modes, best_strength(modes)).fx_eval).numpy()
-        truth = tangents.labels[tangents.num_train :].numpy()
-        if task.loss == "cross_entropy":
-            metric = float((outputs.argmax(1) == truth).mean())
-        else:
-            metric = float(np.corrcoef(outputs[:, 0], truth)[0, 1])
-        scores[candidate.name] = Score(metric, metric, seconds=clock() - started)
-    return Scores(scores, tangents.seconds)
+
+    def score(candidate: Candidate) -> Score:
+        modes = _modes(tangents, starts, candidate)
+        outputs = modes.kernel.outputs(ridge(modes, best_strength(modes)).fx_eval)
+        metric = task.compute_metrics(outputs, tangents.labels[tangents.num_train :])["eval_metric"]
+        return Score(metric, metric)
+
+    return timed(task, score, tangents.seconds)
 
 
 def kernel_leave_one_out(task: Task, folder: Path) -> Scores:
     """The least leave-one-out error of that regression: the kernel and the training labels alone."""
     tangents, starts = _start(task, folder)
-    scores = {}
-    for candidate in task.candidates:
-        started = clock()
-        modes = Modes.of(ntk(tangents, starts.draw(candidate, candidate.seed)[0]))
-        error = float(modes.leave_one_out(best_strength(modes)).square().sum(1).mean())
-        scores[candidate.name] = Score(-error, seconds=clock() - started)
-    return Scores(scores, tangents.seconds)
+
+    def rank(candidate: Candidate) -> float:
+        modes = _modes(tangents, starts, candidate)
+        return -float(modes.leave_one_out(best_strength(modes)).square().sum(1).mean())
+
+    return scored(task, rank, tangents.seconds)
 
 
 def linear_model(task: Task, folder: Path) -> Scores:
@@ -70,16 +64,17 @@ class FrozenFactors(TrainerCallback):
 
 def _simulated(task: Task, folder: Path, *, refreshes: int = 0, watch: Sequence[TrainerCallback] = ()) -> Scores:
     tangents, starts = _start(task, folder)
-    scores = {}
-    for candidate in task.candidates:
-        started = clock()
+
+    def score(candidate: Candidate) -> Score:
         adapters, head = starts.draw(candidate, candidate.seed)
         run, _ = simulate(tangents, task, candidate, adapters, head, candidate.seed, refreshes=refreshes, watch=watch)
-        final = run.final
-        scores[candidate.name] = Score(
-            final["eval_metric"], final["eval_metric"], final["eval_loss"], seconds=clock() - started
-        )
-    return Scores(scores, tangents.seconds)
+        return Score(run.final["eval_metric"], run.final["eval_metric"], run.final["eval_loss"])
+
+    return timed(task, score, tangents.seconds)
+
+
+def _modes(tangents: Tangents, starts: Starts, candidate: Candidate) -> Modes:
+    return Modes.of(ntk(tangents, starts.draw(candidate, candidate.seed)[0]))
 
 
 def _start(task: Task, folder: Path) -> tuple[Tangents, Starts]:

@@ -52,14 +52,11 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
         collected = {key: forecast["collect"][key] for key in ("seconds", "directions", "bytes")}
         guess = forecast["task"]["majority_metric"] or 0.0
         for each in forecast["candidates"]:
-            simulated[each["name"]] = {
-                **each["simulated"],
-                **{key: each[key] for key in ("early_linearity_gap", "linearity_gap")},
-            }
-            simulated[each["name"]] |= {"seconds": each["cost"]["seconds"]}
+            gaps = {key: each[key] for key in ("early_linearity_gap", "linearity_gap")}
+            simulated[each["name"]] = each["simulated"] | gaps | {"seconds": each["cost"]["seconds"]}
     spent = sum(run["seconds"] for run in runs)
     facts = {"name": name, "model": setting.model, "metric_name": setting.metric_name, "guess": guess}
-    facts["collect"] = collected
+    facts |= {"collect": collected}
     return provenance(0, spent) | facts | {"runs": runs, "simulated": simulated, "scores": scores}
 
 
@@ -92,9 +89,9 @@ def truth_of(content: dict[str, Any]) -> Truth:
     return Truth(candidates, metric, loss, np.array(seconds))
 
 
-def prediction_of(content: dict[str, Any], predictor: str, candidates: tuple[str, ...]) -> Prediction:
-    """A predictor's scores as arrays, all nan if it did not score this task."""
-    said = content["scores"].get(predictor, {"candidates": {}, "shared_seconds": 0.0})
+def prediction_of(scores: dict[str, Any] | None, candidates: tuple[str, ...]) -> Prediction:
+    """A predictor's scores of a task as arrays, all nan if it has none."""
+    said = scores or {"candidates": {}, "shared_seconds": 0.0}
     rows = [said["candidates"].get(name, {}) for name in candidates]
     part = said["shared_seconds"] / max(1, len(said["candidates"]))
 

@@ -6,12 +6,33 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from models import MODELS
+from tasks import shortest_first
 from truth.texts import build
 
-from foretune.demo.packages import MINILM, default_cache, fetch
-
-QV = ["query", "value"]
 MLP = r".*layer\.\d+\.(intermediate|output)\.dense"
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the modules of a model are called, and how many layers it has."""
+
+    query: str
+    key: str
+    value: str
+    layers: int
+
+    @property
+    def query_value(self) -> list[str]:
+        """What LoRA adapts by default."""
+        return [self.query, self.value]
+
+    def layer(self, number: int) -> str:
+        """A pattern of all linear layers in a layer."""
+        return rf".*layer\.{number}\..*({self.query}|{self.key}|{self.value}|attn\.o|dense)"
+
+
+NAMES = {"minilm": Names("query", "key", "value", 6), "mpnet": Names("attn.q", "attn.k", "attn.v", 12)}
 
 
 @dataclass(frozen=True)
@@ -52,9 +73,10 @@ class Setting:
         return "pearson" if self.task == "regression" else "accuracy"
 
 
-def candidates(rate: float) -> list[dict[str, Any]]:
+def candidates(rate: float, names: Names) -> list[dict[str, Any]]:
     """Placements, module types, ranks, scalings and learning rates; names say what is changed."""
     low, high = {"learning_rate": rate / 3}, {"learning_rate": rate * 3}
+    third, last = names.layers // 3, names.layers - 1
     wide = {"target_modules": "all-linear"}
     return [
         {"name": "qv"},
@@ -63,19 +85,20 @@ def candidates(rate: float) -> list[dict[str, Any]]:
         {"name": "qv-r2", "peft": {"r": 2, "lora_alpha": 4}},
         {"name": "qv-r32", "peft": {"r": 32, "lora_alpha": 64}},
         {"name": "qv-r32-rslora", "peft": {"r": 32, "use_rslora": True}},
-        {"name": "qv-bottom", "peft": {"layers_to_transform": [0, 1]}},
-        {"name": "qv-top", "peft": {"layers_to_transform": [4, 5]}},
-        {"name": "last-layer", "peft": {"target_modules": r".*layer\.5\..*(query|key|value|dense)"}},
+        {"name": "qv-bottom", "peft": {"layers_to_transform": list(range(third))}},
+        {"name": "qv-top", "peft": {"layers_to_transform": list(range(2 * third, 3 * third))}},
+        {"name": "last-layer", "peft": {"target_modules": names.layer(last)}},
         {"name": "mlp", "peft": {"target_modules": MLP}},
         {"name": "all-linear", "peft": wide},
         {"name": "all-linear-low-rate", "peft": wide, "training": low},
         {"name": "all-linear-high-rate", "peft": wide, "training": high},
-        {"name": "query", "peft": {"target_modules": ["query"]}},
-        {"name": "first-layer", "peft": {"target_modules": r".*layer\.0\..*(query|key|value|dense)"}},
+        {"name": "query", "peft": {"target_modules": [names.query]}},
+        {"name": "first-layer", "peft": {"target_modules": names.layer(0)}},
         {"name": "all-linear-r32-rslora-high-rate", "peft": wide | {"r": 32, "use_rslora": True}, "training": high},
     ]
 
 
+HALF = ("qv", "qv-low-rate", "qv-high-rate", "qv-r32-rslora", "qv-bottom", "qv-top", "mlp", "all-linear")
 FEW = ("qv", "qv-bottom", "mlp", "all-linear")
 TASKS = {
     "movie": Setting("movie", epochs=8, batch=32, max_length=128),
@@ -87,6 +110,8 @@ TASKS = {
     "questions": Setting("questions", train=512, epochs=3, data={"text": ["text", "sentence"]}, curve=False),
     "party": Setting("party", max_length=48, curve=False),
     "pooler": Setting("movie", epochs=8, batch=32, max_length=128, rate=2e-3, pooling="model"),
+    "movie-mpnet": Setting("movie", rate=5e-4, curve=False, model="mpnet", candidates=HALF),
+    "tweets-mpnet": Setting("tweets", rate=5e-4, curve=False, model="mpnet", candidates=HALF),
     "movie-128": Setting("movie", train=128, epochs=8, candidates=FEW),
     "movie-2000": Setting("movie", train=2000, epochs=2, batch=32, candidates=FEW),
     "tweets-128": Setting("tweets", train=128, epochs=8, candidates=FEW),
@@ -99,19 +124,21 @@ def prepare(setting: Setting, folder: Path) -> Path:
     """Write the data and ``run.yaml`` of a task into a folder."""
     texts = folder / "texts"
     build(setting.builder, texts)
-    shortest_first(texts / "eval.jsonl")
+    shortest_first(texts / "eval.jsonl", EVAL_SAMPLES, text_length)
+    names = NAMES[setting.model]
     content = {
-        "model": {"path": str(fetch(MINILM, default_cache(), notify=print))}
-        | {"pooling": setting.pooling, "task": setting.task},
+        "model": {"path": str(MODELS[setting.model]()), "pooling": setting.pooling, "task": setting.task},
         "data": {"train": "texts/train.jsonl", "eval": "texts/eval.jsonl", "text": "text", "label": "label"}
         | {"max_length": setting.max_length, "train_samples": setting.train, "eval_samples": EVAL_SAMPLES}
         | setting.data,
-        "peft": {"type": "lora", "r": 8, "lora_alpha": 16, "target_modules": QV},
+        "peft": {"type": "lora", "r": 8, "lora_alpha": 16, "target_modules": names.query_value},
         "training": {"learning_rate": setting.rate, "num_train_epochs": setting.epochs, "seed": 0}
         | {"per_device_train_batch_size": setting.batch, "per_device_eval_batch_size": 40}
         | ({} if setting.curve else {"eval_strategy": "no"}),
         "candidates": [
-            each for each in candidates(setting.rate) if not setting.candidates or each["name"] in setting.candidates
+            each
+            for each in candidates(setting.rate, names)
+            if not setting.candidates or each["name"] in setting.candidates
         ],
     }
     path = folder / "run.yaml"
@@ -119,8 +146,6 @@ def prepare(setting: Setting, folder: Path) -> Path:
     return path
 
 
-def shortest_first(path: Path) -> None:
-    """Keep the first rows of an evaluation split, the short ones first, so that little padding is computed."""
-    rows = path.read_text(encoding="utf-8").splitlines()[:EVAL_SAMPLES]
-    rows.sort(key=lambda row: sum(len(value) for value in json.loads(row).values() if isinstance(value, str)))
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+def text_length(row: str) -> int:
+    """Characters of the texts in a row, and of its label where that is a word."""
+    return sum(len(value) for value in json.loads(row).values() if isinstance(value, str))

@@ -5,6 +5,7 @@ Predictions are held against each real run (a candidate and a seed) and the stat
 candidate. Points are units of the metric: 0.01 of accuracy or of a correlation is one point.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,13 @@ class Truth:
     metric: Float[np.ndarray, "c s"]
     loss: Float[np.ndarray, "c s"]
     seconds: Float[np.ndarray, " c"]
+
+    @property
+    def mean(self) -> Float[np.ndarray, " c"]:
+        """The metric's mean over the seeds that there are; nan where there is none."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of rows that are all nan
+            return np.nanmean(self.metric, axis=1)
 
 
 @dataclass(frozen=True)
@@ -78,8 +86,7 @@ def error(what: str, of: Callable[[Float[np.ndarray, " n"]], float]) -> Statisti
 
 def regret(truth: Truth, prediction: Prediction) -> float:
     """Best true metric − that of the candidate ranked first (averaged over ties), on means over seeds."""
-    with np.errstate(all="ignore"):
-        true = np.nanmean(truth.metric, axis=1)
+    true = truth.mean
     known = ~np.isnan(true) & ~np.isnan(prediction.rank)
     if known.sum() < 2:
         return np.nan

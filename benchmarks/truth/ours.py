@@ -6,9 +6,8 @@ from typing import Any
 from truth.calibrate import Weights, evidence_of, fit
 from truth.grid import TASKS
 
-from foretune.forecast.calibration import UNSTABLE, corrections, scale
-
-Z_90 = 1.645
+from foretune.forecast.calibration import UNSTABLE, corrected, corrections
+from foretune.forecast.compare import Z_90
 
 
 def simulated(task: dict[str, Any]) -> dict[str, Any]:
@@ -26,19 +25,13 @@ def forecast(task: dict[str, Any], weights: Weights) -> dict[str, Any]:
     """What ``foretune forecast`` says with these weights."""
     scores = {}
     for name, found in task["simulated"].items():
-        known = corrections(evidence_of(found), weights)
-        values, spread = {}, 0.0
-        for quantity in ("eval_metric", "eval_loss"):
-            on = scale(quantity, task["metric_name"])
-            values[quantity] = on.back(on.to(found[quantity]) + known[quantity].shift)
-            if quantity == "eval_metric":
-                spread = known[quantity].spread * on.slope(values[quantity])
-        metric = values["eval_metric"]
+        said = corrected(found, corrections(evidence_of(found), weights), 1.0, task["metric_name"])
+        metric, half = said["eval_metric"], Z_90 * said["eval_metric_std"]
         scores[name] = {
             "rank": metric,
             "metric": metric,
-            "loss": values["eval_loss"],
-            "metric_interval": (metric - Z_90 * spread, metric + Z_90 * spread),
+            "loss": said["eval_loss"],
+            "metric_interval": (metric - half, metric + half),
             "flagged": found["early_linearity_gap"] > UNSTABLE,
         }
     return _scores(task, scores)

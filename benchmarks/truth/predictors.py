@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,19 @@ clock = time.process_time  # of all threads: a busy machine changes wall time, a
 Predictor = Callable[[Task, Path], Scores]  # a task, and a folder for what the predictor keeps
 
 
-def scored(task: Task, rank: Callable[[Candidate], float], shared_seconds: float = 0.0) -> Scores:
-    """Scores that say nothing but an order, each timed."""
+def timed(task: Task, score: Callable[[Candidate], Score], shared_seconds: float = 0.0) -> Scores:
+    """The score of every candidate, with the seconds that it took."""
     scores = {}
     for candidate in task.candidates:
         started = clock()
-        value = float(rank(candidate))
-        scores[candidate.name] = Score(value, seconds=clock() - started)
+        found = score(candidate)
+        scores[candidate.name] = replace(found, seconds=clock() - started)
     return Scores(scores, shared_seconds)
+
+
+def scored(task: Task, rank: Callable[[Candidate], float], shared_seconds: float = 0.0) -> Scores:
+    """Scores that say nothing but an order."""
+    return timed(task, lambda candidate: Score(float(rank(candidate))), shared_seconds)
 
 
 def kept(path: Path, work: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:

@@ -1,12 +1,12 @@
 """Rules that look at no data and no model: what any selector has to beat."""
 
-import hashlib
 import math
 from pathlib import Path
 
 from truth.predictors import Predictor, Scores, scored
 from truth.selection import adapted, linear_layers
 
+from foretune.demo.data import uniform
 from foretune.task import Candidate, Task
 from foretune.task.matching import adaptation
 
@@ -51,10 +51,6 @@ def random_order(seed: int) -> Predictor:
     """An order that depends on nothing but the seed and the names: the expectation over seeds is that of chance."""
 
     def predictor(task: Task, folder: Path) -> Scores:
-        def rank(candidate: Candidate) -> float:
-            key = f"{seed} {task.name} {candidate.name}"
-            return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
-
-        return scored(task, rank)
+        return scored(task, lambda candidate: uniform(f"{seed} {task.name} {candidate.name}"))
 
     return predictor

@@ -10,13 +10,13 @@ import argparse
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path[0] = str(HERE.parent)  # not this folder: its names are common ones
+if __name__ == "__main__":  # not this folder: its names are common ones
+    sys.path[0] = str(Path(__file__).parents[1])
 
-from truth.grid import TASKS, prepare  # ruff: ignore[module-import-not-at-top-of-file]
-from truth.registry import PREDICTORS, write_scores  # ruff: ignore[module-import-not-at-top-of-file]
+from truth.grid import TASKS, prepare
+from truth.registry import PREDICTORS, write_scores
 
-from foretune.task import load_task  # ruff: ignore[module-import-not-at-top-of-file]
+from foretune.task import load_task
 
 
 def main(names: list[str], predictors: list[str], output: Path) -> None:

