@@ -13,6 +13,7 @@ from foretune.linear.tangent_model import TangentModel
 from foretune.tangents import Tangents, collect, read_adapters
 from foretune.task import Candidate, Task, load_task
 from foretune.train import build_peft_model, loop_arguments, run_trainer
+from foretune.train.loop import TOGETHER
 
 SCHEDULE = {
     "gradient_accumulation_steps": 2,
@@ -98,6 +99,43 @@ def test_small_steps_agree_with_the_real_run(tmp_path: Path, training: dict[str,
     moved = real.final["eval_loss"] - real.curve[0]["eval_loss"]
     assert abs(moved) > 1e-5
     assert ours.final["eval_loss"] - ours.curve[0]["eval_loss"] == pytest.approx(moved, rel=0.05)
+
+
+EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1, "num_train_epochs": 6}  # more than are evaluated together
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        EVERY_STEP,
+        EVERY_STEP | SCHEDULE,
+        EVERY_STEP | {"train_sampling_strategy": "group_by_length"},
+        {"eval_strategy": "no"},
+    ],
+    ids=str,
+)
+def test_evaluations_put_off_change_nothing(tmp_path: Path, training: dict[str, Any], monkeypatch: Any) -> None:
+    task, candidate, tangents = loaded(tmp_path, **{"num_train_epochs": 1} | training)
+    curves = []
+    for at_once in (False, True):
+        if at_once:
+            monkeypatch.setattr("foretune.train.loop._depends_on_evaluations", lambda _: True)
+        start = Starts(task, tangents).draw(candidate, candidate.seed)
+        curves.append(simulate(tangents, task, candidate, *start, candidate.seed)[0].curve)
+    assert len(curves[0]) == len(curves[1]) and (len(curves[0]) > TOGETHER) == ("eval_steps" in training)
+    for later, now in zip(*curves, strict=True):
+        known = [name for name, value in now.items() if value is not None]
+        assert [later[name] for name in known] == pytest.approx([now[name] for name in known], rel=1e-5)
+
+
+def test_a_schedule_that_needs_evaluations_gets_them(tmp_path: Path) -> None:
+    """A plateau of the loss (none falls by 100%) lowers the rate, so that later steps are small."""
+    plateau = {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "loss", "greater_is_better": False}
+    kwargs = {"lr_scheduler_kwargs": {"patience": 0, "threshold": 1.0, "factor": 1e-6}}
+    task, candidate, tangents = loaded(tmp_path, **EVERY_STEP | plateau | kwargs)
+    start = Starts(task, tangents).draw(candidate, candidate.seed)
+    losses = [point["eval_loss"] for point in simulate(tangents, task, candidate, *start, candidate.seed)[0].curve]
+    assert losses[-1] == pytest.approx(losses[-2], abs=1e-6) and losses[0] != pytest.approx(losses[1], abs=1e-6)
 
 
 def test_forecast_ranks_best_first_and_is_reproducible(tmp_path: Path) -> None:

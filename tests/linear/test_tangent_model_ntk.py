@@ -6,7 +6,7 @@ from cases import lora_model, tiny_task
 from torch.testing import assert_close
 
 from foretune.kernel import ntk
-from foretune.linear import TangentModel
+from foretune.linear import Moments, TangentModel
 from foretune.tangents import collect, read_adapters
 
 
@@ -26,6 +26,26 @@ def test_the_ntk_linearises_the_tangent_model(kind: str, trained: bool) -> None:
     ]
     jacobian = torch.stack(rows)
     assert_close(jacobian @ jacobian[:12].T, kernel.matrix, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["B=0", "B≠0"])
+def test_moments_give_the_outputs_the_model_had(trained: bool) -> None:
+    tangents, adapters = collect(tiny_task("bert")), read_adapters(lora_model("bert", trained))
+    model, examples = TangentModel(tangents, adapters, tangents.head), torch.arange(9).flip(0)
+    moments = Moments(model, examples, batch=4)
+    torch.manual_seed(0)
+    before = []
+    for _ in range(3):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            before.append(model.eval()(examples, tangents.labels[examples]))
+        moments.take()
+    for stand_in, had in zip(moments.recall(), before, strict=True):
+        found = stand_in(examples, tangents.labels[examples])
+        assert_close(found.logits, had.logits, rtol=1e-10, atol=1e-10)
+        assert_close(found.loss, had.loss, rtol=1e-10, atol=1e-10)
+    assert list(moments.recall()) == []
 
 
 def test_dropout_leaves_the_mean() -> None:

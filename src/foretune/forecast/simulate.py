@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from foretune.forecast.network import Relinearise
-from foretune.linear.tangent_model import TangentModel
+from foretune.linear import Moments, TangentModel
 from foretune.tangents import Adapter, Head, Tangents, evaluating
 from foretune.task import Candidate, Task
 from foretune.train.loop import Run, loop_arguments, run_trainer
@@ -54,6 +54,7 @@ def simulate(
         tangents, adapters, head, config=task.model.config, accepts_loss_kwargs=accepts_loss_kwargs(task)
     )
     train, evaluation = index_datasets(tangents, task)
+    moments = None if refreshes else Moments(model, tangents.stored[tangents.num_train :], BATCH)
     with tempfile.TemporaryDirectory() as scratch:
         overrides = _NEUTRAL | loop_arguments(candidate.training) | {"seed": seed}
         args = candidate.training_arguments(scratch, **overrides)
@@ -67,6 +68,7 @@ def simulate(
             collator=collate,
             callbacks=callbacks,
             proximal=candidate.proximal,
+            moments=moments,
         )
     return run, model
 

@@ -14,6 +14,7 @@ from foretune.linear.linearise import Linearised as Linearised
 from foretune.linear.linearise import linearise as linearise
 from foretune.linear.logistic import LogisticFit as LogisticFit
 from foretune.linear.logistic import logistic as logistic
+from foretune.linear.moments import Moments as Moments
 from foretune.linear.start import START_FILE as START_FILE
 from foretune.linear.start import load_start as load_start
 from foretune.linear.tangent_model import TangentModel as TangentModel

@@ -4,16 +4,19 @@
 (theory.md section 6): linear in the weights' change, bilinear in the adapters' factors, exact in the head.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from foretune.linear.bilinear import Bilinear
 from foretune.tangents import Adapter, Head, Tangents
+
+_Factors = dict[str, tuple[Float[Tensor, "k r i"], Float[Tensor, "k o r"]]]  # of every adapted layer
 
 
 class TangentModel(nn.Module):
@@ -76,40 +79,71 @@ class TangentModel(nn.Module):
         return a, b
 
     def coordinates(self, examples: Int[Tensor, " b"]) -> Float[Tensor, "b q"]:
-        """First-order change of the features' coordinates, in one pass over the examples' rows."""
-        tangents = self.tangents
-        change = torch.zeros(len(examples), tangents.num_directions, dtype=self.dtype)
+        """First-order change of the features' coordinates."""
+        return self._coordinates(examples, self._stacked([dict(self.named_parameters())])).squeeze(2)
+
+    def outputs_at(
+        self, moments: Sequence[Mapping[str, Tensor]], examples: Int[Tensor, " b"]
+    ) -> list[Float[Tensor, "b c"]]:
+        """Outputs with the parameters of several moments of a run, by name; rows are read once for all of them."""
+        found = []
+        for values, change in zip(moments, self._coordinates(examples, self._stacked(moments)).unbind(2), strict=True):
+            head = {name.removeprefix("head."): value for name, value in values.items() if name.startswith("head.")}
+            found.append(functional_call(self.head, head, (self._features(examples, change),)))
+        return found
+
+    def _stacked(self, moments: Sequence[Mapping[str, Tensor]]) -> _Factors:
+        """Factors A and B of every adapter at several moments."""
+        names = {
+            layer: [adapter.name.format(f"lora_{letter}") for letter in "AB"]
+            for layer, adapter in self.adapters.items()
+        }
+        return {
+            layer: (torch.stack([values[a] for values in moments]), torch.stack([values[b] for values in moments]))
+            for layer, (a, b) in names.items()
+        }
+
+    def _coordinates(self, examples: Int[Tensor, " b"], factors: _Factors) -> Float[Tensor, "b q k"]:
+        """Changes with k pairs of factors for every adapter, in one pass over the examples' rows."""
+        tangents, count = self.tangents, len(next(iter(factors.values()))[0])
+        shape = tangents.num_directions, count
+        change = torch.zeros(len(examples), *shape, dtype=self.dtype)
         for layout in dict.fromkeys(entry.rows_per_example for entry in tangents.entries):
             rows, owner = tangents.rows(examples, layout)
-            groups: dict[int, _Group] = {}  # layers with the same inputs together, by the entry that keeps these
-            total = torch.zeros(len(owner), tangents.num_directions, dtype=self.dtype)
+            groups: dict[int, Bilinear] = {}  # layers with the same inputs together, by the entry that keeps these
+            total = torch.zeros(len(owner), *shape, dtype=self.dtype)
             for number, entry in enumerate(tangents.entries):
                 if entry.rows_per_example != layout or entry.layer not in self.adapters:
                     continue
                 if entry.inputs not in groups:
-                    groups[entry.inputs] = _Group(_take(tangents.inputs(number), rows).to(self.product))
+                    groups[entry.inputs] = Bilinear(_take(tangents.inputs(number), rows).to(self.product))
                 group, adapter = groups[entry.inputs], self.adapters[entry.layer]
                 gradients = _take(tangents.gradients(number), rows).to(self.product)
                 if adapter.dropout and self.training:  # every layer drops other inputs
-                    alone = _Group(nn.functional.dropout(group.inputs, adapter.dropout))
-                    alone.add(gradients, adapter.scaling, *self.factors(adapter))
+                    alone = Bilinear(nn.functional.dropout(group.inputs, adapter.dropout))
+                    alone.add(gradients, adapter.scaling, *factors[entry.layer])
                     total = total + alone.sum()
                 else:
-                    group.add(gradients, adapter.scaling, *self.factors(adapter))
+                    group.add(gradients, adapter.scaling, *factors[entry.layer])
                 if entry.layer in self.start:
-                    group.add(gradients, -adapter.scaling, *self.start[entry.layer])
+                    first = (factor.expand(count, -1, -1) for factor in self.start[entry.layer])
+                    group.add(gradients, -adapter.scaling, *first)
             for group in groups.values():
                 total = total + group.sum() if group.factors else total
             change = change.index_add(0, owner, total)
         return change
 
+    def _features(self, examples: Int[Tensor, " b"], change: Float[Tensor, "b q"]) -> Float[Tensor, "b d"]:
+        """The features, given the change of their coordinates."""
+        tangents = self.tangents
+        basis = tangents.basis[examples if len(tangents.basis) > 1 else [0]].to(self.dtype)
+        shift = torch.einsum("bq,bqd->bd", change, basis.expand(len(examples), -1, -1))
+        return tangents.features[examples].to(self.dtype) + shift
+
     def forward(self, index: Int[Tensor, " b"], labels: Tensor | None = None, **_: object) -> SequenceClassifierOutput:
         """Outputs of the numbered examples and, given labels, their mean loss."""
-        tangents = self.tangents
-        basis = tangents.basis[index if len(tangents.basis) > 1 else [0]].to(self.dtype)
-        shift = torch.einsum("bq,bqd->bd", self.coordinates(index), basis.expand(len(index), -1, -1))
-        logits = self.head(tangents.features[index].to(self.dtype) + shift)
-        loss = None if labels is None else mean_loss(tangents.loss, logits, labels)
+        logits = self.head(self._features(index, self.coordinates(index)))
+        loss = None if labels is None else mean_loss(self.tangents.loss, logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
@@ -118,65 +152,6 @@ def mean_loss(loss: str, logits: Float[Tensor, "b c"], labels: Tensor) -> Float[
     if loss == "cross_entropy":
         return nn.functional.cross_entropy(logits, labels)
     return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
-
-
-class _Group:
-    """Bilinear forms ``sum_k s_k g_kq' B_k A_k a`` of layers k that have the same inputs a."""
-
-    def __init__(self, inputs: Float[Tensor, "rows i"]) -> None:
-        self.inputs = inputs
-        self.gradients: list[Float[Tensor, "rows q o"]] = []
-        self.scalings: list[float] = []
-        self.factors: list[Tensor] = []
-
-    def add(
-        self, gradients: Float[Tensor, "rows q o"], scaling: float, a: Float[Tensor, "r i"], b: Float[Tensor, "o r"]
-    ) -> None:
-        """One more layer."""
-        self.gradients.append(gradients)
-        self.scalings.append(scaling)
-        self.factors += [a, b]
-
-    def sum(self) -> Float[Tensor, "rows q"]:
-        """The sum over the layers, for every row."""
-        return _Bilinear.apply(self.inputs, self.gradients, self.scalings, *self.factors)
-
-
-class _Bilinear(torch.autograd.Function):
-    """A ``_Group``'s sum for many rows: thin products of long matrices, each read once forward and once back.
-
-    Products are taken in the rows' own type, sums over r in the factors'.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        inputs: Float[Tensor, "rows i"],
-        gradients: list[Float[Tensor, "rows q o"]],
-        scalings: list[float],
-        *factors: Tensor,
-    ) -> Float[Tensor, "rows q"]:
-        """The sum of bilinear forms of every row; factors are A and B of each layer in turn."""
-        kept, ranks = factors[0].dtype, [len(a) for a in factors[::2]]
-        down = (inputs @ torch.cat(factors[::2]).to(inputs.dtype).T).to(kept).split(ranks, 1)  # (rows, r) each
-        up = [
-            (g.flatten(0, 1) @ b.to(g.dtype)).to(kept).view(*g.shape[:2], -1).mul_(scaling)  # (rows, q, r)
-            for g, b, scaling in zip(gradients, factors[1::2], scalings, strict=True)
-        ]
-        ctx.inputs, ctx.gradients, ctx.scalings, ctx.down, ctx.up = inputs, gradients, scalings, down, up
-        return torch.stack([(d.unsqueeze(1) * u).sum(2) for d, u in zip(down, up, strict=True)]).sum(0)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the factors."""
-        outer = grads[0].unsqueeze(2)  # (rows, q, 1)
-        weights = torch.cat([(outer * up).sum(1) for up in ctx.up], 1).to(ctx.inputs.dtype)
-        grad_a = (weights.T @ ctx.inputs).to(outer.dtype).split([up.shape[2] for up in ctx.up])
-        found: list[Tensor] = []
-        for a, gradients, scaling, down in zip(grad_a, ctx.gradients, ctx.scalings, ctx.down, strict=True):
-            mixed = (scaling * outer * down.unsqueeze(1)).flatten(0, 1).to(gradients.dtype)
-            found += [a, (mixed.T @ gradients.flatten(0, 1)).to(outer.dtype).T]
-        return None, None, None, *found
 
 
 def _take(values: Tensor, rows: Int[Tensor, " rows"] | slice) -> Tensor:

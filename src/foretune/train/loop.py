@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch import nn
 from torch.optim import Optimizer
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from foretune.linear import Moments
 from foretune.task.config import ProximalSpec
 from foretune.task.model import quiet
 from foretune.train.proximal import anchor_adapters
+
+TOGETHER = 16  # moments that are evaluated together: each is a copy of what is trained
 
 
 class Point(TypedDict):
@@ -53,9 +57,14 @@ class Run:
         return self.curve[-1]
 
 
-class _TimedTrainer(Trainer):
+class _Trainer(Trainer):
     eval_seconds = 0.0
     proximal: ProximalSpec | None = None
+    moments: Moments | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pending: list[dict[str, Any]] = []  # entries of the history without their evaluation yet
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         made = self.optimizer is None
@@ -67,9 +76,31 @@ class _TimedTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         started = time.perf_counter()
-        metrics = super().evaluate(*args, **kwargs)
+        if self.moments is None:
+            metrics = super().evaluate(*args, **kwargs)
+        else:
+            metrics = {}
+            self.moments.take()
+            next(iter(self.get_eval_dataloader()))  # which draws a random number: later ones stay those of the real run
+            self.pending.append({"step": self.state.global_step, "epoch": self.state.epoch or 0.0})
+            self.state.log_history.append(self.pending[-1])
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            if len(self.pending) == TOGETHER:
+                self.settle()
         self.eval_seconds += time.perf_counter() - started
         return metrics
+
+    def settle(self) -> None:
+        """Make the evaluations that were put off."""
+        if self.moments is None:
+            return
+        model = self.model
+        with torch.random.fork_rng(devices=[]):
+            for entry, stand_in in zip(self.pending, self.moments.recall(), strict=True):
+                self.model = stand_in
+                entry.update(self.evaluation_loop(self.get_eval_dataloader(), "Evaluation").metrics or {})
+        self.model = model
+        self.pending.clear()
 
 
 class _OnStep(TrainerCallback):
@@ -93,10 +124,12 @@ def run_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     resume: bool = False,
     proximal: ProximalSpec | None = None,
+    moments: Moments | None = None,
 ) -> tuple[Run, Trainer]:
     """Train a model that returns ``loss`` and ``logits``; evaluate as ``args`` say: see ``loop_arguments``.
 
-    A proximal term acts on the adapters, and not on modules trained in full, such as a new head.
+    A proximal term acts on the adapters, and not on modules trained in full, such as a new head. Given ``moments``,
+    evaluations are made later, several at a time, unless the run itself depends on them.
     """
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -105,7 +138,7 @@ def run_trainer(
 
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
-        trainer = _TimedTrainer(
+        trainer = _Trainer(
             model=model,
             args=args,
             train_dataset=train,
@@ -116,12 +149,16 @@ def run_trainer(
             callbacks=[*callbacks, *([_OnStep(progress)] if progress else [])],
         )
         trainer.proximal = proximal
+        trainer.moments = None if _depends_on_evaluations(args) else moments
         for chatty in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(chatty)
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=resume or None)
         if args.eval_strategy == "no":  # the end is a point of every curve
             trainer.evaluate()
+        settling = time.perf_counter()
+        trainer.settle()
+        trainer.eval_seconds += time.perf_counter() - settling
         seconds = time.perf_counter() - started
     curve = _curve(trainer.state.log_history)
     return Run(curve, seconds - trainer.eval_seconds, trainer.eval_seconds), trainer
@@ -135,6 +172,12 @@ def loop_arguments(given: dict[str, Any]) -> dict[str, Any]:
         "eval_on_start": True,
         "disable_tqdm": True,
     } | {name: given[name] for name in ("eval_strategy", "logging_strategy") if name in given}
+
+
+def _depends_on_evaluations(args: TrainingArguments) -> bool:
+    """Whether steps depend on evaluations, or evaluations on more than the parameters."""
+    averages = str(args.optim).startswith("schedule_free")  # evaluates at other weights than it trains
+    return averages or args.lr_scheduler_type == "reduce_lr_on_plateau" or args.metric_for_best_model is not None
 
 
 def has_checkpoint(directory: Path) -> bool:
