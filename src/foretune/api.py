@@ -78,12 +78,13 @@ def collect(
     *,
     directory: str | Path | None = None,
     dtype: torch.dtype | None = None,
+    tolerance: float | None = None,
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Tangents:
     """The one pass over the model; arguments as :func:`foretune.tangents.collect`."""
-    found = tangents.collect(task, modules, directory=directory, dtype=dtype, batch_size=batch_size, progress=progress)
-    return Tangents(task, found)
+    options = {"directory": directory, "dtype": dtype, "tolerance": tolerance, "batch_size": batch_size}
+    return Tangents(task, tangents.collect(task, modules, progress=progress, **options))  # type: ignore[arg-type]
 
 
 def given_arguments(args: TrainingArguments | None) -> dict[str, object]:

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from foretune.linear.bilinear import Bilinear
-from foretune.tangents import Adapter, Head, Tangents
+from foretune.tangents import Adapter, Head, Tangents, product_dtype
 
 _Factors = dict[str, tuple[Float[Tensor, "k r i"], Float[Tensor, "k o r"]]]  # of every adapted layer
 
@@ -54,7 +54,7 @@ class TangentModel(nn.Module):
         if len(self.adapters) < len(adapters):
             raise ValueError("several adapters on one layer: train them one at a time")
         self.config, self.accepts_loss_kwargs = config, accepts_loss_kwargs  # where Trainer looks for them
-        self.dtype, self.product = _precision(tangents.dtype)
+        self.dtype, self.product = torch.promote_types(tangents.dtype, torch.float32), product_dtype(tangents.dtype)
         self.head = head.to(self.dtype)
         self.start: dict[str, tuple[Tensor, Tensor]] = {}
         for adapter in adapters:
@@ -157,17 +157,6 @@ def mean_loss(loss: str, logits: Float[Tensor, "b c"], labels: Tensor) -> Float[
 def _take(values: Tensor, rows: Int[Tensor, " rows"] | slice) -> Tensor:
     """Some rows, without a copy where they lie together."""
     return values[rows] if isinstance(rows, slice) else values.index_select(0, rows)
-
-
-def _precision(stored: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
-    """Types of parameters and sums, and of the long products, for rows stored in a type.
-
-    Half-precision rows are multiplied as they are where the processor can, else in single precision.
-    """
-    if stored == torch.float64:
-        return torch.float64, torch.float64
-    fast = stored == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
-    return torch.float32, torch.bfloat16 if fast else torch.float32
 
 
 def _plant(root: nn.Module, path: str, parameter: nn.Parameter) -> None:

@@ -15,14 +15,17 @@ from torch import Tensor, nn
 
 from foretune.errors import InputError
 from foretune.tangents import store
+from foretune.tangents.arena import Arena
 from foretune.tangents.basis import centring, num_directions, output_basis, task_directions
+from foretune.tangents.compress import TOLERANCE, padded, rank_for
 from foretune.tangents.head import Head, entering, features_of, find_head, head_names, outputs_of, watched
-from foretune.tangents.hooks import Call, Rows, layer_gradients, token_mask
+from foretune.tangents.hooks import Call, layer_gradients, token_mask
 from foretune.tangents.rules import check_supported, supported
 from foretune.tangents.tangents import Entry, Tangents
 from foretune.task import Task
 
 PROBE_EXAMPLES = 512  # training examples on which the directions of the task are estimated
+PILOT_EXAMPLES = 16  # on which it is seen to how few rows each layer's can be compressed
 Progress = Callable[[int, int], None]
 
 
@@ -33,6 +36,7 @@ def collect(
     heads: Sequence[str] | None = None,
     directory: str | Path | None = None,
     dtype: torch.dtype | None = None,
+    tolerance: float | None = None,
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Tangents:
@@ -49,6 +53,8 @@ def collect(
         heads: Modules that are trained in full; by default the classification head as peft finds it, ``()`` if none.
         directory: Keep the tangents there; those of the same task, model and modules are used again.
         dtype: How rows are stored; by default bfloat16 for single precision models, else the model's own type.
+        tolerance: Share of an example's squared gradient in a layer's weight that may be left out, on average, to keep
+            fewer rows than it has tokens; by default 0.05 for rows that are stored in bfloat16, else 0.
         batch_size: Examples in one pass; memory grows with it, results do not depend on it.
         progress: Called with examples done and in all.
     """
@@ -57,10 +63,11 @@ def collect(
     heads = head_names(model) if heads is None else tuple(heads)
     layers = select_layers(model, modules, heads)
     kept = dtype or (torch.bfloat16 if model.dtype == torch.float32 else model.dtype)
-    work = _Pass(task, layers, heads, kept, batch_size, progress)
+    tolerance = (TOLERANCE if kept == torch.bfloat16 else 0.0) if tolerance is None else tolerance
+    work = _Pass(task, layers, heads, kept, tolerance, batch_size, progress)
     if directory is None:
         return work.run(None, started)
-    folder = Path(directory) / _key(task, layers, heads, kept)  # hashes the weights: only where it is needed
+    folder = Path(directory) / _key(task, layers, heads, kept, tolerance)  # hashes the weights: only where it is needed
     found = Tangents.load(folder, lambda: work.head)
     if found is None:
         with store.writing(folder) as temporary:
@@ -97,8 +104,8 @@ def select_layers(model: nn.Module, modules: str | Sequence[str], heads: Sequenc
     return layers
 
 
-def _key(task: Task, layers: dict[str, nn.Module], heads: Sequence[str], dtype: torch.dtype) -> str:
-    content = [store.FORMAT, task.fingerprint(), sorted(layers), list(heads), str(dtype)]
+def _key(task: Task, layers: dict[str, nn.Module], heads: Sequence[str], dtype: torch.dtype, tolerance: float) -> str:
+    content = [store.FORMAT, task.fingerprint(), sorted(layers), list(heads), str(dtype), tolerance]
     return hashlib.blake2b(json.dumps(content).encode(), digest_size=12).hexdigest()
 
 
@@ -111,10 +118,11 @@ class _Pass:
         layers: dict[str, nn.Module],
         heads: Sequence[str],
         dtype: torch.dtype,
+        tolerance: float,
         batch_size: int,
         progress: Progress | None,
     ) -> None:
-        self.task, self.layers, self.dtype = task, layers, dtype
+        self.task, self.layers, self.dtype, self.tolerance = task, layers, dtype, tolerance
         self.batch_size, self.progress = batch_size, progress or (lambda done, total: None)
         self.num_train = len(task.train)
         self.device = task.model.device
@@ -170,19 +178,22 @@ class _Pass:
             InputError: None of the layers runs.
         """
         task_rows = self.task_rows().to(self.device) if self.head.names else self.centring
-        first = self.batch(self.order[:1])
-        scout, calls, _, _ = layer_gradients(
-            self.task.model, self.layers, lambda: self.forward(first, task_rows), token_mask(first)
+        spread = torch.linspace(0, len(self.order) - 1, PILOT_EXAMPLES if self.tolerance else 1).long().tolist()
+        pilot = self.batch([self.order[i] for i in dict.fromkeys(spread)])
+        scout, calls, inputs, gradients = layer_gradients(
+            self.task.model, self.layers, lambda: self.forward(pilot, task_rows), token_mask(pilot)
         )
         if not calls:
             raise InputError("modules", "none of these layers runs", "name layers that the model uses")
-        room = _Arena(
+        room = Arena(
             calls,
             scout.shape[1],
-            [self.lengths[i] for i in self.order] if token_mask(first) is not None else None,
+            [self.lengths[i] for i in self.order] if token_mask(pilot) is not None else None,
             len(self.order),
             self.dtype,
             folder,
+            _ranks(calls, inputs, gradients, self.tolerance) if self.tolerance else {},
+            self.device,
         )
         self.summary = {name: [] for name in self.summary}
         for start in range(0, len(self.order), self.batch_size):
@@ -215,91 +226,17 @@ class _Pass:
         )
 
 
-class _Arena(Rows):
-    """Room for the rows of the whole data set, filled batch by batch."""
-
-    def __init__(
-        self,
-        calls: list[Call],
-        num_outputs: int,
-        lengths: list[int] | None,
-        num_examples: int,
-        dtype: torch.dtype,
-        folder: Path | None,
-    ) -> None:
-        spec: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-        self.fixed: dict[int, int | None] = {}
-        for call in calls:
-            by_token = call.by_token and lengths is not None
-            self.fixed[call.position] = None if by_token else int(call.row_counts[0])
-            rows = sum(lengths or ()) if by_token else int(call.row_counts[0]) * num_examples
-            if call.shared == call.position:
-                spec[f"inputs.{call.position}"] = ((rows, call.widths[0]), dtype)
-            spec[f"gradients.{call.position}"] = ((rows, num_outputs, call.widths[1]), dtype)
-        self.spec = spec
-        self.file = None if folder is None else store.RowFile(folder / "tangents.safetensors", spec)
-        # all rows, or, where a file takes them, those of one batch: memory that is used again
-        self.tensors = {
-            name: torch.empty(0 if self.file else shape, dtype=kind) for name, (shape, kind) in spec.items()
-        }
-        self.spare = dict(self.tensors)  # a file is still reading the one set while the other is filled
-        self.written: dict[str, tuple[int, Tensor]] = {}
-        self.layers = [call.layer for call in calls]
-        self.lengths = torch.tensor(lengths or ())
-        self.filled = [0] * len(calls)
-        self.taken: dict[int, Call] = {}
-        self.done = 0
-
-    def inputs(self, call: Call, dtype: torch.dtype) -> Tensor:
-        """The next rows of this call's inputs."""
-        return self._next(f"inputs.{call.position}", call)
-
-    def gradients(self, call: Call, num_outputs: int, dtype: torch.dtype) -> Tensor:
-        """The next rows of this call's gradients."""
-        return self._next(f"gradients.{call.position}", call)
-
-    def _next(self, name: str, call: Call) -> Tensor:
-        fixed, counts = self.fixed.get(call.position), call.row_counts
-        expected = self.lengths[self.done : self.done + len(counts)] if fixed is None else fixed
-        known = name in self.spec and self.layers[call.position] == call.layer
-        if not known or not bool((counts == expected).all()):
-            raise InputError(
-                "modules",
-                f"{call.layer} does not run alike for all examples (as often, on the same tokens)",
-                "leave it out",
-            )
-        self.taken[call.position] = call
-        start, rows = self.filled[call.position], int(counts.sum())
-        if self.file is None:
-            return self.tensors[name][start : start + rows]
-        if len(self.tensors[name]) < rows:
-            shape, kind = self.spec[name]
-            self.tensors[name] = torch.empty(2 * rows, *shape[1:], dtype=kind)
-        self.written[name] = start, self.tensors[name][:rows]
-        return self.written[name][1]
-
-    def advance(self) -> None:
-        """The batch is done: later rows go behind it.
-
-        Raises:
-            InputError: A layer did not run on it that ran before.
-        """
-        if len(self.taken) != len(self.filled):
-            missing = {self.layers[k] for k in set(range(len(self.filled))) - set(self.taken)}
-            raise InputError("modules", f"{', '.join(sorted(missing))} did not run for all examples", "leave them out")
-        if self.file is not None:
-            self.file.write(self.written)
-            self.tensors, self.spare = self.spare, self.tensors
-        for position, call in self.taken.items():
-            self.filled[position] += int(call.row_counts.sum())
-        self.done += len(self.taken[0].row_counts)
-        self.taken.clear()
-
-    def close(self) -> None:
-        """All rows are there; what only carried them to the file is dropped."""
-        if self.file is not None:
-            self.file.close()
-            self.tensors = {}
+def _ranks(calls: list[Call], inputs: list[Tensor], gradients: list[Tensor], tolerance: float) -> dict[int, int]:
+    """How many rows an example needs in each group of calls with the same input, where these are fewer than it has."""
+    found = {}
+    for shared in dict.fromkeys(call.shared for call in calls):
+        counts = calls[shared].row_counts
+        together = torch.cat([gradients[call.position].flatten(1) for call in calls if call.shared == shared], 1)
+        lengths = counts.tolist()
+        rank = rank_for(padded(inputs[shared], lengths), padded(together, lengths), counts, tolerance)
+        if rank is not None:
+            found[shared] = rank
+    return found
 
 
 def _lengths(split: Dataset) -> list[int]:

@@ -27,6 +27,7 @@ class Call:
         position: Number of this call among all calls of the batch.
         shared: Position of the first call that was given the same input tensor (its own, if none was).
         row_counts: Rows of each example.
+        length: Rows of each example before the cut.
         by_token: Whether the rows are the tokens that the mask keeps (else every row there is, padding or not).
         widths: Input and output width (i, o).
     """
@@ -36,12 +37,15 @@ class Call:
     position: int
     shared: int
     row_counts: Int[Tensor, " b"]
+    length: int
     by_token: bool
     widths: tuple[int, int]
 
 
 class Rows:
     """Where the rows of a batch go: here new tensors of the model's type; a subclass keeps them elsewhere.
+
+    Room for all rows of a call, ``length`` an example, gets all of them, with zeros for padding.
 
     Args:
         device: Where new tensors are made.
@@ -90,13 +94,14 @@ class _Tape:
             shared = next((k for k, (x, then) in enumerate(self.sources) if x is source and then == version), position)
             self.sources.append((source, version))  # a tensor changed in place since then is another input
             keep = _kept_tokens(source, self.mask)
-            rows = None if keep is None or bool(keep.all()) else keep.flatten().nonzero().squeeze(1)
+            padding = None if keep is None or bool(keep.all()) else ~keep.flatten()
             counts = _row_counts(source) if keep is None else keep.sum(1).cpu()
             index = sum(call.layer == name for call in self.calls)
-            call = Call(name, index, position, shared, counts, keep is not None, (*sizes(layer),))
+            length = source.numel() // (len(counts) * source.shape[-1])
+            call = Call(name, index, position, shared, counts, length, keep is not None, (*sizes(layer),))
             if shared == position:
                 self.inputs.append(self.room.inputs(call, output.dtype))
-                _write(source.detach(), rows, self.inputs[position])
+                _write(source.detach(), padding, self.inputs[position])
             else:
                 self.inputs.append(self.inputs[shared])
             self.calls.append(call)
@@ -109,7 +114,7 @@ class _Tape:
                 if self.direction is None:
                     return
                 self.written[position] = True
-                _write(gradient, rows, self.gradients[position][:, self.direction])
+                _write(gradient, padding, self.gradients[position][:, self.direction])
 
             # a tensor hook sees the gradient of the value at this point, whatever the model later does to it in place
             self.handles.append(output.register_hook(keep_gradient))
@@ -226,6 +231,12 @@ def _row_counts(source: Tensor) -> Int[Tensor, " b"]:
     return torch.full((len(source),), source[0].numel() // source.shape[-1], dtype=torch.long)
 
 
-def _write(values: Tensor, rows: Tensor | None, target: Tensor) -> None:
+def _write(values: Tensor, padding: Bool[Tensor, " rows"] | None, target: Tensor) -> None:
     flat = values.reshape(-1, values.shape[-1])
-    target.copy_(flat if rows is None else flat.index_select(0, rows))
+    if padding is None:
+        target.copy_(flat)
+    elif len(target) < len(flat):
+        target.copy_(flat.index_select(0, (~padding).nonzero().squeeze(1)))
+    else:
+        target.copy_(flat)
+        target[padding] = 0

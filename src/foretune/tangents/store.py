@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foretune.results import write_json
 
-FORMAT = 3
+FORMAT = 4
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",

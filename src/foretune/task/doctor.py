@@ -35,7 +35,7 @@ class CandidateDiagnosis:
         steps: Optimiser steps of the real run.
         estimated_train_seconds: Time of the real run here, from the timed batches; evaluation is not in it.
         estimated_train_bytes: Memory of the real run: weights, optimiser and, roughly, activations.
-        estimated_cache_bytes: Disk for this candidate's tangents.
+        estimated_cache_bytes: Disk for this candidate's tangents, at most: long texts are compressed.
     """
 
     name: str

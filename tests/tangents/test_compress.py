@@ -1,0 +1,107 @@
+"""Fewer rows of an example: what is kept, what is lost, and that a collection made of them is as good as it says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from cases import lora_model, tiny_task
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_collect import full_gradients
+from torch import Tensor
+from torch.testing import assert_close
+
+from foretune.kernel import ntk
+from foretune.tangents import collect, read_adapters
+from foretune.tangents.compress import RANKS, lost, low_rank, padded, rank_for
+
+
+def rows(seed: int, tokens: int, decay: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Inputs and gradients of three examples; with a decay, tokens matter less and less."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs, gradients = (torch.randn(3, tokens, width, generator=generator).double() for width in (20, 14))
+    return inputs * torch.exp(-decay * torch.arange(tokens)).unsqueeze(1), gradients
+
+
+def products(inputs: Tensor, gradients: Tensor) -> Tensor:
+    return gradients.mT @ inputs
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 1000), tokens=st.integers(1, 12), padding=st.integers(0, 5))
+def test_a_sufficient_rank_is_exact_whatever_the_padding(seed: int, tokens: int, padding: int) -> None:
+    inputs, gradients = (torch.nn.functional.pad(each, (0, 0, 0, padding)) for each in rows(seed, tokens))
+    found = low_rank(inputs, gradients, 12)
+    assert_close(products(*found), products(inputs, gradients), rtol=1e-10, atol=1e-10)
+    assert_close(found[0] @ found[0].mT, torch.eye(12).double().expand(3, -1, -1), rtol=1e-10, atol=1e-10)
+
+
+def test_padding_changes_nothing_below_that_rank_either() -> None:
+    plain = rows(0, 10, decay=0.5)
+    long = [torch.nn.functional.pad(each, (0, 0, 0, 7)) for each in plain]
+    assert_close(products(*low_rank(long[0], long[1], 3)), products(*low_rank(*plain, 3)), rtol=1e-10, atol=1e-10)
+
+
+def test_what_is_lost_is_near_the_least_possible() -> None:
+    """Against the singular values: the truth of what rank r must lose."""
+    inputs, gradients = rows(1, 12, decay=0.6)
+    squares = torch.linalg.svdvals(products(inputs, gradients)) ** 2
+    least = (1 - squares.cumsum(1) / squares.sum(1, keepdim=True)).mean(0)[:12]
+    assert_close(lost(inputs, gradients, 12), least, rtol=1e-6, atol=1e-9)
+    for rank in (1, 3, 6):
+        kept = products(*low_rank(inputs, gradients, rank))
+        share = ((products(inputs, gradients) - kept).square().sum((1, 2)) / squares.sum(1)).mean()
+        assert least[rank - 1] <= share <= 2 * least[rank - 1] + 1e-9
+
+
+def test_the_rank_is_the_smallest_that_keeps_the_tolerance() -> None:
+    inputs, gradients = rows(2, 12, decay=1.0)
+    counts = torch.full((3,), 12)
+    rank = rank_for(inputs, gradients, counts, 0.02)
+    assert rank in RANKS and rank is not None
+    shares = lost(inputs, gradients, 12)
+    assert shares[rank - 1] <= 0.02 < shares[RANKS[RANKS.index(rank) - 1] - 1]
+    assert rank_for(inputs, gradients, counts, 1e-9) is None, "it would not halve the rows"
+    assert rank_for(inputs, torch.zeros_like(gradients), counts, 0.02) == 1
+
+
+def test_padded_rows_are_those_of_their_examples() -> None:
+    found = padded(torch.arange(6).double().unsqueeze(1), [1, 3, 2])
+    assert found.squeeze(2).tolist() == [[0, 0, 0], [1, 2, 3], [4, 5, 0]]
+
+
+@pytest.mark.parametrize("batch_size", [2, 32])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_collected_gradients_lose_no_more_than_the_tolerance(tmp_path: Path, batch_size: int, on_disk: bool) -> None:
+    exact = collect(tiny_task("bert"))
+    folder = tmp_path if on_disk else None
+    close = collect(tiny_task("bert"), tolerance=0.01, batch_size=batch_size, directory=folder)
+    assert close.num_bytes < exact.num_bytes and len({entry.rows_per_example for entry in close.entries}) > 1
+    shares: dict[int, list[float]] = {}  # of layers with the same input together, for which ranks are chosen
+    for example in range(9):
+        pairs = list(zip(full_gradients(close, example), full_gradients(exact, example), strict=True))
+        for group in {entry.inputs for entry in exact.entries}:
+            some = [pair for pair, entry in zip(pairs, exact.entries, strict=True) if entry.inputs == group]
+            whole = sum(float(b.square().sum()) for _, b in some)
+            if whole > 0:
+                shares.setdefault(group, []).append(sum(float((a - b).square().sum()) for a, b in some) / whole)
+    worst = max(sum(each) / len(each) for each in shares.values())
+    assert 0 < worst < 0.015  # the tolerance was kept by the best projection, ours is nearly that
+    assert_close(close.features, exact.features)
+
+
+def test_no_tolerance_for_full_precision() -> None:
+    tangents = collect(tiny_task("bert"), dtype=torch.float32)
+    assert {entry.rows_per_example for entry in tangents.entries} <= {None, 1}
+
+
+def test_the_kernel_of_fewer_rows_is_close() -> None:
+    adapters = read_adapters(lora_model("roberta", False))
+    exact, close = (ntk(collect(tiny_task("roberta"), tolerance=tolerance), adapters) for tolerance in (0.0, 0.02))
+    assert 0 < float((close.matrix - exact.matrix).norm() / exact.matrix.norm()) < 0.1
+
+
+def test_another_tolerance_is_another_collection(tmp_path: Path) -> None:
+    collect(tiny_task("bert"), directory=tmp_path, tolerance=0.2)
+    assert collect(tiny_task("bert"), directory=tmp_path, tolerance=0.2).reused
+    assert not collect(tiny_task("bert"), directory=tmp_path, tolerance=0.1).reused
