@@ -54,6 +54,12 @@ def test_the_network_has_the_simulated_weights_inside_and_its_own_afterwards(tmp
     assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
 
 
+def test_a_network_that_gives_no_numbers_has_left_its_tangents(tmp_path: Path) -> None:
+    task, _, tangents = loaded(tmp_path)
+    sample = gap_sample(tangents)
+    assert linearity_gap(task, moved(task, tangents, 1e30), sample, tangents.outputs[sample]) == float("inf")
+
+
 def test_the_gap_vanishes_with_the_distance(tmp_path: Path) -> None:
     task, _, tangents = loaded(tmp_path)
     sample = gap_sample(tangents)

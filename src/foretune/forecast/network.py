@@ -1,5 +1,6 @@
 """Back to the network: the simulated weights put into it, to see how far the tangents hold and to take new ones."""
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,7 +121,8 @@ def linearity_gap(task: Task, model: TangentModel, examples: Int[Tensor, " b"], 
     .. math:: \lVert f_\theta - \tilde f_\theta\rVert / \lVert f_\theta - f_0\rVert
 
     over evaluation examples and centred outputs: theory.md P4 for the weight-space tangent model, *before* training. 0:
-    the forecast is what the network does; towards 1 and above: training leaves the region where its tangents hold.
+    the forecast is what the network does; towards 1 and above: training leaves the region where its tangents hold; ∞:
+    the network or the tangent model no longer gives numbers.
 
     Args:
         task: The task.
@@ -134,4 +136,6 @@ def linearity_gap(task: Task, model: TangentModel, examples: Int[Tensor, " b"], 
     with evaluating(model), torch.no_grad():
         predicted = model(examples).logits
     f, f_linear, f0 = (centred(outputs) for outputs in (true, predicted, before))
+    if not bool(torch.isfinite(torch.cat([f, f_linear])).all()):
+        return math.inf
     return nonlinearity(f, f_linear, f0) if float((f - f0).norm()) > 0 else 0.0
