@@ -184,23 +184,23 @@ def _cell(values: dict[str, float]) -> str:
     return ", ".join([*numbers, _number(values["mean_absolute_error"], 1, 100)])
 
 
-def collapsed(task: dict[str, Any], name: str, mean: float) -> bool:
-    """Whether a candidate gained, on average, less than a share of what its simulation gained over guessing."""
+def collapsed(task: dict[str, Any], name: str, metric: float) -> bool:
+    """Whether a run gained less than a share of what its simulation gained over guessing."""
     promised = task["simulated"][name]["eval_metric"] - task["guess"]
-    return promised >= GAIN and mean - task["guess"] < COLLAPSED * promised
+    return promised >= GAIN and metric - task["guess"] < COLLAPSED * promised
 
 
 def _collapse(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
     found, missed, false, healthy = [], [], [], 0
     for task, truth in zip(tasks, truths, strict=True):
-        for name, mean in zip(truth.candidates, truth.mean, strict=True):
+        for name, metrics in zip(truth.candidates, truth.metric, strict=True):
             flag = task["simulated"][name]["early_linearity_gap"] > UNSTABLE
-            label = f"{task['name']} {name}"
-            if collapsed(task, name, mean):
-                (found if flag else missed).append(label)
-            else:
-                healthy += 1
-                false += [label] if flag else []
+            for metric in metrics[~np.isnan(metrics)]:
+                if collapsed(task, name, metric):
+                    (found if flag else missed).append(f"{task['name']} {name}")
+                else:
+                    healthy += 1
+                    false += [f"{task['name']} {name}"] if flag else []
     return [
         "## Runs that collapse",
         "",
@@ -209,7 +209,8 @@ def _collapse(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
             f"guessing, if that is {100 * GAIN:.0f} points or more. `foretune forecast` warns of an early linearity "
             f"gap above {UNSTABLE}, a limit that was chosen on these very tasks: it found {len(found)} of "
             f"{len(found) + len(missed)} ({_list(found)}; missed: {_list(missed)}) and warned of "
-            f"{len(false)} of {healthy} others ({_list(false)})."
+            f"{len(false)} of {healthy} other runs ({_list(list(dict.fromkeys(false)))}). Of the same configuration one "
+            "seed may collapse and another do well."
         ),
     ]
 
