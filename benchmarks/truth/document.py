@@ -209,7 +209,7 @@ def _collapse(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
             f"guessing, if that is {100 * GAIN:.0f} points or more. `foretune forecast` warns of an early linearity "
             f"gap above {UNSTABLE}, a limit that was chosen on these very tasks: it found {len(found)} of "
             f"{len(found) + len(missed)} ({_list(found)}; missed: {_list(missed)}) and warned of "
-            f"{len(false)} of {healthy} other runs ({_list(list(dict.fromkeys(false)))}). Of the same configuration one "
+            f"{len(false)} of {healthy} other runs ({_list(list(dict.fromkeys(false)))}). Of one configuration a "
             "seed may collapse and another do well."
         ),
     ]

@@ -36,11 +36,11 @@ def progress_bar(label: str) -> Generator[Callable[[int, int], None]]:
 
 
 def table(title: str, first: str, *columns: str) -> Table:
-    """A table whose first column is text that is never cut, and whose others are numbers."""
+    """A table of numbers behind a column of text, which is folded where the screen is too narrow."""
     made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    made.add_column(first, no_wrap=True)
+    made.add_column(first, overflow="fold")
     for column in columns:
-        made.add_column(column, justify="right")
+        made.add_column(column, justify="right", no_wrap=True)
     return made
 
 

@@ -1,0 +1,19 @@
+"""Tables: on a narrow screen it is the names that give way, and never the numbers."""
+
+import io
+
+from rich.console import Console
+
+from foretune.cli.console import table
+
+
+def test_numbers_are_whole_on_a_narrow_screen() -> None:
+    name, numbers = "all-linear-r32-rslora-high-rate", ["61.2%", "12.5%", "1,332", "92.4", "0.80", "333k"]
+    shown = table("forecast", "candidate", *(f"column {i}" for i in range(6)))
+    shown.add_row(name, *numbers)
+    screen = Console(width=70, record=True, file=io.StringIO())
+    screen.print(shown)
+    text = screen.export_text()
+    assert all(each in text for each in numbers)
+    cells = [line.split()[0] for line in text[text.rindex("─") :].splitlines()[1:] if line.split()]
+    assert "".join(cells).startswith(name), "folded, not cut"
