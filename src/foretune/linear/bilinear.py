@@ -12,7 +12,7 @@ class Bilinear:
 
     def __init__(self, inputs: Float[Tensor, "rows i"]) -> None:
         self.inputs = inputs
-        self.gradients: list[Float[Tensor, "rows q o"]] = []
+        self.gradients: list[Float[Tensor, "rows q _o"]] = []
         self.scalings: list[float] = []
         self.factors: list[Tensor] = []
 
@@ -39,7 +39,7 @@ class _Sum(torch.autograd.Function):
     def forward(
         ctx: Any,
         inputs: Float[Tensor, "rows i"],
-        gradients: list[Float[Tensor, "rows q o"]],
+        gradients: list[Float[Tensor, "rows q _o"]],
         scalings: list[float],
         *factors: Tensor,
     ) -> Float[Tensor, "rows q k"]:

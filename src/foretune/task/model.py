@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -79,6 +80,8 @@ def load_model(
     options |= {"dtype": getattr(torch, spec.dtype)}
     if spec.attn_implementation is not None:
         options["attn_implementation"] = spec.attn_implementation
+    if isinstance(spec.path, GgufFile) and hasattr(transformers, "GgufConfig"):  # else they are always dense
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with quiet(), _explained(spec, where, "model"):
         set_seed(seed)
         if spec.pooling == "mean":
