@@ -11,6 +11,7 @@ from helpers import write_tiny_run
 from foretune.forecast.forecast import forecast
 from foretune.tangents import collect
 from foretune.task import load_task
+from foretune.task.config import GgufFile
 from foretune.train import fine_tune
 
 WIDTH, INNER, LAYERS = 32, 64, 2
@@ -57,6 +58,10 @@ def write_gguf(path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def test_a_gguf_file_is_shown_as_its_path() -> None:
+    assert f"{GgufFile(gguf='some/model.gguf')}" == "some/model.gguf"
 
 
 def test_a_gguf_file_is_forecast_and_trained(tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ class GgufFile(_Section):
 
     gguf: str
 
+    def __str__(self) -> str:
+        return self.gguf
+
 
 def _gguf_or_text(value: Any) -> Any:
     if isinstance(value, dict):

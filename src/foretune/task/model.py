@@ -38,7 +38,7 @@ def load_tokenizer(spec: ModelSpec, where: str = "run.yaml: model.path") -> PreT
     with quiet(), _explained(spec, where, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers builds an empty one where files are missing
-        found = f"the tokenizer of {_name(spec)} has no vocabulary"
+        found = f"the tokenizer of {spec.path} has no vocabulary"
         raise InputError(
             where, found, "save the tokenizer into the same folder, with tokenizer.save_pretrained(folder)"
         )
@@ -116,10 +116,6 @@ def quiet() -> Generator[None]:
             logging.enable_progress_bar()
 
 
-def _name(spec: ModelSpec) -> str:
-    return spec.path.gguf if isinstance(spec.path, GgufFile) else spec.path
-
-
 def _location(spec: ModelSpec, where: str) -> tuple[str, dict[str, Any]]:
     # What from_pretrained takes, after the checks that need no library.
     options: dict[str, Any] = {"revision": spec.revision} if spec.revision else {}
@@ -155,7 +151,7 @@ def _explained(spec: ModelSpec, where: str, thing: str) -> Generator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())
-        found = f"cannot load the {thing} of {_name(spec)} ({reason[:300].rstrip('.')})"
+        found = f"cannot load the {thing} of {spec.path} ({reason[:300].rstrip('.')})"
         raise InputError(where, found, _advice(reason, spec, thing)) from error
 
 
