@@ -7,7 +7,7 @@ from truth.calibrate import Weights, evidence_of, fit
 from truth.grid import TASKS
 
 from foretune.forecast.calibration import UNSTABLE, corrected, corrections
-from foretune.forecast.compare import Z_90
+from foretune.forecast.compare import BEHIND, Z_90
 
 
 def simulated(task: dict[str, Any]) -> dict[str, Any]:
@@ -27,12 +27,13 @@ def forecast(task: dict[str, Any], weights: Weights) -> dict[str, Any]:
     for name, found in task["simulated"].items():
         said = corrected(found, corrections(evidence_of(found), weights), 1.0, task["metric_name"])
         metric, half = said["eval_metric"], Z_90 * said["eval_metric_std"]
+        unstable = found["early_linearity_gap"] > UNSTABLE
         scores[name] = {
-            "rank": metric,
+            "rank": metric - BEHIND * unstable,
             "metric": metric,
             "loss": said["eval_loss"],
             "metric_interval": (metric - half, metric + half),
-            "flagged": found["early_linearity_gap"] > UNSTABLE,
+            "flagged": unstable,
         }
     return _scores(task, scores)
 

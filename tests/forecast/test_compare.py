@@ -157,6 +157,15 @@ def test_nulls_and_two_candidates_warn_about_nothing(tmp_path: Path) -> None:
     assert all(row["within_interval"] is None for row in result["candidates"])
 
 
+def test_what_may_collapse_is_chosen_last(tmp_path: Path) -> None:
+    """Its forecast is the highest, and its truth the lowest: no regret, and a perfect order."""
+    forecasts = [forecast("a", 0.7), forecast("b", 0.6), forecast("c", 0.8) | {"unstable": True}]
+    write(tmp_path, forecasts, [truth("a", 0.7), truth("b", 0.6), truth("c", 0.5)])
+    summary = compare(tmp_path)["summary"]
+    assert (summary["regret"], summary["kendall"]) == (0.0, 1.0)
+    assert summary["mean_absolute_error"] == pytest.approx(0.1)
+
+
 def test_several_seeds_of_the_truth_are_averaged(tmp_path: Path) -> None:
     write(tmp_path, [forecast("a", 0.7), forecast("b", 0.5)], [truth("a", 0.60), truth("b", 0.5)])
     for seed, metric in ((1, 0.64), (2, 0.62)):

@@ -147,6 +147,18 @@ def test_forecast_ranks_best_first_and_is_reproducible(tmp_path: Path) -> None:
     assert [each.curve for each in first] == [each.curve for each in again]
 
 
+def test_what_may_collapse_is_ranked_last(tmp_path: Path, monkeypatch: Any) -> None:
+    task, candidate, tangents = loaded(tmp_path)
+    weak = Candidate("weak", candidate.peft, candidate.training | {"learning_rate": 1e-4})
+    best, other = forecast(tangents, task, [weak, candidate])
+    monkeypatch.setattr("foretune.forecast.forecast.UNSTABLE", best.gaps.early - 1e-9)
+    assert best.unstable and best.to_json()["unstable"] and best.gaps.early > other.gaps.early
+    assert [each.candidate.name for each in forecast(tangents, task, [weak, candidate])] == [
+        other.candidate.name,
+        best.candidate.name,
+    ]
+
+
 def test_index_datasets_number_the_examples(tmp_path: Path) -> None:
     task, _, tangents = loaded(tmp_path)
     train, evaluation = index_datasets(tangents, task)

@@ -21,7 +21,9 @@ def command(
         int, typer.Option(min=0, help="Tangents taken again on the way through each simulated run: truer, a pass each.")
     ] = 0,
 ) -> None:
-    """Predict every candidate's training curve and final metric, ranked best first; writes forecast.json.
+    """Predict every candidate's training curve and final metric; writes forecast.json, best first.
+
+    Candidates whose first steps leave the tangents may collapse: they are ranked last, whatever their forecast.
 
     The pass over the model is made once and kept: forecasting again, or other candidates on the same layers, reuses it.
     """

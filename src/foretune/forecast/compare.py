@@ -20,6 +20,7 @@ from foretune.task.candidate import configuration
 
 Z_90 = 1.645  # half-width of a 90% normal band in standard deviations
 POINTS = 0.03  # "within three points" of a metric between 0 and 1
+BEHIND = 1e6  # more than metrics differ by
 MIN_PAIRS = 3  # a rank correlation of two pairs is always ±1
 
 Pair = tuple[dict[str, Any], list[dict[str, Any]]]  # a candidate of forecast.json and its result.json of every seed
@@ -158,6 +159,7 @@ def _row(candidate: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, 
     miss, std = error["eval_metric"], predicted["eval_metric_std"]
     return {
         "name": candidate["name"],
+        "unstable": bool(candidate.get("unstable")),
         "predicted": predicted,
         "true": true,
         "error": error,
@@ -206,15 +208,17 @@ def _summary(rows: list[dict[str, Any]], quantity: str, higher: bool, share: boo
     predicted = [row["predicted"][quantity] for row in known]
     true = [row["true"][quantity] for row in known]
     error = np.array([row["error"][quantity] for row in known], dtype=float)
+    last = BEHIND * (-1 if higher else 1) if quantity == "eval_metric" else 0.0  # a forecast ranks these behind
+    ranked = [value + last * row["unstable"] for value, row in zip(predicted, known, strict=True)]
     # predicted − true is exact in decimals only up to rounding: 0.80 − 0.77 must count as three points
     within = float(np.mean(np.abs(error) <= POINTS + 1e-12)) if share and known else None
     return {
         "n": len(known),
-        **_correlations(predicted, true),
+        **_correlations(ranked, true),
         "mean_absolute_error": float(np.abs(error).mean()) if known else None,
         "bias": float(error.mean()) if known else None,
         "share_within_3_points": within,
-        "regret": _regret(predicted, true, higher, ranked_by_higher=higher),
+        "regret": _regret(ranked, true, higher, ranked_by_higher=higher),
     }
 
 

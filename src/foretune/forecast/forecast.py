@@ -12,7 +12,7 @@ import torch
 from transformers import set_seed
 
 from foretune.forecast.advice import advice
-from foretune.forecast.calibration import Correction, corrected, corrections, evidence
+from foretune.forecast.calibration import UNSTABLE, Correction, corrected, corrections, evidence
 from foretune.forecast.compare import higher_is_better
 from foretune.forecast.network import EarlyGap, Gaps, gap_sample, linearity_gap
 from foretune.forecast.simulate import fitted_loss, simulate
@@ -95,6 +95,11 @@ class Forecast:
         ]
 
     @property
+    def unstable(self) -> bool:
+        """Whether the run may collapse: its first steps already leave the tangents."""
+        return self.gaps.early > UNSTABLE
+
+    @property
     def steps(self) -> int:
         """Steps of the run."""
         return int(self.runs[0].final["step"])
@@ -119,6 +124,7 @@ class Forecast:
             "simulated": _values(self.simulated[-1]) | {"fitted_loss": self.fitted_loss},
             "early_linearity_gap": self.gaps.early,
             "linearity_gap": self.gaps.end,
+            "unstable": self.unstable,
             "kernel": self.kernel,
             "cost": {"seconds": self.seconds, "trainable_parameters": self.trainable_parameters},
             "warnings": self.warnings,
@@ -134,7 +140,7 @@ def forecast(
     refreshes: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Forecast]:
-    """Simulate each candidate from several seeds and rank the candidates, best first.
+    """Simulate each candidate from several seeds and rank the candidates, best first, those that may collapse last.
 
     The first seed is the user's own: its head, its adapters and its batches are those of the real run.
 
@@ -183,7 +189,7 @@ def forecast(
         found.warnings = advice(found.curve, candidate, task, gaps)
         forecasts.append(found)
     sign = -1 if higher_is_better(task.metric_name) else 1
-    return sorted(forecasts, key=lambda each: (sign * each.eval_metric, each.eval_loss))
+    return sorted(forecasts, key=lambda each: (each.unstable, sign * each.eval_metric, each.eval_loss))
 
 
 class Starts:
