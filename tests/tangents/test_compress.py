@@ -105,3 +105,11 @@ def test_another_tolerance_is_another_collection(tmp_path: Path) -> None:
     collect(tiny_task("bert"), directory=tmp_path, tolerance=0.2)
     assert collect(tiny_task("bert"), directory=tmp_path, tolerance=0.2).reused
     assert not collect(tiny_task("bert"), directory=tmp_path, tolerance=0.1).reused
+
+
+def test_a_model_in_half_precision_is_compressed_too() -> None:
+    """Its rows come in bfloat16, in which there are no decompositions."""
+    task = tiny_task("bert")
+    task.model.bfloat16()
+    close, exact = collect(task), collect(task, tolerance=0.0)
+    assert close.dtype == torch.bfloat16 and close.num_bytes < exact.num_bytes

@@ -115,10 +115,8 @@ class Arena(Rows):
 
     def _compress(self, shared: int) -> None:
         """Bring the calls with one input to their rank."""
-        calls, examples = (
-            [self.taken[call.position] for call in self.groups[shared]],
-            len(self.taken[shared].row_counts),
-        )
+        calls = [self.taken[call.position] for call in self.groups[shared]]
+        examples = len(calls[0].row_counts)
         widths = [self.spec[f"gradients.{call.position}"][0][1] * call.widths[1] for call in calls]
         size = examples * calls[0].length
         inputs, gradients = (
