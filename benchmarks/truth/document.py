@@ -19,7 +19,7 @@ from truth.metrics import Prediction, Truth, another_seed, bootstrap, evaluate, 
 from truth.ours import left_out, simulated
 
 from foretune.forecast.advice import GAP
-from foretune.forecast.calibration import UNSTABLE
+from foretune.forecast.calibration import UNSTABLE, unstable
 
 OURS = "foretune"
 COMPARED = ("kendall", "regret")
@@ -197,7 +197,7 @@ def _collapse(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
     found, missed, false, healthy = [], [], [], 0
     for task, truth in zip(tasks, truths, strict=True):
         for name, metrics in zip(truth.candidates, truth.metric, strict=True):
-            flag = task["simulated"][name]["early_linearity_gap"] > UNSTABLE
+            flag = unstable(task["simulated"][name]["early_linearity_gap"])
             for metric in metrics[~np.isnan(metrics)]:
                 if collapsed(task, name, metric):
                     (found if flag else missed).append(f"{task['name']} {name}")
@@ -224,9 +224,9 @@ def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[
     for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
         for name, error in zip(truth.candidates, np.abs(forecast.metric - truth.mean), strict=True):
             row = task["simulated"][name]
-            unstable = row["early_linearity_gap"] > UNSTABLE
-            warned = row["linearity_gap"] > GAP or unstable
-            stable += [] if unstable else [error]
+            may_collapse = unstable(row["early_linearity_gap"])
+            warned = row["linearity_gap"] > GAP or may_collapse
+            stable += [] if may_collapse else [error]
             if error > 0.05:
                 far, hit = far + 1, hit + warned
             else:

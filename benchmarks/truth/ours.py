@@ -6,7 +6,7 @@ from typing import Any
 from truth.calibrate import Weights, evidence_of, fit
 from truth.grid import TASKS
 
-from foretune.forecast.calibration import UNSTABLE, corrected, corrections
+from foretune.forecast.calibration import corrected, corrections, unstable
 from foretune.forecast.compare import BEHIND, Z_90
 
 
@@ -27,13 +27,13 @@ def forecast(task: dict[str, Any], weights: Weights) -> dict[str, Any]:
     for name, found in task["simulated"].items():
         said = corrected(found, corrections(evidence_of(found), weights), 1.0, task["metric_name"])
         metric, half = said["eval_metric"], Z_90 * said["eval_metric_std"]
-        unstable = found["early_linearity_gap"] > UNSTABLE
+        flagged = unstable(found["early_linearity_gap"])
         scores[name] = {
-            "rank": metric - BEHIND * unstable,
+            "rank": metric - BEHIND * flagged,
             "metric": metric,
             "loss": said["eval_loss"],
             "metric_interval": (metric - half, metric + half),
-            "flagged": unstable,
+            "flagged": flagged,
         }
     return _scores(task, scores)
 

@@ -83,8 +83,16 @@ def collect(
     progress: Progress | None = None,
 ) -> Tangents:
     """The one pass over the model; arguments as :func:`foretune.tangents.collect`."""
-    options = {"directory": directory, "dtype": dtype, "tolerance": tolerance, "batch_size": batch_size}
-    return Tangents(task, tangents.collect(task, modules, progress=progress, **options))  # type: ignore[arg-type]
+    found = tangents.collect(
+        task,
+        modules,
+        directory=directory,
+        dtype=dtype,
+        tolerance=tolerance,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return Tangents(task, found)
 
 
 def given_arguments(args: TrainingArguments | None) -> dict[str, object]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from foretune.forecast.calibration import UNSTABLE
+from foretune.forecast.calibration import UNSTABLE, unstable
 from foretune.forecast.network import Gaps
 from foretune.forecast.simulate import accepts_loss_kwargs
 from foretune.task import Candidate, Task
@@ -16,7 +16,7 @@ RISE = 1.1  # eval loss at the end over its best, from which a run is called ove
 def advice(curve: Sequence[Point], candidate: Candidate, task: Task, gaps: Gaps) -> list[str]:
     """Warnings about a candidate: unstable, beyond the tangents, over-fitting, no learning, traps of arguments."""
     said = []
-    if gaps.early > UNSTABLE:
+    if unstable(gaps.early):
         said.append(
             f"the first tenth of the run already leaves the tangents (early linearity gap above {UNSTABLE}): such runs "
             "can collapse and learn nothing, whatever the forecast says; lower the learning rate or the scaling"

@@ -51,6 +51,11 @@ def scale(quantity: str, metric_name: str) -> Scale:
     return SCALES[metric_name] if quantity == "eval_metric" else _LOGARITHM
 
 
+def unstable(early_gap: float) -> bool:
+    """Whether a run may collapse: its first steps already leave the tangents."""
+    return early_gap > UNSTABLE
+
+
 def evidence(early_gap: float, gap: float, fitted_loss: float, eval_loss: float) -> dict[str, float]:
     """What a simulated run tells about the real one beyond its result.
 
@@ -65,7 +70,7 @@ def evidence(early_gap: float, gap: float, fitted_loss: float, eval_loss: float)
         times ``log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT``; else ``unstable`` (1): where the first steps
         leave the tangents, a run may do well or collapse, and the simulation does not tell which.
     """
-    stable = early_gap <= UNSTABLE
+    stable = not unstable(early_gap)
     near = min(gap, 1.0) if stable else 0.0
     ratio = math.log(max(eval_loss, 1e-6) / max(fitted_loss, 1e-6))
     return {

@@ -12,7 +12,7 @@ import torch
 from transformers import set_seed
 
 from foretune.forecast.advice import advice
-from foretune.forecast.calibration import UNSTABLE, Correction, corrected, corrections, evidence
+from foretune.forecast.calibration import Correction, corrected, corrections, evidence, unstable
 from foretune.forecast.compare import higher_is_better
 from foretune.forecast.network import EarlyGap, Gaps, gap_sample, linearity_gap
 from foretune.forecast.simulate import fitted_loss, simulate
@@ -96,8 +96,8 @@ class Forecast:
 
     @property
     def unstable(self) -> bool:
-        """Whether the run may collapse: its first steps already leave the tangents."""
-        return self.gaps.early > UNSTABLE
+        """Whether the run may collapse."""
+        return unstable(self.gaps.early)
 
     @property
     def steps(self) -> int:

@@ -57,12 +57,15 @@ class TangentModel(nn.Module):
         self.dtype, self.product = torch.promote_types(tangents.dtype, torch.float32), product_dtype(tangents.dtype)
         self.head = head.to(self.dtype)
         self.start: dict[str, tuple[Tensor, Tensor]] = {}
+        self.names = {
+            adapter.layer: (adapter.name.format("lora_A"), adapter.name.format("lora_B")) for adapter in adapters
+        }
         for adapter in adapters:
-            first = {"A": adapter.a.detach().to(self.dtype), "B": adapter.b.detach().to(self.dtype)}
-            for letter, value in first.items():
-                _plant(self, adapter.name.format(f"lora_{letter}"), nn.Parameter(value.clone()))
-            if bool(first["B"].any()):
-                self.start[adapter.layer] = first["A"], first["B"]
+            first = adapter.a.detach().to(self.dtype), adapter.b.detach().to(self.dtype)
+            for name, value in zip(self.names[adapter.layer], first, strict=True):
+                _plant(self, name, nn.Parameter(value.clone()))
+            if bool(first[1].any()):
+                self.start[adapter.layer] = first
 
     def relinearise(self, tangents: Tangents) -> None:
         """Go on with tangents that were taken at the weights where this model is now: ``dW`` counts from here."""
@@ -75,8 +78,8 @@ class TangentModel(nn.Module):
 
     def factors(self, adapter: Adapter) -> tuple[Float[Tensor, "r i"], Float[Tensor, "o r"]]:
         """The current A and B of an adapter."""
-        a, b = (self.get_parameter(adapter.name.format(f"lora_{letter}")) for letter in "AB")
-        return a, b
+        a, b = self.names[adapter.layer]
+        return self.get_parameter(a), self.get_parameter(b)
 
     def coordinates(self, examples: Int[Tensor, " b"]) -> Float[Tensor, "b q"]:
         """First-order change of the features' coordinates."""
@@ -94,13 +97,9 @@ class TangentModel(nn.Module):
 
     def _stacked(self, moments: Sequence[Mapping[str, Tensor]]) -> _Factors:
         """Factors A and B of every adapter at several moments."""
-        names = {
-            layer: [adapter.name.format(f"lora_{letter}") for letter in "AB"]
-            for layer, adapter in self.adapters.items()
-        }
         return {
             layer: (torch.stack([values[a] for values in moments]), torch.stack([values[b] for values in moments]))
-            for layer, (a, b) in names.items()
+            for layer, (a, b) in self.names.items()
         }
 
     def _coordinates(self, examples: Int[Tensor, " b"], factors: _Factors) -> Float[Tensor, "b q k"]:

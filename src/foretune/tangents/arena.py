@@ -58,7 +58,11 @@ class Arena(Rows):
         }
         self.spare = dict(self.tensors)  # a file is still reading the one set while the other is filled
         self.written: dict[str, tuple[int, Tensor]] = {}
-        self.groups = {shared: [call for call in calls if call.shared == shared] for shared in ranks}
+        self.groups = {shared: [call.position for call in calls if call.shared == shared] for shared in ranks}
+        self.widths = {  # of the gradients of a group's calls, which lie side by side before they are compressed
+            shared: [num_outputs * calls[position].widths[1] for position in group]
+            for shared, group in self.groups.items()
+        }
         self.raw: dict[str, Tensor] = {}  # rows of a batch before they are compressed
         self.known = [(call.layer, call.shared) for call in calls]
         self.lengths = torch.tensor(lengths or ())
@@ -78,9 +82,8 @@ class Arena(Rows):
         self._check(call, f"gradients.{call.position}")
         if call.shared not in self.ranks:
             return self._next(f"gradients.{call.position}", call.position, int(call.row_counts.sum()))
-        widths = [num_outputs * other.widths[1] for other in self.groups[call.shared]]
+        widths, mine = self.widths[call.shared], self.groups[call.shared].index(call.position)
         together = self._raw(f"gradients.{call.shared}", call, sum(widths))
-        mine = [other.position for other in self.groups[call.shared]].index(call.position)
         return together.split(widths, 1)[mine].unflatten(1, (num_outputs, call.widths[1]))
 
     def _check(self, call: Call, name: str) -> None:
@@ -115,19 +118,16 @@ class Arena(Rows):
 
     def _compress(self, shared: int) -> None:
         """Bring the calls with one input to their rank."""
-        calls = [self.taken[call.position] for call in self.groups[shared]]
-        examples = len(calls[0].row_counts)
-        widths = [self.spec[f"gradients.{call.position}"][0][1] * call.widths[1] for call in calls]
-        size = examples * calls[0].length
+        call, widths = self.taken[shared], self.widths[shared]
         inputs, gradients = (
-            self.raw[f"{kind}.{shared}"][: size * width].view(examples, -1, width)
-            for kind, width in (("inputs", calls[0].widths[0]), ("gradients", sum(widths)))
+            self._raw(f"{kind}.{shared}", call, width).view(len(call.row_counts), -1, width)
+            for kind, width in (("inputs", call.widths[0]), ("gradients", sum(widths)))
         )
         fewer, shorter = low_rank(inputs, gradients, self.ranks[shared])
-        rows = examples * self.ranks[shared]
+        rows = len(inputs) * self.ranks[shared]
         self._next(f"inputs.{shared}", shared, rows).copy_(fewer.flatten(0, 1))
-        for call, part in zip(calls, shorter.split(widths, 2), strict=True):
-            target = self._next(f"gradients.{call.position}", call.position, rows)
+        for position, part in zip(self.groups[shared], shorter.split(widths, 2), strict=True):
+            target = self._next(f"gradients.{position}", position, rows)
             target.copy_(part.reshape(target.shape))
 
     def advance(self) -> None:

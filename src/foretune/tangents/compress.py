@@ -5,8 +5,6 @@ Whatever adapter changes a layer's weight by ``dW``, an example's features chang
 twenty-six tokens have most of ``|G|^2`` in a few directions (``docs/log.md``), longer ones in not many more.
 """
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -22,7 +20,8 @@ def low_rank(
     """Rows whose outer products have nearly the same sum ``G = sum_t g_t a_t'``: the projection of G on few inputs.
 
     One step of subspace iteration from random inputs, the same for every example, and the best of what it finds. Rows
-    of zeros change nothing; with a rank of at least that of G the sum is exact. New inputs are orthonormal.
+    of zeros change nothing; with a rank of at least that of G the sum is exact. New inputs are orthonormal,
+    new gradients orthogonal, the longest last.
     """
     generator = torch.Generator().manual_seed(0)
     more = min(rank + MORE, inputs.shape[2])
@@ -49,7 +48,7 @@ def lost(inputs: Float[Tensor, "b t i"], gradients: Float[Tensor, "b t p"], most
     inputs, gradients = _single(inputs), _single(gradients)
     whole = ((inputs @ inputs.mT) * (gradients @ gradients.mT)).sum((1, 2))
     rows = low_rank(inputs, gradients, most)[1]
-    kept = torch.linalg.eigvalsh(rows @ rows.mT).flip(1).cumsum(1)
+    kept = rows.square().sum(2).flip(1).cumsum(1)
     there = whole > 0
     return (1 - kept[there] / whole[there, None]).mean(0) if bool(there.any()) else torch.zeros(kept.shape[1])
 
@@ -67,9 +66,9 @@ def rank_for(
     return rank if 2 * rank <= min(inputs.shape[2], float(counts.float().mean())) else None
 
 
-def padded(rows: Float[Tensor, "rows w"], counts: Sequence[int]) -> Float[Tensor, "b t w"]:
+def padded(rows: Float[Tensor, "rows w"], counts: list[int]) -> Float[Tensor, "b t w"]:
     """Rows of examples that lie one behind the other, with zeros behind those of shorter ones."""
-    return torch.nn.utils.rnn.pad_sequence(rows.split(list(counts)), batch_first=True)
+    return torch.nn.utils.rnn.pad_sequence(rows.split(counts), batch_first=True)
 
 
 def product_dtype(stored: torch.dtype) -> torch.dtype:

@@ -233,10 +233,8 @@ def _row_counts(source: Tensor) -> Int[Tensor, " b"]:
 
 def _write(values: Tensor, padding: Bool[Tensor, " rows"] | None, target: Tensor) -> None:
     flat = values.reshape(-1, values.shape[-1])
-    if padding is None:
-        target.copy_(flat)
-    elif len(target) < len(flat):
-        target.copy_(flat.index_select(0, (~padding).nonzero().squeeze(1)))
-    else:
-        target.copy_(flat)
+    if padding is not None and len(target) < len(flat):
+        flat, padding = flat.index_select(0, (~padding).nonzero().squeeze(1)), None
+    target.copy_(flat)
+    if padding is not None:
         target[padding] = 0
