@@ -27,13 +27,14 @@ from foretune import testing
 from foretune.tangents import collect
 from foretune.tangents.collect import select_layers
 from foretune.tangents.head import head_names, watched
+from foretune.tangents.lengths import alike_in_splits, lengths
 from foretune.task import Task, load_task
 
 
-def floor(task: Task, layers: list[str], directions: int, batch_size: int = 32) -> None:
-    """The passes alone, over the batches that ``collect`` would make."""
+def floor(task: Task, layers: list[str], directions: int) -> None:
+    """The passes alone, over the batches that ``collect`` makes."""
     model = task.model.eval().requires_grad_(False)
-    rows = sorted(itertools.chain(task.train, task.eval), key=lambda row: len(row["input_ids"]))
+    rows = [*task.train, *task.eval]
     leaves: list[Tensor] = []
 
     def start(_: Any, args: Any, output: Tensor) -> Tensor:
@@ -44,8 +45,8 @@ def floor(task: Task, layers: list[str], directions: int, batch_size: int = 32) 
 
     handles = [model.get_submodule(layer).register_forward_hook(start) for layer in layers]
     basis: Tensor | None = None
-    for first in range(0, len(rows), batch_size):
-        batch = {k: v for k, v in task.collator(rows[first : first + batch_size]).items() if k != "labels"}
+    for numbers in alike_in_splits(lengths(task.train), lengths(task.eval), most=32):
+        batch = {k: v for k, v in task.collator([rows[i] for i in numbers]).items() if k != "labels"}
         leaves.clear()
         with watched(model, head_names(model)) as watch:
             model(**batch)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -17,15 +16,16 @@ from foretune.errors import InputError
 from foretune.tangents import store
 from foretune.tangents.arena import Arena
 from foretune.tangents.basis import centring, num_directions, output_basis, task_directions
-from foretune.tangents.compress import TOLERANCE, padded, rank_for
+from foretune.tangents.compress import TOLERANCE, padded, product_dtype, rank_for
 from foretune.tangents.head import Head, entering, features_of, find_head, head_names, outputs_of, watched
 from foretune.tangents.hooks import Call, layer_gradients, token_mask
+from foretune.tangents.lengths import alike, alike_in_splits, lengths
 from foretune.tangents.rules import check_supported, supported
 from foretune.tangents.tangents import Entry, Tangents
 from foretune.task import Task
 
 PROBE_EXAMPLES = 512  # training examples on which the directions of the task are estimated
-PILOT_EXAMPLES = 16  # on which it is seen to how few rows each layer's can be compressed
+PILOT_EXAMPLES = 8  # of all lengths, on which it is seen to how few rows each layer's can be compressed
 Progress = Callable[[int, int], None]
 
 
@@ -54,8 +54,8 @@ def collect(
         directory: Keep the tangents there; those of the same task, model and modules are used again.
         dtype: How rows are stored; by default bfloat16 for single precision models, else the model's own type.
         tolerance: Share of an example's squared gradient in a layer's weight that may be left out, on average, to keep
-            fewer rows than it has tokens; by default 0.05 for rows that are stored in bfloat16, else 0.
-        batch_size: Examples in one pass; memory grows with it, results do not depend on it.
+            fewer rows than it has tokens; by default 0.02 for rows that are stored in bfloat16, else 0.
+        batch_size: Most examples in one pass, fewer of long texts; results do not depend on it.
         progress: Called with examples done and in all.
     """
     started = time.perf_counter()
@@ -123,15 +123,17 @@ class _Pass:
         progress: Progress | None,
     ) -> None:
         self.task, self.layers, self.dtype, self.tolerance = task, layers, dtype, tolerance
-        self.batch_size, self.progress = batch_size, progress or (lambda done, total: None)
+        self.most, self.progress = batch_size, progress or (lambda done, total: None)
         self.num_train = len(task.train)
         self.device = task.model.device
         self.kind = torch.promote_types(task.model.dtype, torch.float32)  # of the basis
         self.count: int | None = None  # its directions
         self.centring = centring(task.num_outputs).to(self.device)
         self.summary: dict[str, list[Tensor]] = {"features": [], "outputs": [], "basis": [], "labels": []}
-        self.lengths = _lengths(task.train) + _lengths(task.eval)
-        self.order = sorted(range(len(self.lengths)), key=lambda i: (i >= self.num_train, self.lengths[i], i))
+        train, evaluation = lengths(task.train), lengths(task.eval)
+        self.lengths = train + evaluation
+        self.batches = alike_in_splits(train, evaluation, batch_size)
+        self.order = [i for batch in self.batches for i in batch]
         self.head: Head = find_head(task.model, heads, self.batch(self.order[:2]))
 
     def batch(self, examples: Sequence[int]) -> dict[str, Tensor]:
@@ -141,14 +143,18 @@ class _Pass:
         return {name: value.to(self.device) for name, value in self.task.collator(rows).items()}
 
     def task_rows(self) -> Float[Tensor, "k d"]:
-        """Directions of the task in the head's features, from a sample of the training examples."""
+        """Directions of the task in the head's features, from a sample of the training examples.
+
+        Features to bfloat16's precision do where rows are kept in it: they turn the directions by less than 1%.
+        """
         generator = torch.Generator().manual_seed(0)
-        chosen = set(torch.randperm(self.num_train, generator=generator)[:PROBE_EXAMPLES].tolist())
-        sample = [i for i in self.order if i in chosen]
+        chosen = torch.randperm(self.num_train, generator=generator)[:PROBE_EXAMPLES].tolist()
+        short = product_dtype(self.dtype) == torch.bfloat16
         features, labels = [], []
-        for start in range(0, len(sample), self.batch_size):
-            batch = self.batch(sample[start : start + self.batch_size])
-            features.append(features_of(self.task.model, self.head, batch).double().cpu())
+        for some in alike([self.lengths[i] for i in chosen], self.most):
+            batch = self.batch([chosen[i] for i in some])
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=short):
+                features.append(features_of(self.task.model, self.head, batch).double().cpu())
             labels.append(batch["labels"].cpu())
         classes = self.task.num_outputs if self.task.loss == "cross_entropy" else 1
         return task_directions(self.head, torch.cat(features), torch.cat(labels), classes)
@@ -178,8 +184,8 @@ class _Pass:
             InputError: None of the layers runs.
         """
         task_rows = self.task_rows().to(self.device) if self.head.names else self.centring
-        spread = torch.linspace(0, len(self.order) - 1, PILOT_EXAMPLES if self.tolerance else 1).long().tolist()
-        pilot = self.batch([self.order[i] for i in dict.fromkeys(spread)])
+        some = min(PILOT_EXAMPLES, len(self.order))
+        pilot = self.batch([self.order[(2 * i + 1) * len(self.order) // (2 * some)] for i in range(some)])
         scout, calls, inputs, gradients = layer_gradients(
             self.task.model, self.layers, lambda: self.forward(pilot, task_rows), token_mask(pilot)
         )
@@ -196,8 +202,8 @@ class _Pass:
             self.device,
         )
         self.summary = {name: [] for name in self.summary}
-        for start in range(0, len(self.order), self.batch_size):
-            batch = self.batch(self.order[start : start + self.batch_size])
+        for numbers in self.batches:
+            batch = self.batch(numbers)
             layer_gradients(
                 self.task.model,
                 self.layers,
@@ -206,7 +212,7 @@ class _Pass:
                 room,
             )
             room.advance()
-            self.progress(min(start + self.batch_size, len(self.order)), len(self.order))
+            self.progress(room.done, len(self.order))
         room.close()
         place = torch.empty(len(self.order), dtype=torch.long)
         place[torch.tensor(self.order)] = torch.arange(len(self.order))
@@ -237,12 +243,3 @@ def _ranks(calls: list[Call], inputs: list[Tensor], gradients: list[Tensor], tol
         if rank is not None:
             found[shared] = rank
     return found
-
-
-def _lengths(split: Dataset) -> list[int]:
-    """Tokens of each example that are not padding; 1 for inputs without tokens."""
-    if "attention_mask" in split.column_names:
-        return [sum(mask) for mask in split["attention_mask"]]
-    if "input_ids" in split.column_names:
-        return [len(ids) for ids in split["input_ids"]]
-    return [1] * len(split)

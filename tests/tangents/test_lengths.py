@@ -1,0 +1,30 @@
+"""Batches of examples of like length."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foretune.tangents.lengths import TOKENS, alike, alike_in_splits
+
+lengths_of_texts = st.lists(st.integers(1, 2 * TOKENS), min_size=1, max_size=60)
+
+
+@given(lengths_of_texts, st.integers(1, 40))
+def test_every_example_is_in_one_batch_that_fits(lengths: list[int], most: int) -> None:
+    batches = alike(lengths, most)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert 1 <= len(batch) <= most
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= TOKENS
+    in_order = [lengths[i] for batch in batches for i in batch]
+    assert in_order == sorted(in_order)
+
+
+@given(lengths_of_texts, st.integers(1, 40))
+def test_no_batch_could_take_the_next_example(lengths: list[int], most: int) -> None:
+    batches = alike(lengths, most)
+    for batch, following in zip(batches, batches[1:], strict=False):
+        assert len(batch) == most or (len(batch) + 1) * lengths[following[0]] > TOKENS
+
+
+def test_splits_are_not_mixed() -> None:
+    assert alike_in_splits([5, 3], [4, 9, 1], most=2) == [[1, 0], [4, 2], [3]]
