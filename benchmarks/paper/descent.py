@@ -40,7 +40,7 @@ class Start:
         return float(torch.linalg.eigvalsh((self.j0 @ self.j0.T).double())[-1])
 
 
-def prepare(task: Task, candidate: Candidate, seed: int) -> Start:
+def prepare(task: Task, candidate: Candidate, seed: int, ridge: float | None) -> Start:
     """Fit the head to the frozen features and take J0."""
     model = build_peft_model(task, candidate, seed)
     head = [module for name, module in model.named_modules() if isinstance(module, nn.Linear) and "lora_" not in name][
@@ -51,7 +51,7 @@ def prepare(task: Task, candidate: Candidate, seed: int) -> Start:
         parameter.requires_grad_(False)
     train, evaluation = (task.collator([rows[i] for i in range(len(rows))]) for rows in (task.train, task.eval))
     y, y_eval = (batch["labels"].double().flatten() for batch in (train, evaluation))
-    fit_head(head, features(model, head, train), y)
+    fit_head(head, features(model, head, train), y, ridge)
     linear = linearise(model)
     f0, j0 = linear.jacobian(train)
     f0_eval, j0_eval = linear.jacobian(evaluation)
@@ -68,13 +68,13 @@ def features(model: nn.Module, head: nn.Linear, batch: dict[str, Tensor]) -> Flo
     return seen[-1].double()
 
 
-def fit_head(head: nn.Linear, h: Float[Tensor, "n d"], y: Float[Tensor, " n"]) -> None:
-    """Ridge regression with the least leave-one-out error among strengths from 1e-3 to 1e3, and a free offset."""
+def fit_head(head: nn.Linear, h: Float[Tensor, "n d"], y: Float[Tensor, " n"], ridge: float | None) -> None:
+    """Ridge regression of a strength, or of 1e-3 to 1e3 that with the least leave-one-out error, and a free offset."""
     centred, target = h - h.mean(0), y - y.mean()
     values, vectors = torch.linalg.eigh(centred @ centred.T)
     values, vectors = values[1:], vectors[:, 1:]  # without the mean, which the offset fits
     best = None
-    for strength in torch.logspace(-3, 3, 25, dtype=torch.float64):
+    for strength in torch.logspace(-3, 3, 25, dtype=torch.float64).tolist() if ridge is None else [ridge]:
         inverse = vectors @ torch.diag(1 / (values + strength)) @ vectors.T
         error = float((inverse @ target / inverse.diagonal()).square().sum())
         if best is None or error < best[0]:

@@ -26,11 +26,18 @@ from foretune.train import fine_tune, load_adapter
 
 
 class Descent(BaseModel):
-    """Gradient descent: its rate is ``step / (σ_max + largest λ)``, the same for every λ of a task and seed."""
+    """Gradient descent: its rate is ``step / (σ_max + largest λ)``, the same for every λ of a task and seed.
+
+    Attributes:
+        steps: How many.
+        step: Their length.
+        ridge: Strength of the ridge regression that the head is; None: that with the least leave-one-out error.
+    """
 
     model_config = ConfigDict(extra="forbid")
     steps: int
     step: float
+    ridge: float | None = None
 
 
 class Experiment(BaseModel):
@@ -158,7 +165,7 @@ class Work:
                     if experiment.rule != "always":
                         identity["rule"] = experiment.rule
                     if experiment.descent is not None:
-                        identity["descent"] = experiment.descent.model_dump()
+                        identity["descent"] = experiment.descent.model_dump(exclude_none=True)
                         identity["largest"] = max(experiment.strengths)
                     name = experiment.names(placement)[strength]
                     work = functools.partial(getattr(self, experiment.measures), task, name, seed, strength)
@@ -199,7 +206,8 @@ class Work:
     def start(self, task: str, placement: str, seed: int) -> Start:
         """The model before training and its Jacobian."""
         first = self.experiment.names(placement)[self.experiment.strengths[0]]
-        return prepare(self.task(task), self.candidate(task, first), seed)
+        given = self.experiment.descent
+        return prepare(self.task(task), self.candidate(task, first), seed, None if given is None else given.ridge)
 
     def kernels(self, task: str, name: str, seed: int) -> dict[str, Any]:
         """Kernels at initialisation."""

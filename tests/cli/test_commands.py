@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from cases import one_thread
-from helpers import write_tiny_run
+from helpers import write_jsonl, write_tiny_run
 from task.bad_inputs import CASES, BadInput
 
 import foretune.cli as cli
@@ -69,6 +69,20 @@ def test_forecast_train_compare_report(
     assert summary["n"] == 2 and summary["mean_absolute_error"] is not None
     assert foretune(monkeypatch, "report", out) == 0
     assert "query" in (out / "report.html").read_text()
+
+
+def test_doctor_shows_all_numbers_beside_long_class_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_tiny_run(tmp_path)
+    for split in ("train", "eval"):
+        rows = [json.loads(line) for line in (tmp_path / f"{split}.jsonl").read_text().splitlines()]
+        named = [row | {"label": f"comp.sys.computers.{'good' if row['label'] else 'bad'}.hardware"} for row in rows]
+        write_jsonl(tmp_path / f"{split}.jsonl", named)
+    assert foretune(monkeypatch, "doctor", run) == 0
+    said = capsys.readouterr().out
+    assert "tokens, mean" in said and "longest" in said, "column names are whole on a screen of 80 columns"
+    assert " ".join(said.split()).count("comp.sys.computers.bad.hardware 24, comp.sys.computers.good.hardware 24") == 1
 
 
 def test_unwritable_output_is_the_users_mistake(

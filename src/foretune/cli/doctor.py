@@ -18,14 +18,17 @@ def command(run: RunFile) -> None:
         highlight=False,
     )
     title = f"data, cut at {found.max_length} tokens"
-    data = table(title, "split", "rows", "tokens, mean", "longest", "cut", "classes")
-    for name, split in (("train", found.train), ("eval", found.eval)):
-        classes = ", ".join(f"{label} {count}" for label, count in (split.class_counts or {}).items()) or "numbers"
+    data = table(title, "split", "rows", "tokens, mean", "longest", "cut")
+    splits = {"train": found.train, "eval": found.eval}
+    for name, split in splits.items():
         cells = (f"{split.tokens_mean:.1f}", f"{split.tokens_max}", f"{100 * split.truncated:.1f}%")
-        data.add_row(name, f"{split.rows:,}", *cells, classes)
+        data.add_row(name, f"{split.rows:,}", *cells)
     out.print(data)
+    for name, split in splits.items():
+        classes = ", ".join(f"{label} {count}" for label, count in (split.class_counts or {}).items())
+        out.print(f"{name} labels: {classes or 'numbers'}", highlight=False)
     title = "candidates (times and sizes are estimated)"
-    costs = table(title, "candidate", "layers", "parameters", "steps", "training", "memory", "tangents")
+    costs = table(title, "candidate", "layers", "parameters", "steps", "training", "memory", "tangents ≤")
     for each in found.candidates:
         costs.add_row(
             each.name,
