@@ -8,7 +8,6 @@ Writes ``benchmarks/results/truth/TASK.json`` for every task of which there are 
 import argparse
 import sys
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -85,7 +84,7 @@ def truth_of(content: dict[str, Any]) -> Truth:
         if run["seed"] in seeds:
             at = candidates.index(run["candidate"]), seeds.index(run["seed"])
             metric[at], loss[at] = run["eval_metric"], run["eval_loss"]
-    seconds = [fmean(run["seconds"] for run in runs if run["candidate"] == name) for name in candidates]
+    seconds = [min(run["seconds"] for run in runs if run["candidate"] == name) for name in candidates]
     return Truth(candidates, metric, loss, np.array(seconds))
 
 

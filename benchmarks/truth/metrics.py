@@ -25,7 +25,7 @@ class Truth:
         candidates: Their names.
         metric: Final metric of every candidate and seed; nan where it was not trained.
         loss: Final evaluation loss, likewise.
-        seconds: Mean seconds of a real run of each candidate.
+        seconds: Seconds of the fastest real run of each candidate.
     """
 
     candidates: tuple[str, ...]
@@ -36,9 +36,17 @@ class Truth:
     @property
     def mean(self) -> Float[np.ndarray, " c"]:
         """The metric's mean over the seeds that there are; nan where there is none."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # of rows that are all nan
-            return np.nanmean(self.metric, axis=1)
+        return _known_mean(self.metric)
+
+    def averaged(self) -> "Truth":
+        """Means over seeds in the place of single runs."""
+        return Truth(self.candidates, self.mean[:, None], _known_mean(self.loss)[:, None], self.seconds)
+
+
+def _known_mean(values: Float[np.ndarray, "c s"]) -> Float[np.ndarray, " c"]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of rows that are all nan
+        return np.nanmean(values, axis=1)
 
 
 @dataclass(frozen=True)

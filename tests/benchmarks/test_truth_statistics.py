@@ -31,6 +31,12 @@ def prediction(values: list[float], width: float = 0.1) -> Prediction:
     return Prediction(metric, metric, 1 - metric, metric - width, metric + width, np.full(len(metric), 0.5))
 
 
+def test_means_over_seeds_leave_out_what_was_not_trained() -> None:
+    mean = truth([0.5, 0.6, math.nan], [0.7, math.nan, 0.4]).averaged()
+    assert mean.metric[:, 0] == pytest.approx([0.6, 0.6, 0.4]) and mean.loss[:, 0] == pytest.approx([0.4, 0.4, 0.6])
+    assert evaluate([mean], [prediction([0.6, 0.6, 0.4])])["mean_absolute_error"] == pytest.approx(0)
+
+
 def test_a_perfect_prediction() -> None:
     values = [0.5, 0.6, 0.7, 0.9]
     found = evaluate([truth(values)], [prediction(values)])

@@ -1,5 +1,7 @@
 """Batches of examples of like length."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +24,7 @@ def test_every_example_is_in_one_batch_that_fits(lengths: list[int], most: int) 
 @given(lengths_of_texts, st.integers(1, 40))
 def test_no_batch_could_take_the_next_example(lengths: list[int], most: int) -> None:
     batches = alike(lengths, most)
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in itertools.pairwise(batches):
         assert len(batch) == most or (len(batch) + 1) * lengths[following[0]] > TOKENS
 
 
