@@ -79,6 +79,7 @@ def collect(
     directory: str | Path | None = None,
     dtype: torch.dtype | None = None,
     tolerance: float | None = None,
+    sample: int | None = None,
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Tangents:
@@ -89,6 +90,7 @@ def collect(
         directory=directory,
         dtype=dtype,
         tolerance=tolerance,
+        sample=sample,
         batch_size=batch_size,
         progress=progress,
     )

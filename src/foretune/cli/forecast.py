@@ -20,6 +20,12 @@ def command(
     refreshes: Annotated[
         int, typer.Option(min=0, help="Tangents taken again on the way through each simulated run: truer, a pass each.")
     ] = 0,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Training examples that stand for all of them, for data too large to keep tangents of."
+        ),
+    ] = None,
 ) -> None:
     """Predict every candidate's training curve and final metric; writes forecast.json, best first.
 
@@ -29,7 +35,10 @@ def command(
     """
     from foretune.forecast.run import forecast_run
 
-    show(forecast_run(run, output, names=candidate, seeds=seeds, refreshes=refreshes, bar=progress_bar))
+    found = forecast_run(
+        run, output, names=candidate, seeds=seeds, refreshes=refreshes, sample=sample, bar=progress_bar
+    )
+    show(found)
     out.print(f"wrote {output / 'forecast.json'}; next: foretune train {run} -c NAME -o {output}")
 
 
@@ -37,10 +46,12 @@ def show(result: dict[str, Any]) -> None:
     """Print a forecast as a table."""
     task, collected = result["task"], result["collect"]
     source = "reused from an earlier run, took" if collected["reused"] else "collected in"
+    sampled = collected["train_examples"] < task["train_examples"]
+    stand = f", of which {collected['train_examples']} stand for all," if sampled else ""
     out.print(
-        f"{task['model']} on {task['name']}: {task['train_examples']} training and {task['eval_examples']} evaluation "
-        f"examples\ntangents of {collected['modules']} layers along {collected['directions']} directions: {source} "
-        f"{collected['seconds']:.1f} s, {collected['bytes'] / 2**20:,.0f} MiB"
+        f"{task['model']} on {task['name']}: {task['train_examples']} training{stand} and {task['eval_examples']} "
+        f"evaluation examples\ntangents of {collected['modules']} layers along {collected['directions']} directions: "
+        f"{source} {collected['seconds']:.1f} s, {collected['bytes'] / 2**20:,.0f} MiB"
     )
     name = task["metric_name"]
     shown = table("forecast, best first", "candidate", name, "±", "loss", "params", "κ", "trace", "gap", "")

@@ -15,6 +15,7 @@ from foretune.forecast.advice import advice
 from foretune.forecast.calibration import Correction, corrected, corrections, evidence, unstable
 from foretune.forecast.compare import higher_is_better
 from foretune.forecast.network import EarlyGap, Gaps, gap_sample, linearity_gap
+from foretune.forecast.sample import Sample, without
 from foretune.forecast.simulate import fitted_loss, simulate
 from foretune.kernel import RiskBounds, Spectrum, Summary, ntk, risk_summary, summary
 from foretune.linear import Modes, best_strength
@@ -51,6 +52,7 @@ class Forecast:
         refreshes: How often tangents were taken again in each.
         gaps: Of the first of them.
         fitted_loss: Loss of the training examples at its end.
+        sample: How many of the training examples were simulated, for how many.
         kernel: The figures of its NTK, as in ``forecast.json``.
         seconds: Time the simulations took.
         trainable_parameters: Parameters of adapters and head.
@@ -64,6 +66,7 @@ class Forecast:
     refreshes: int
     gaps: Gaps
     fitted_loss: float
+    sample: Sample
     kernel: Figures
     seconds: float
     trainable_parameters: int
@@ -75,24 +78,32 @@ class Forecast:
         return [_mean_point(points) for points in zip(*(run.curve for run in self.runs), strict=True)]
 
     @property
+    def excess(self) -> float:
+        """How much further apart the final losses are than all training examples would leave them."""
+        return self.sample.excess(self.runs[0].final["eval_loss"], self.fitted_loss)
+
+    @property
     def evidence(self) -> dict[str, float]:
         """What the first simulated run tells about the real one beyond its result."""
-        return evidence(self.gaps.early, self.gaps.end, self.fitted_loss, self.runs[0].final["eval_loss"])
+        losses = {"fitted_loss": self.fitted_loss, "eval_loss": self.runs[0].final["eval_loss"]}
+        return evidence(self.gaps.early, self.gaps.end, **without(self.excess, losses))
 
     @property
     def curve(self) -> list[MeanPoint]:
         """The expected curve: the simulated one, corrected by what was learnt from real runs.
 
-        The correction holds at the end and grows with the steps until there. With refreshes only its spread is used:
-        it was learnt from runs without.
+        The correction holds at the end and grows with the steps until there, as does what a sample of the training
+        examples fits too closely. With refreshes only the correction's spread is used: it was learnt from runs without.
         """
-        known = corrections(self.evidence)
+        known = {name: self.sample.widened(each) for name, each in corrections(self.evidence).items()}
         if self.refreshes:
             known = {name: Correction(0.0, each.spread) for name, each in known.items()}
-        return [
-            MeanPoint(**corrected(point, known, point["step"] / self.steps, self.metric_name))  # type: ignore[typeddict-item]
-            for point in self.simulated
-        ]
+        points = []
+        for point in self.simulated:
+            share = point["step"] / self.steps
+            expected = corrected(without(share * self.excess, point), known, share, self.metric_name)
+            points.append(MeanPoint(**expected))  # type: ignore[typeddict-item]
+        return points
 
     @property
     def unstable(self) -> bool:
@@ -145,7 +156,7 @@ def forecast(
     The first seed is the user's own: its head, its adapters and its batches are those of the real run.
 
     Args:
-        tangents: Of the task, for every layer that a candidate adapts.
+        tangents: Of the task, for every layer that a candidate adapts; those of a sample of its training examples do.
         task: The task.
         candidates: What to simulate.
         seeds: Seeds for each candidate, counted up from its own.
@@ -182,6 +193,7 @@ def forecast(
             refreshes=refreshes,
             gaps=gaps,
             fitted_loss=fitted,
+            sample=Sample(tangents.num_train, len(task.train)),
             seconds=time.perf_counter() - started,
             kernel=kernels.figures(candidate, int(runs[0].final["step"])),
             trainable_parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -68,6 +68,7 @@ class Relinearise(TrainerCallback):
                     heads=model.head.names,
                     directory=self.scratch / f"step-{state.global_step}",
                     dtype=model.tangents.dtype,
+                    sample=model.tangents.num_train,
                 )
             model.relinearise(found)
 

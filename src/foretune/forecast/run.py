@@ -24,6 +24,7 @@ def forecast_run(
     names: Sequence[str] | None = None,
     seeds: int = SEEDS,
     refreshes: int = 0,
+    sample: int | None = None,
     bar: Bar,
 ) -> dict[str, Any]:
     """Forecast the candidates of a ``run.yaml`` and write ``forecast.json``; tangents are kept beside it.
@@ -34,6 +35,7 @@ def forecast_run(
         names: Only these candidates.
         seeds: Simulated seeds of each candidate.
         refreshes: How often tangents are taken again in each simulated run.
+        sample: Training examples that stand for all of them; by default each for itself.
         bar: Makes a progress bar for a label.
 
     Raises:
@@ -54,7 +56,9 @@ def forecast_run(
         )
     layers = sorted({module.name for adaptation in loaded.adaptations for module in adaptation.modules})
     with bar("collecting tangents") as progress:
-        tangents = collect(task, layers, heads=heads.pop(), directory=directory / "tangents", progress=progress)
+        tangents = collect(
+            task, layers, heads=heads.pop(), directory=directory / "tangents", sample=sample, progress=progress
+        )
     with bar("forecasting") as progress:
         forecasts = forecast(tangents, task, task.candidates, seeds=seeds, refreshes=refreshes, progress=progress)
     result = provenance(task.candidates[0].seed, time.perf_counter() - started) | {
@@ -62,6 +66,7 @@ def forecast_run(
         "collect": {
             "seconds": tangents.seconds,
             "reused": tangents.reused,
+            "train_examples": tangents.num_train,
             "directions": tangents.num_directions,
             "modules": len(tangents.layers),
             "bytes": tangents.num_bytes,

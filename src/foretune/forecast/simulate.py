@@ -85,13 +85,15 @@ def fitted_loss(model: TangentModel) -> float:
 def index_datasets(tangents: Tangents, task: Task) -> tuple[Dataset, Dataset]:
     """The splits with examples given by number; lengths let ``Trainer`` group them as it would group the texts.
 
-    Evaluation examples come in the order in which their rows are stored, so that batches of them are read as they lie.
+    Where tangents are of a sample of the training examples, these stand for the others in turn, so that a run takes as
+    many steps as the real one. Evaluation examples come in the order in which their rows are stored, so that batches of
+    them are read as they lie.
     """
     lengths = tangents.counts[tangents.place]
     columns = {"index": torch.arange(tangents.num_examples), "labels": tangents.labels, "length": lengths}
     train, evaluation = (
         Dataset.from_dict({name: values[chosen].tolist() for name, values in columns.items()})
-        for chosen in (torch.arange(tangents.num_train), tangents.stored[tangents.num_train :])
+        for chosen in (torch.arange(len(task.train)) % tangents.num_train, tangents.stored[tangents.num_train :])
     )
     return train, evaluation
 

@@ -37,6 +37,7 @@ def collect(
     directory: str | Path | None = None,
     dtype: torch.dtype | None = None,
     tolerance: float | None = None,
+    sample: int | None = None,
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Tangents:
@@ -55,10 +56,12 @@ def collect(
         dtype: How rows are stored; by default bfloat16 for single precision models, else the model's own type.
         tolerance: Share of an example's squared gradient in a layer's weight that may be left out, on average, to keep
             fewer rows than it has tokens; by default 0.02 for rows that are stored in bfloat16, else 0.
+        sample: Of so many training examples, which then stand for all of them; by default of all.
         batch_size: Most examples in one pass, fewer of long texts; results do not depend on it.
         progress: Called with examples done and in all.
     """
     started = time.perf_counter()
+    task = task if sample is None else task.sampled(sample)
     model = task.model.eval()
     heads = head_names(model) if heads is None else tuple(heads)
     layers = select_layers(model, modules, heads)

@@ -210,7 +210,7 @@ def _warnings(data: EncodedData, task: Task, adaptations: tuple[Adaptation, ...]
         found.append(f"{data.train_stats.repeated} training texts occur more than once")
     tokens = data.train_stats.tokens_total + data.eval_stats.tokens_total
     if tokens > MANY_TOKENS:
-        found.append(f"{tokens:,} tokens to cache: set data.train_samples for a quicker forecast")
+        found.append(f"{tokens:,} tokens to cache: let some examples stand for all, foretune forecast --sample 1000")
     for candidate, adaptation in zip(task.candidates, adaptations, strict=True):
         wide = [m.name for m in adaptation.modules if m.rank > min(m.num_inputs, m.num_outputs)]
         if wide:

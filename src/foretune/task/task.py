@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -92,6 +92,13 @@ class Task:
         y = y - y.mean()
         norm = float(np.linalg.norm(f) * np.linalg.norm(y))
         return {"eval_metric": float(f @ y) / norm if norm > 0 else 0.0}
+
+    def sampled(self, count: int) -> "Task":
+        """The same task with only so many training examples, drawn without replacement, always the same ones."""
+        if count >= len(self.train):
+            return self
+        drawn = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))[:count]
+        return replace(self, train=self.train.select(drawn.sort().values.tolist()))
 
     def fingerprint(self) -> str:
         """A hash of weights, config, tokenised rows and loss: equal for equal tasks, on any machine.

@@ -1,0 +1,91 @@
+"""Training sets that are too large to keep tangents of: some examples stand for all."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import write_tiny_run
+
+from foretune.cli.console import progress_bar
+from foretune.cli.forecast import show
+from foretune.forecast.calibration import Correction
+from foretune.forecast.forecast import Starts, forecast
+from foretune.forecast.run import forecast_run
+from foretune.forecast.sample import OPEN, Sample, without
+from foretune.forecast.simulate import index_datasets, simulate
+from foretune.tangents import collect
+from foretune.task import Task, load_task
+
+
+def tiny(folder: Path) -> Task:
+    return load_task(write_tiny_run(folder, training={"num_train_epochs": 2}))
+
+
+def test_the_same_examples_are_drawn_each_time(tmp_path: Path) -> None:
+    task = tiny(tmp_path)
+    rows = [tuple(ids) for ids in task.train["input_ids"]]
+    drawn = [tuple(ids) for ids in task.sampled(20).train["input_ids"]]
+    assert drawn == [tuple(ids) for ids in task.sampled(20).train["input_ids"]]
+    assert len(drawn) == 20 and set(drawn) <= set(rows) and drawn != rows[:20]
+    assert task.sampled(48) is task and task.sampled(100) is task
+
+
+def test_a_sample_is_simulated_as_if_the_others_were_its_copies(tmp_path: Path) -> None:
+    task = tiny(tmp_path)
+    candidate, kept = task.candidates[0], 20
+    few = collect(task, dtype=torch.float32, sample=kept)
+    drawn = task.sampled(kept).train
+    copies = replace(task, train=drawn.select([i % kept for i in range(len(task.train))]))
+    curves = []
+    for tangents, told in ((few, task), (collect(copies, dtype=torch.float32), copies)):
+        start = Starts(told, tangents).draw(candidate, candidate.seed)
+        curves.append(simulate(tangents, told, candidate, *start, candidate.seed)[0].curve)
+    assert [point["step"] for point in curves[0]] == [0, 6, 12]  # of the 48 examples, in batches of 8
+    for ours, theirs in zip(*curves, strict=True):
+        assert ours["epoch"] == theirs["epoch"]
+        assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-5)
+    train, _ = index_datasets(few, task)
+    assert train["index"][18:22] == [18, 19, 0, 1] and train["labels"][20:] == train["labels"][:28]
+
+
+def test_refreshed_tangents_are_of_the_same_sample(tmp_path: Path) -> None:
+    task = tiny(tmp_path)
+    tangents = collect(task, dtype=torch.float32, sample=20)
+    slow = replace(task.candidates[0], training=task.candidates[0].training | {"learning_rate": 1e-9})
+    plain, refreshed = (forecast(tangents, task, [slow], refreshes=count)[0] for count in (0, 2))
+    for one, other in zip(plain.simulated, refreshed.simulated, strict=True):
+        assert one["eval_loss"] == pytest.approx(other["eval_loss"], abs=1e-6)
+
+
+def test_error_bars_hold_what_a_sample_leaves_open(tmp_path: Path) -> None:
+    whole = Correction(0.1, 0.3)
+    assert Sample(50, 50).widened(whole) == whole
+    assert Sample(50, 100).widened(whole) == Correction(0.1, pytest.approx((0.3**2 + OPEN**2 / 100) ** 0.5))
+    task = tiny(tmp_path)
+    found = forecast(collect(task, dtype=torch.float32, sample=20), task, task.candidates)[0]
+    alone = replace(found, sample=Sample(48, 48))
+    assert (found.curve[-1]["eval_metric_std"] or 0) > (alone.curve[-1]["eval_metric_std"] or 1)
+
+
+def test_losses_of_a_sample_come_together() -> None:
+    half = Sample(1000, 2000)
+    assert half.excess(0.5, 0.3) == pytest.approx(0.1) and half.excess(0.3, 0.5) == 0
+    assert Sample(2000, 2000).excess(0.5, 0.3) == 0
+    point = {"step": 3, "train_loss": 0.3, "eval_loss": 0.5, "eval_metric": 0.8}
+    expected = {"step": 3, "train_loss": 0.375, "eval_loss": 0.475, "eval_metric": 0.8}
+    assert without(0.1, point) == pytest.approx(expected)
+    assert without(0.1, {"train_loss": None})["train_loss"] is None
+
+
+def test_through_the_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_tiny_run(tmp_path)
+    found = forecast_run(run, tmp_path / "out", sample=20, bar=progress_bar)
+    assert found["collect"]["train_examples"] == 20 and found["task"]["train_examples"] == 48
+    assert found["candidates"][0]["simulated"]["eval_loss"] > 0
+    again = forecast_run(run, tmp_path / "out", sample=20, bar=progress_bar)
+    assert again["collect"]["reused"]
+    show(again)
+    assert "48 training, of which 20 stand for all" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "out" / "forecast.json").read_text())["collect"]["train_examples"] == 20
