@@ -14,7 +14,8 @@ if __name__ == "__main__":  # not this folder: its names are common ones
 
 from paper.plot import Axis, Series, picture
 from paper.reading import DOCS, paragraph
-from truth.gather import prediction_of, read_tasks, truth_of
+from truth.gather import prediction_of, read_sizes, read_tasks, truth_of
+from truth.grid import TASKS
 from truth.metrics import Prediction, Truth, another_seed, bootstrap, evaluate, interval
 from truth.ours import left_out, simulated
 
@@ -27,8 +28,8 @@ COLLAPSED = 0.5  # of what its simulation gained over guessing: less is a collap
 GAIN = 0.05  # over guessing, that a simulation must promise for its run to collapse
 
 
-def document(tasks: list[dict[str, Any]]) -> str:
-    """The page, for tasks with simulations."""
+def document(tasks: list[dict[str, Any]], sizes: list[dict[str, Any]]) -> str:
+    """The page, for tasks with simulations, and for those with another number of training examples."""
     truths = [truth_of(task) for task in tasks]
     predictors = predictions(tasks, truths)
     scores = {name: evaluate(truths, found) for name, found in predictors.items()}
@@ -49,6 +50,7 @@ def document(tasks: list[dict[str, Any]]) -> str:
             *_by_task(tasks, truths, predictors),
             *_collapse(tasks, truths),
             *_warnings(tasks, truths, predictors[OURS]),
+            *_sizes(sizes, tasks),
             *_candidates(tasks, truths, predictors[OURS]),
         ]
     )
@@ -57,13 +59,17 @@ def document(tasks: list[dict[str, Any]]) -> str:
 def predictions(tasks: list[dict[str, Any]], truths: list[Truth]) -> dict[str, list[Prediction]]:
     """Every predictor's predictions for every task; ours are learnt on the other tasks."""
     names = sorted({name for task in tasks for name in task["scores"]})
-    forecasts = left_out(tasks, [task for task in tasks if task["model"] == "minilm"])
+    forecasts = left_out(tasks, _learnt_on(tasks))
     said = {OURS: forecasts, "as simulated": [simulated(task) for task in tasks]}
     said |= {name: [task["scores"].get(name) for task in tasks] for name in names}
     return {
         name: [prediction_of(scores, truth.candidates) for scores, truth in zip(own, truths, strict=True)]
         for name, own in said.items()
     }
+
+
+def _learnt_on(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [task for task in tasks if task["model"] == "minilm"]
 
 
 def _head(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
@@ -253,20 +259,40 @@ def _candidates(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: lis
         "",
     ]
     for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
-        lines += [f"### {task['name']}", ""]
-        lines += ["| candidate | forecast | simulated | true | loss | simulated | true | early gap | gap |"]
-        lines += ["|---|---|---|---|---|---|---|---|---|"]
-        for i in np.argsort(-forecast.metric):
-            row, metric, loss = task["simulated"][truth.candidates[i]], truth.metric[i], truth.loss[i]
-            several = np.sum(~np.isnan(metric)) > 1
-            spread = f" ± {100 * np.nanstd(metric, ddof=1):.1f}" if several else ""
-            lines.append(
-                f"| {truth.candidates[i]} | {100 * forecast.metric[i]:.1f} "
-                f"± {50 * (forecast.high[i] - forecast.low[i]):.1f} | {100 * row['eval_metric']:.1f} "
-                f"| {100 * truth.mean[i]:.1f}{spread} | {forecast.loss[i]:.3f} | {row['eval_loss']:.3f} "
-                f"| {np.nanmean(loss):.3f} | {row['early_linearity_gap']:.2f} | {row['linearity_gap']:.2f} |"
-            )
-        lines.append("")
+        lines += [f"### {task['name']}", "", *_table(task, truth, forecast)]
+    return lines
+
+
+def _table(task: dict[str, Any], truth: Truth, forecast: Prediction) -> list[str]:
+    lines = ["| candidate | forecast | simulated | true | loss | simulated | true | early gap | gap |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    for i in np.argsort(-forecast.metric):
+        row, metric, loss = task["simulated"][truth.candidates[i]], truth.metric[i], truth.loss[i]
+        several = np.sum(~np.isnan(metric)) > 1
+        spread = f" ± {100 * np.nanstd(metric, ddof=1):.1f}" if several else ""
+        lines.append(
+            f"| {truth.candidates[i]} | {100 * forecast.metric[i]:.1f} "
+            f"± {50 * (forecast.high[i] - forecast.low[i]):.1f} | {100 * row['eval_metric']:.1f} "
+            f"| {100 * truth.mean[i]:.1f}{spread} | {forecast.loss[i]:.3f} | {row['eval_loss']:.3f} "
+            f"| {np.nanmean(loss):.3f} | {row['early_linearity_gap']:.2f} | {row['linearity_gap']:.2f} |"
+        )
+    return [*lines, ""]
+
+
+def _sizes(sizes: list[dict[str, Any]], tasks: list[dict[str, Any]]) -> list[str]:
+    """A few candidates on other numbers of training examples."""
+    lines = ["## Numbers of training examples", ""]
+    lines += paragraph(
+        "A few candidates on fewer and on more examples; all that corrects the forecasts was learnt on 256 to 600 of "
+        "other texts."
+    )
+    for task, scores in zip(sizes, left_out(sizes, _learnt_on(tasks)), strict=True):
+        truth = truth_of(task)
+        forecast = prediction_of(scores, truth.candidates)
+        found = evaluate([truth], [forecast])
+        lines += [f"### {TASKS[task['name']].train:,} examples of {TASKS[task['name']].builder}", ""]
+        lines += _table(task, truth, forecast)
+        lines += [f"Mean error {_number(found['mean_absolute_error'], 1, 100)} points.", ""]
     return lines
 
 
@@ -292,5 +318,5 @@ def _number(value: float, digits: int, scale: float = 1, unit: str = "") -> str:
 
 if __name__ == "__main__":
     path = DOCS / "truth.md"
-    path.write_text(document(read_tasks()).rstrip() + "\n", encoding="utf-8")
+    path.write_text(document(read_tasks(), read_sizes()).rstrip() + "\n", encoding="utf-8")
     print(f"wrote {path}")

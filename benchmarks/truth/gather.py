@@ -21,7 +21,7 @@ from truth.metrics import Prediction, Truth
 from foretune.results import provenance, read_json, write_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "truth"
-ENOUGH = 8  # candidates, for a rank correlation to mean something
+ENOUGH, FEW = 8, 4  # candidates, for a rank correlation to mean something, and for errors alone
 DO = "run benchmarks/truth/train.py, score.py and foretune forecast"
 
 
@@ -61,10 +61,20 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
 
 def read_tasks() -> list[dict[str, Any]]:
     """The gathered tasks of which enough candidates were both trained and forecast, in the order of the benchmark."""
-    found = [read_json(RESULTS / f"{name}.json", DO) for name in TASKS if (RESULTS / f"{name}.json").exists()]
-    return [
-        task for task in found if len({run["candidate"] for run in task["runs"]} & set(task["simulated"])) >= ENOUGH
-    ]
+    return [task for task in _read() if len(_both(task)) >= ENOUGH]
+
+
+def read_sizes() -> list[dict[str, Any]]:
+    """The gathered tasks with another number of training examples, of which a few candidates were."""
+    return [task for task in _read() if FEW <= len(_both(task)) < ENOUGH]
+
+
+def _read() -> list[dict[str, Any]]:
+    return [read_json(RESULTS / f"{name}.json", DO) for name in TASKS if (RESULTS / f"{name}.json").exists()]
+
+
+def _both(task: dict[str, Any]) -> set[str]:
+    return {run["candidate"] for run in task["runs"]} & set(task["simulated"])
 
 
 def truth_of(content: dict[str, Any]) -> Truth:
