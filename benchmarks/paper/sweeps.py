@@ -210,7 +210,8 @@ def descent_section(results: Sequence[Result]) -> list[str]:
         f"{model(result)}: {', '.join(result['settings']['tasks'])}, {counted(len(seeds(result['runs'])), 'seed')}, "
         f"{len(result['runs'])} runs of {result['runs'][0]['steps']} full-batch steps on "
         f"{result['settings']['run']['data']['train_samples']} texts, Pearson "
-        f"{spread(by_seed(result['runs'], 'metric_before'), '.3f')} before training"
+        f"{spread(by_seed(result['runs'], 'metric_before'), '.3f')} before training, the head's ridge "
+        f"{result['settings']['descent'].get('ridge') or 'by leave-one-out'}"
         for result in results
     )
     return [
