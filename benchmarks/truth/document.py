@@ -14,13 +14,14 @@ if __name__ == "__main__":  # not this folder: its names are common ones
 
 from paper.plot import Axis, Series, picture
 from paper.reading import DOCS, paragraph
-from truth.gather import prediction_of, read_sizes, read_tasks, truth_of
+from truth.gather import RESULTS, prediction_of, read_sizes, read_tasks, truth_of
 from truth.grid import TASKS
 from truth.metrics import Prediction, Truth, another_seed, bootstrap, evaluate, interval
 from truth.ours import left_out, simulated
 
 from foretune.forecast.advice import GAP
 from foretune.forecast.calibration import UNSTABLE, unstable
+from foretune.results import read_json
 
 OURS = "foretune"
 COMPARED = ("kendall", "regret")
@@ -68,6 +69,11 @@ def predictions(tasks: list[dict[str, Any]], truths: list[Truth]) -> dict[str, l
     }
 
 
+def _quiet() -> str:
+    found = read_json(RESULTS.parent / "forecast.json", "run benchmarks/forecast.py")["candidates"]
+    return " and ".join(f"{each['forecast_over_train']:.2f} ({name})" for name, each in found.items())
+
+
 def _learnt_on(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [task for task in tasks if task["model"] == "minilm"]
 
@@ -92,8 +98,10 @@ def _head(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
             "candidate costs against the best, on means over seeds, in points (hundredths of accuracy or correlation). "
             "The correction that foretune makes was learnt on the other tasks only. Cost is the seconds of a "
             "prediction, its part of what all candidates share included, over those of the real run. Real runs (the "
-            "fastest seed of each) and forecasts were timed by the clock on a busy machine, other predictors by their "
-            "processor time, which makes these look cheaper than they are."
+            "fastest seed of each) and forecasts were timed by the clock, forecasts beside two other processes on two "
+            "cores, which makes them look dearer than they are, other predictors by their processor time, which makes "
+            f"them look cheaper; on a quiet machine a forecast takes {_quiet()} of the time of a real run "
+            "(`python benchmarks/forecast.py`)."
         ),
         *paragraph(
             f"Models: {_list(sorted({task['model'] for task in tasks}))}; all corrections were learnt on minilm, so "
