@@ -198,16 +198,15 @@ class Work:
         """Gradient descent with one λ."""
         given = self.experiment.descent
         assert given is not None
-        start = self.start(task, name.rpartition("-")[0], seed)
+        start = self.start(task, name.rpartition("-")[0], seed, given.ridge)
         rate = given.step / (start.largest + max(self.experiment.strengths))
         return descend(self.task(task), start, strength, rate, given.steps)
 
     @functools.lru_cache(maxsize=1)  # ruff: ignore[cached-instance-method]
-    def start(self, task: str, placement: str, seed: int) -> Start:
+    def start(self, task: str, placement: str, seed: int, ridge: float | None) -> Start:
         """The model before training and its Jacobian."""
         first = self.experiment.names(placement)[self.experiment.strengths[0]]
-        given = self.experiment.descent
-        return prepare(self.task(task), self.candidate(task, first), seed, None if given is None else given.ridge)
+        return prepare(self.task(task), self.candidate(task, first), seed, ridge)
 
     def kernels(self, task: str, name: str, seed: int) -> dict[str, Any]:
         """Kernels at initialisation."""

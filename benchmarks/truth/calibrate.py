@@ -53,6 +53,11 @@ def fit(tasks: Sequence[dict[str, Any]]) -> Weights:
     return found
 
 
+def learnt_on(tasks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that a correction is learnt on: tasks with another model show how it carries over."""
+    return [task for task in tasks if task["model"] == "minilm"]
+
+
 def rows(task: dict[str, Any], quantity: str) -> tuple[np.ndarray, np.ndarray]:
     """Evidence (runs, all of its names) and what real runs added to their simulation on the quantity's scale."""
     on = calibration.scale(quantity, task["metric_name"])
@@ -109,7 +114,7 @@ def predict(weights: dict[str, dict[str, float]], evidence: np.ndarray) -> tuple
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    tasks = [task for task in read_tasks() if task["model"] == "minilm"]
+    tasks = learnt_on(read_tasks())
     content = {
         "learnt_by": "python benchmarks/truth/calibrate.py",
         "tasks": [task["name"] for task in tasks],

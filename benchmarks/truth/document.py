@@ -14,6 +14,7 @@ if __name__ == "__main__":  # not this folder: its names are common ones
 
 from paper.plot import Axis, Series, picture
 from paper.reading import DOCS, paragraph
+from truth.calibrate import learnt_on
 from truth.gather import RESULTS, prediction_of, read_sizes, read_tasks, truth_of
 from truth.grid import TASKS
 from truth.metrics import Prediction, Truth, another_seed, bootstrap, evaluate, interval
@@ -60,7 +61,7 @@ def document(tasks: list[dict[str, Any]], sizes: list[dict[str, Any]]) -> str:
 def predictions(tasks: list[dict[str, Any]], truths: list[Truth]) -> dict[str, list[Prediction]]:
     """Every predictor's predictions for every task; ours are learnt on the other tasks."""
     names = sorted({name for task in tasks for name in task["scores"]})
-    forecasts = left_out(tasks, _learnt_on(tasks))
+    forecasts = left_out(tasks, learnt_on(tasks))
     said = {OURS: forecasts, "as simulated": [simulated(task) for task in tasks]}
     said |= {name: [task["scores"].get(name) for task in tasks] for name in names}
     return {
@@ -72,10 +73,6 @@ def predictions(tasks: list[dict[str, Any]], truths: list[Truth]) -> dict[str, l
 def _quiet() -> str:
     found = read_json(RESULTS.parent / "forecast.json", "run benchmarks/forecast.py")["candidates"]
     return " and ".join(f"{each['forecast_over_train']:.2f} ({name})" for name, each in found.items())
-
-
-def _learnt_on(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [task for task in tasks if task["model"] == "minilm"]
 
 
 def _head(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
@@ -294,7 +291,7 @@ def _sizes(sizes: list[dict[str, Any]], tasks: list[dict[str, Any]]) -> list[str
         "A few candidates on fewer and on more examples; all that corrects the forecasts was learnt on 256 to 600 of "
         "other texts."
     )
-    for task, scores in zip(sizes, left_out(sizes, _learnt_on(tasks)), strict=True):
+    for task, scores in zip(sizes, left_out(sizes, learnt_on(tasks)), strict=True):
         truth = truth_of(task)
         forecast = prediction_of(scores, truth.candidates)
         found = evaluate([truth], [forecast])

@@ -1,6 +1,7 @@
 """Training sets that are too large to keep tangents of: some examples stand for all."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,3 +90,15 @@ def test_through_the_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     show(again)
     assert "48 training, of which 20 stand for all" in " ".join(capsys.readouterr().out.split())
     assert json.loads((tmp_path / "out" / "forecast.json").read_text())["collect"]["train_examples"] == 20
+
+
+def test_a_run_that_diverges_keeps_its_points_before_that(tmp_path: Path) -> None:
+    task = tiny(tmp_path)
+    for sample in (None, 20):
+        found = forecast(collect(task, dtype=torch.float32, sample=sample), task, task.candidates)[0]
+        for loss in (float("inf"), float("nan")):
+            points = [*found.runs[0].curve[:-1], found.runs[0].curve[-1] | {"eval_loss": loss}]
+            diverged = replace(found, runs=[replace(found.runs[0], curve=points)])
+            assert diverged.excess == 0
+            assert [math.isfinite(point["eval_loss"]) for point in diverged.curve] == [True, True, False]
+            assert math.isfinite(diverged.curve[-1]["train_loss"] or math.nan)

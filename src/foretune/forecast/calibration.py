@@ -67,12 +67,14 @@ def evidence(early_gap: float, gap: float, fitted_loss: float, eval_loss: float)
 
     Returns:
         ``constant`` (1) and, where ``early_gap`` is at most ``UNSTABLE``, ``gap`` (up to 1) and ``overfit``, the gap
-        times ``log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT``; else ``unstable`` (1): where the first steps
-        leave the tangents, a run may do well or collapse, and the simulation does not tell which.
+        times ``log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which it is where the run diverged); else
+        ``unstable`` (1): where the first steps leave the tangents, a run may do well or collapse, and the simulation
+        does not tell which.
     """
     stable = not unstable(early_gap)
     near = min(gap, 1.0) if stable else 0.0
-    ratio = math.log(max(eval_loss, 1e-6) / max(fitted_loss, 1e-6))
+    diverged = not math.isfinite(eval_loss + fitted_loss)
+    ratio = OVERFIT if diverged else math.log(max(eval_loss, 1e-6) / max(fitted_loss, 1e-6))
     return {
         "constant": 1.0,
         "gap": near,

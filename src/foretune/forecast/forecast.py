@@ -98,10 +98,10 @@ class Forecast:
         known = {name: self.sample.widened(each) for name, each in corrections(self.evidence).items()}
         if self.refreshes:
             known = {name: Correction(0.0, each.spread) for name, each in known.items()}
-        points = []
+        points, excess = [], self.excess
         for point in self.simulated:
             share = point["step"] / self.steps
-            expected = corrected(without(share * self.excess, point), known, share, self.metric_name)
+            expected = corrected(without(share * excess, point), known, share, self.metric_name)
             points.append(MeanPoint(**expected))  # type: ignore[typeddict-item]
         return points
 

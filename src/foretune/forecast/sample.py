@@ -34,8 +34,12 @@ class Sample:
     total: int
 
     def excess(self, eval_loss: float, fitted_loss: float) -> float:
-        """How much less the losses of evaluation and training examples would differ with all examples."""
-        return max(eval_loss - fitted_loss, 0.0) * (1 - self.size / self.total)
+        """How much less the losses of evaluation and training examples would differ with all examples.
+
+        0 for a run that diverged: nothing of it can be brought to all examples.
+        """
+        found = eval_loss - fitted_loss
+        return found * (1 - self.size / self.total) if 0 < found < math.inf else 0.0
 
     def widened(self, correction: Correction) -> Correction:
         """A correction whose spread holds what the sample leaves open."""

@@ -150,8 +150,7 @@ class _Pass:
 
         Features to bfloat16's precision do where rows are kept in it: they turn the directions by less than 1%.
         """
-        generator = torch.Generator().manual_seed(0)
-        chosen = torch.randperm(self.num_train, generator=generator)[:PROBE_EXAMPLES].tolist()
+        chosen = self.task.drawn(PROBE_EXAMPLES)
         short = product_dtype(self.dtype) == torch.bfloat16
         features, labels = [], []
         for some in alike([self.lengths[i] for i in chosen], self.most):

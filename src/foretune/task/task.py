@@ -93,12 +93,14 @@ class Task:
         norm = float(np.linalg.norm(f) * np.linalg.norm(y))
         return {"eval_metric": float(f @ y) / norm if norm > 0 else 0.0}
 
+    def drawn(self, count: int) -> list[int]:
+        """Numbers of so many training examples, drawn without replacement, always the same ones, in their order."""
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))
+        return order[:count].sort().values.tolist()
+
     def sampled(self, count: int) -> "Task":
-        """The same task with only so many training examples, drawn without replacement, always the same ones."""
-        if count >= len(self.train):
-            return self
-        drawn = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))[:count]
-        return replace(self, train=self.train.select(drawn.sort().values.tolist()))
+        """The same task with only so many of its training examples."""
+        return self if count >= len(self.train) else replace(self, train=self.train.select(self.drawn(count)))
 
     def fingerprint(self) -> str:
         """A hash of weights, config, tokenised rows and loss: equal for equal tasks, on any machine.
