@@ -1,6 +1,8 @@
 """The commands as a user types them, on a tiny model: output, files, exit codes."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,20 @@ def test_wrong_input_exits_2_with_one_message_and_leaves_nothing(
     message = capsys.readouterr().err
     assert message.startswith("error:") and message.count("error:") == 1 and "Traceback" not in message
     assert all(fragment in message for fragment in case.fragments)
+    assert [file for file in (tmp_path / "out").rglob("*") if file.is_file()] == []
+
+
+def test_a_disk_that_fills_up_is_said_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = write_tiny_run(tmp_path)
+    monkeypatch.setattr("os.pwrite", full)
+    assert foretune(monkeypatch, "forecast", run, "-o", tmp_path / "out") == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("error:") and "No space left on device" in message and "Traceback" not in message
     assert [file for file in (tmp_path / "out").rglob("*") if file.is_file()] == []
 
 

@@ -91,6 +91,15 @@ def test_half_written_tangents_are_made_anew(tmp_path: Path, damage: str) -> Non
     assert collect(tiny_task("bert"), directory=tmp_path).reused
 
 
+def test_without_room_on_the_disk_the_pass_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    begun: list[int] = []
+    with pytest.raises(InputError, match=r"tangents take .* and .* are free") as caught:
+        collect(tiny_task("bert"), directory=tmp_path, progress=lambda done, _: begun.append(done))
+    assert str(tmp_path) in caught.value.where and not begun and list(tmp_path.iterdir()) == []
+
+
 def test_an_interrupted_pass_leaves_nothing(tmp_path: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt

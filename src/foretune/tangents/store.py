@@ -15,6 +15,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
+from foretune.errors import InputError
 from foretune.results import write_json
 
 FORMAT = 4
@@ -33,6 +34,9 @@ class RowFile:
     """A safetensors file whose tensors are written row by row, by a thread beside the computation.
 
     Rows go through ``pwrite``: a full disk is then an error, where writing into a memory map would kill the process.
+
+    Raises:
+        InputError: The disk has no room for them.
     """
 
     def __init__(self, path: Path, spec: Spec) -> None:
@@ -46,6 +50,13 @@ class RowFile:
                 offsets = [end + size, end + size + gap]
                 header[f"{name}.gap"] = {"dtype": "U8", "shape": [gap], "data_offsets": offsets}
             end += size + gap
+        free = shutil.disk_usage(path.parent).free
+        if end > free:
+            raise InputError(
+                str(path.parent.parent),
+                f"the tangents take {end / 1e9:.2g} GB and {free / 1e9:.2g} GB are free",
+                "make room, name a directory on another disk with -o, or let some examples stand for all with --sample",
+            )
         text = json.dumps(header).encode()
         text += b" " * (-(len(text) + 8) % 64)
         self.file = path.open("wb")
