@@ -73,11 +73,11 @@ def rows(task: dict[str, Any], quantity: str) -> tuple[np.ndarray, np.ndarray]:
 
 def evidence_of(simulated: dict[str, Any]) -> dict[str, float]:
     """The evidence about a gathered simulation."""
-    names = ("early_linearity_gap", "linearity_gap", "fitted_loss", "eval_loss")
+    names = ("early_linearity_gap", "linearity_gap", "weight_change", "fitted_loss", "eval_loss")
     return calibration.evidence(*(simulated[name] for name in names))
 
 
-NAMES = tuple(calibration.evidence(0.0, 0.0, 1.0, 1.0))
+NAMES = tuple(calibration.evidence(0.0, 0.0, 0.0, 1.0, 1.0))
 
 
 def fit_one(quantity: str, known: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, float]]:

@@ -51,7 +51,7 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
         collected = {key: forecast["collect"][key] for key in ("seconds", "directions", "bytes")}
         guess = forecast["task"]["majority_metric"] or 0.0
         for each in forecast["candidates"]:
-            gaps = {key: each[key] for key in ("early_linearity_gap", "linearity_gap")}
+            gaps = {key: each[key] for key in ("early_linearity_gap", "linearity_gap", "weight_change")}
             simulated[each["name"]] = each["simulated"] | gaps | {"seconds": each["cost"]["seconds"]}
     spent = sum(run["seconds"] for run in runs)
     facts = {"name": name, "model": setting.model, "metric_name": setting.metric_name, "guess": guess}

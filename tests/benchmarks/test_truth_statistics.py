@@ -85,7 +85,8 @@ def made_up(name: str, generator: np.random.Generator, noise: float) -> dict[str
             "fitted_loss": 0.5,
             "eval_metric_std": None,
         }
-        simulated[f"c{number}"] = row | {"early_linearity_gap": 0.1, "linearity_gap": gap, "seconds": 1.0}
+        gaps = {"early_linearity_gap": 0.1, "linearity_gap": gap, "weight_change": 1.0}
+        simulated[f"c{number}"] = row | gaps | {"seconds": 1.0}
         run: dict[str, Any] = {"candidate": f"c{number}", "seed": 0, "seconds": 10.0}
         for quantity in QUANTITIES:
             on = scale(quantity, "accuracy")
@@ -109,5 +110,6 @@ def test_a_known_correction_is_found_and_its_intervals_hold() -> None:
 
 
 def test_evidence_is_read_from_what_was_gathered() -> None:
-    row = {"early_linearity_gap": 0.9, "linearity_gap": 2.0, "fitted_loss": 0.1, "eval_loss": 0.5}
+    gaps = {"early_linearity_gap": 0.9, "linearity_gap": 2.0, "weight_change": 0.2}
+    row = gaps | {"fitted_loss": 0.1, "eval_loss": 0.5}
     assert evidence_of(row)["unstable"] == 1

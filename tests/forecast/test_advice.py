@@ -18,7 +18,7 @@ def curve_of(losses: list[float]) -> list[Point]:
     ]
 
 
-LINEAR = Gaps(early=0.01, end=0.1)
+LINEAR = Gaps(early=0.01, end=0.1, change=0.01)
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,8 @@ LINEAR = Gaps(early=0.01, end=0.1)
         ([0.7, 0.5, 0.8], LINEAR, ["lowest at epoch 1"]),
         ([0.7, 0.7, 0.7], LINEAR, ["does not fall"]),
         ([0.7, math.nan, math.nan], LINEAR, ["diverges"]),
-        ([0.7, 0.6, 0.5], Gaps(early=0.1, end=1.2), ["leaves the region"]),
-        ([0.7, 0.6, 0.5], Gaps(early=0.9, end=0.8), ["can collapse"]),
+        ([0.7, 0.6, 0.5], Gaps(early=0.1, end=1.2, change=0.1), ["leaves the region"]),
+        ([0.7, 0.6, 0.5], Gaps(early=0.9, end=0.8, change=0.1), ["can collapse"]),
     ],
 )
 def test_the_curve_and_the_gaps_decide(losses: list[float], gaps: Gaps, words: list[str], tmp_path: Path) -> None:

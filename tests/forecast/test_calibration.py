@@ -38,19 +38,27 @@ def test_no_scale_leaves_its_range(value: float, shift: float) -> None:
 
 
 def test_evidence_counts_up_to_its_bounds() -> None:
-    known = evidence(early_gap=0.1, gap=3.0, fitted_loss=0.0, eval_loss=5.0)
-    assert known == {"constant": 1.0, "gap": 1.0, "overfit": 2.0, "unstable": 0.0}
-    assert evidence(0.0, 0.5, 1.0, 0.5) == {"constant": 1.0, "gap": 0.5, "overfit": 0.0, "unstable": 0.0}
-    assert evidence(0.9, 3.0, 0.1, 0.5) == {"constant": 1.0, "gap": 0.0, "overfit": 0.0, "unstable": 1.0}
+    known = evidence(early_gap=0.1, gap=3.0, weight_change=2.0, fitted_loss=0.0, eval_loss=5.0)
+    assert known == {"constant": 1.0, "gap": 1.0, "departure": 1.0, "overfit": 2.0, "unstable": 0.0}
+    linear = {"constant": 1.0, "gap": 0.5, "departure": 0.1, "overfit": 0.0, "unstable": 0.0}
+    assert evidence(0.0, 0.5, 0.04, 1.0, 0.5) == pytest.approx(linear)
+    wild = {"constant": 1.0, "gap": 0.0, "departure": 0.0, "overfit": 0.0, "unstable": 1.0}
+    assert evidence(0.9, 3.0, 0.04, 0.1, 0.5) == wild
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_evidence_about_a_run_that_diverged_is_numbers(loss: float) -> None:
+    for known in (evidence(0.1, math.inf, math.inf, 0.1, loss), evidence(math.inf, math.inf, math.inf, loss, loss)):
+        assert all(map(math.isfinite, known.values()))
 
 
 def test_a_linear_run_is_not_moved() -> None:
-    for quantity, each in corrections(evidence(0.0, 0.0, 0.4, 0.5)).items():
+    for quantity, each in corrections(evidence(0.0, 0.0, 0.0, 0.4, 0.5)).items():
         assert each.shift == 0 and 0 < each.spread < 1, quantity
 
 
 def test_what_is_packaged_is_of_known_evidence() -> None:
-    known = evidence(0.1, 0.2, 0.3, 0.4)
+    known = evidence(0.1, 0.2, 0.3, 0.4, 0.5)
     assert set(calibration.learnt()) == set(QUANTITIES)
     assert all(set(terms) <= set(known) for parts in calibration.learnt().values() for terms in parts.values())
 
@@ -92,7 +100,7 @@ def test_a_forecast_shows_what_it_was_corrected_from(tmp_path: Path) -> None:
     task, candidate, tangents = loaded(tmp_path)
     found = forecast(tangents, task, [candidate])[0]
     entry = found.to_json()
-    known = corrections(evidence(found.gaps.early, found.gaps.end, found.fitted_loss, found.runs[0].final["eval_loss"]))
+    known = corrections(found.evidence)
     before, after = entry["simulated"]["eval_loss"], entry["predicted"]["eval_loss"]
     assert before == found.runs[0].final["eval_loss"] and found.seeds == [candidate.seed]
     assert after == pytest.approx(before * math.exp(known["eval_loss"].shift))

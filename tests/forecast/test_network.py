@@ -1,5 +1,6 @@
 """Simulated weights in the network: it becomes what the real run would be, and itself again afterwards."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from test_simulate import loaded, real_run
 
 from foretune.forecast.forecast import Starts
-from foretune.forecast.network import Relinearise, gap_sample, linearity_gap, simulated_weights
+from foretune.forecast.network import Relinearise, gap_sample, linearity_gap, simulated_weights, weight_change
 from foretune.forecast.simulate import simulate
 from foretune.linear.tangent_model import TangentModel
 from foretune.tangents import Adapter, Tangents
@@ -58,6 +59,20 @@ def test_a_network_that_gives_no_numbers_has_left_its_tangents(tmp_path: Path) -
     task, _, tangents = loaded(tmp_path)
     sample = gap_sample(tangents)
     assert linearity_gap(task, moved(task, tangents, 1e30), sample, tangents.outputs[sample]) == float("inf")
+
+
+def test_the_change_of_the_weights_is_that_of_the_network(tmp_path: Path) -> None:
+    task, _, tangents = loaded(tmp_path)
+    model = moved(task, tangents, 0.1)
+    names = [f"{layer}.weight" for layer in model.adapters]
+    before = torch.cat([task.model.get_parameter(name).detach().flatten().clone() for name in names])
+    with simulated_weights(task, model):
+        after = torch.cat([task.model.get_parameter(name).detach().flatten() for name in names])
+    assert weight_change(task, model) == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-4)
+    assert weight_change(task, moved(task, tangents, 0.0)) == 0
+    model.relinearise(tangents)
+    assert weight_change(task, model) == 0
+    assert weight_change(task, moved(task, tangents, math.inf)) == math.inf
 
 
 def test_the_gap_vanishes_with_the_distance(tmp_path: Path) -> None:

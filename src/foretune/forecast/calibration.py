@@ -56,18 +56,22 @@ def unstable(early_gap: float) -> bool:
     return early_gap > UNSTABLE
 
 
-def evidence(early_gap: float, gap: float, fitted_loss: float, eval_loss: float) -> dict[str, float]:
+def evidence(
+    early_gap: float, gap: float, weight_change: float, fitted_loss: float, eval_loss: float
+) -> dict[str, float]:
     """What a simulated run tells about the real one beyond its result.
 
     Args:
         early_gap: Linearity gap after a tenth of the steps: whether the very first steps leave the tangents.
         gap: Linearity gap at the end.
+        weight_change: Relative change of the adapted weights at the end.
         fitted_loss: Simulated loss of the training examples at the end.
         eval_loss: Simulated evaluation loss at the end.
 
     Returns:
-        ``constant`` (1) and, where ``early_gap`` is at most ``UNSTABLE``, ``gap`` (up to 1) and ``overfit``, the gap
-        times ``log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which it is where the run diverged); else
+        ``constant`` (1) and, where ``early_gap`` is at most ``UNSTABLE``, ``gap`` (up to 1), ``departure``, the gap
+        times the square root of ``weight_change`` (up to 1), and ``overfit``, the gap times
+        ``log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which it is where the run diverged); else
         ``unstable`` (1): where the first steps leave the tangents, a run may do well or collapse, and the simulation
         does not tell which.
     """
@@ -78,6 +82,7 @@ def evidence(early_gap: float, gap: float, fitted_loss: float, eval_loss: float)
     return {
         "constant": 1.0,
         "gap": near,
+        "departure": near * math.sqrt(_inside(weight_change, 0.0, 1.0)),
         "overfit": near * _inside(ratio, 0.0, OVERFIT),
         "unstable": float(not stable),
     }

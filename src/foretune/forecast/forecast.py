@@ -14,7 +14,7 @@ from transformers import set_seed
 from foretune.forecast.advice import advice
 from foretune.forecast.calibration import Correction, corrected, corrections, evidence, unstable
 from foretune.forecast.compare import higher_is_better
-from foretune.forecast.network import EarlyGap, Gaps, gap_sample, linearity_gap
+from foretune.forecast.network import EarlyGap, Gaps, gap_sample, linearity_gap, weight_change
 from foretune.forecast.sample import Sample, without
 from foretune.forecast.simulate import fitted_loss, simulate
 from foretune.kernel import RiskBounds, Spectrum, Summary, ntk, risk_summary, summary
@@ -86,7 +86,7 @@ class Forecast:
     def evidence(self) -> dict[str, float]:
         """What the first simulated run tells about the real one beyond its result."""
         losses = {"fitted_loss": self.fitted_loss, "eval_loss": self.runs[0].final["eval_loss"]}
-        return evidence(self.gaps.early, self.gaps.end, **without(self.excess, losses))
+        return evidence(self.gaps.early, self.gaps.end, self.gaps.change, **without(self.excess, losses))
 
     @property
     def curve(self) -> list[MeanPoint]:
@@ -135,6 +135,7 @@ class Forecast:
             "simulated": _values(self.simulated[-1]) | {"fitted_loss": self.fitted_loss},
             "early_linearity_gap": self.gaps.early,
             "linearity_gap": self.gaps.end,
+            "weight_change": self.gaps.change,
             "unstable": self.unstable,
             "kernel": self.kernel,
             "cost": {"seconds": self.seconds, "trainable_parameters": self.trainable_parameters},
@@ -180,7 +181,7 @@ def forecast(
             watch = [early] if first else []
             run, model = simulate(tangents, task, candidate, adapters, head, seed, refreshes=refreshes, watch=watch)
             if first:
-                gaps = Gaps(early.gap, linearity_gap(task, model, sample, before))
+                gaps = Gaps(early.gap, linearity_gap(task, model, sample, before), weight_change(task, model))
                 fitted = fitted_loss(model)
             runs.append(run)
             if progress:

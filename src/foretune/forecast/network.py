@@ -75,15 +75,17 @@ class Relinearise(TrainerCallback):
 
 @dataclass(frozen=True)
 class Gaps:
-    """How far the network at simulated weights is from its tangents, see ``linearity_gap``.
+    """How far the network at simulated weights is from its tangents, see ``linearity_gap``, and from its start.
 
     Attributes:
-        early: After a tenth of the steps.
-        end: At the end.
+        early: Gap after a tenth of the steps.
+        end: Gap at the end.
+        change: Relative change of the adapted weights until then, see ``weight_change``.
     """
 
     early: float
     end: float
+    change: float
 
 
 class EarlyGap(TrainerCallback):
@@ -103,6 +105,27 @@ class EarlyGap(TrainerCallback):
         """Measure, if it is time."""
         if _reached(state, EARLY):
             self.gap = linearity_gap(self.task, kwargs["model"], self.examples, self.before)
+
+
+def weight_change(task: Task, model: TangentModel) -> float:
+    r"""How far a simulated run has moved the adapted weights, relative to their size.
+
+    .. math:: \sqrt{\textstyle\sum_m \lVert\Delta W_m\rVert_F^2 / \sum_m \lVert W_m\rVert_F^2}
+
+    over the adapted layers m, each with its weight W as pretrained and its change since the tangents were taken: what
+    they leave out is of second order in it. ∞: the run no longer gives numbers.
+    """
+    moved = size = 0.0
+    with torch.no_grad():
+        for adapter in model.adapters.values():
+            a, b = model.factors(adapter)
+            change = b @ a
+            if adapter.layer in model.start:
+                first_a, first_b = model.start[adapter.layer]
+                change = change - first_b @ first_a
+            moved += adapter.scaling**2 * float(change.double().square().sum())
+            size += float(task.model.get_submodule(adapter.layer).get_parameter("weight").double().square().sum())
+    return math.sqrt(moved / size) if math.isfinite(moved) else math.inf
 
 
 def _reached(state: TrainerState, share: float) -> bool:
