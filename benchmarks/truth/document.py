@@ -20,7 +20,7 @@ from truth.grid import TASKS
 from truth.metrics import Prediction, Truth, another_seed, bootstrap, evaluate, interval
 from truth.ours import left_out, simulated
 
-from foretune.forecast.advice import GAP
+from foretune.forecast.advice import WIDE
 from foretune.forecast.calibration import UNSTABLE, unstable
 from foretune.results import read_json
 
@@ -236,10 +236,10 @@ def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[
     hit = far = wrong = near = 0
     stable = []
     for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
-        for name, error in zip(truth.candidates, np.abs(forecast.metric - truth.mean), strict=True):
-            row = task["simulated"][name]
-            may_collapse = unstable(row["early_linearity_gap"])
-            warned = row["linearity_gap"] > GAP or may_collapse
+        errors, widths = np.abs(forecast.metric - truth.mean), (forecast.high - forecast.low) / 2
+        for name, error, width in zip(truth.candidates, errors, widths, strict=True):
+            may_collapse = unstable(task["simulated"][name]["early_linearity_gap"])
+            warned = may_collapse or width >= WIDE
             stable += [] if may_collapse else [error]
             if error > 0.05:
                 far, hit = far + 1, hit + warned
@@ -249,9 +249,10 @@ def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[
         "## Warnings",
         "",
         *paragraph(
-            f"{far} forecasts are off by more than 5 points of the mean over seeds; {hit} of them were warned of by a "
-            f"linearity gap, and so were {wrong} of the {near} others. Without the candidates that are called unstable "
-            f"the mean error is {100 * np.mean(stable):.1f} points of the mean over seeds."
+            f"{far} forecasts are off by more than 5 points of the mean over seeds; {hit} of them were warned of, as "
+            f"unstable or by an error bar of ±{100 * WIDE:.0f} points or more, and so were {wrong} of the {near} "
+            "others. Without the candidates that are called unstable the mean error is "
+            f"{100 * np.mean(stable):.1f} points of the mean over seeds."
         ),
     ]
 
@@ -269,8 +270,8 @@ def _candidates(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: lis
 
 
 def _table(task: dict[str, Any], truth: Truth, forecast: Prediction) -> list[str]:
-    lines = ["| candidate | forecast | simulated | true | loss | simulated | true | early gap | gap |"]
-    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| candidate | forecast | simulated | true | loss | simulated | true | early gap | gap | weights |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|---|"]
     for i in np.argsort(-forecast.metric):
         row, metric, loss = task["simulated"][truth.candidates[i]], truth.metric[i], truth.loss[i]
         several = np.sum(~np.isnan(metric)) > 1
@@ -279,7 +280,8 @@ def _table(task: dict[str, Any], truth: Truth, forecast: Prediction) -> list[str
             f"| {truth.candidates[i]} | {100 * forecast.metric[i]:.1f} "
             f"± {50 * (forecast.high[i] - forecast.low[i]):.1f} | {100 * row['eval_metric']:.1f} "
             f"| {100 * truth.mean[i]:.1f}{spread} | {forecast.loss[i]:.3f} | {row['eval_loss']:.3f} "
-            f"| {np.nanmean(loss):.3f} | {row['early_linearity_gap']:.2f} | {row['linearity_gap']:.2f} |"
+            f"| {np.nanmean(loss):.3f} | {row['early_linearity_gap']:.2f} | {row['linearity_gap']:.2f} "
+            f"| {row['weight_change']:.3f} |"
         )
     return [*lines, ""]
 

@@ -101,7 +101,7 @@ def test_a_known_correction_is_found_and_its_intervals_hold() -> None:
     generator = np.random.default_rng(0)
     tasks = [made_up(name, generator, noise=0.05) for name in "pqrst"]
     weights = fit(tasks)
-    assert weights["eval_metric"]["shift"]["gap"] == pytest.approx(0.4, abs=0.05)
+    assert weights["eval_metric"]["shift"]["departure"] == pytest.approx(0.4, abs=0.05)
     another = made_up("u", generator, noise=0.05)
     known = truth_of(another)
     found = evaluate([known], [prediction_of(forecast(another, weights), known.candidates)])

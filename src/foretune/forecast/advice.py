@@ -4,27 +4,36 @@ import math
 from collections.abc import Sequence
 
 from foretune.forecast.calibration import UNSTABLE, unstable
+from foretune.forecast.compare import Z_90
 from foretune.forecast.network import Gaps
 from foretune.forecast.simulate import accepts_loss_kwargs
 from foretune.task import Candidate, Task
 from foretune.train.loop import Point
 
-GAP = 0.9  # linearity gap from which forecasts were seen to be off by more than 5 points (docs/truth.md)
+WIDE = 0.1  # half of the 90% interval of the metric from which a forecast is said to be uncertain (docs/truth.md)
 RISE = 1.1  # eval loss at the end over its best, from which a run is called over-fitting
 
 
-def advice(curve: Sequence[Point], candidate: Candidate, task: Task, gaps: Gaps) -> list[str]:
-    """Warnings about a candidate: unstable, beyond the tangents, over-fitting, no learning, traps of arguments."""
+def advice(curve: Sequence[Point], metric_std: float | None, candidate: Candidate, task: Task, gaps: Gaps) -> list[str]:
+    """Warnings about a candidate: unstable, uncertain, over-fitting, no learning, traps of arguments.
+
+    Args:
+        curve: Its forecast.
+        metric_std: Standard deviation of a real run's final metric around it.
+        candidate: The candidate.
+        task: The task.
+        gaps: How far the run leaves the tangents.
+    """
     said = []
     if unstable(gaps.early):
         said.append(
             f"the first tenth of the run already leaves the tangents (early linearity gap above {UNSTABLE}): such runs "
             "can collapse and learn nothing, whatever the forecast says; lower the learning rate or the scaling"
         )
-    elif gaps.end > GAP:
+    elif metric_std is not None and Z_90 * metric_std >= WIDE:
         said.append(
-            f"training leaves the region where the tangents hold (linearity gap above {GAP}): the forecast rests on "
-            "what such runs did on other tasks, and its error bar is wider; --refreshes 2 follows this one further"
+            f"its error bar is wide, ±{100 * Z_90 * metric_std:.0f} points: that much did such runs of other tasks "
+            f"(linearity gap {gaps.end:.2f}) differ from what their simulation told; hold it against a real run"
         )
     values = [point["eval_loss"] for point in curve]
     if not all(math.isfinite(value) for value in values):

@@ -199,7 +199,8 @@ def forecast(
             kernel=kernels.figures(candidate, int(runs[0].final["step"])),
             trainable_parameters=sum(parameter.numel() for parameter in model.parameters()),
         )
-        found.warnings = advice(found.curve, candidate, task, gaps)
+        curve = found.curve
+        found.warnings = advice(curve, curve[-1]["eval_metric_std"], candidate, task, gaps)
         forecasts.append(found)
     sign = -1 if higher_is_better(task.metric_name) else 1
     return sorted(forecasts, key=lambda each: (each.unstable, sign * each.eval_metric, each.eval_loss))
