@@ -38,8 +38,7 @@ def document(tasks: list[dict[str, Any]], sizes: list[dict[str, Any]]) -> str:
     several = [i for i, truth in enumerate(truths) if truth.metric.shape[1] > 1]
     floors = {
         "*another seed*": evaluate(*map(list, zip(*(another_seed(truths[i]) for i in several), strict=True))),
-        "*foretune where there is one*": evaluate([truths[i] for i in several], [predictors[OURS][i] for i in several]),
-        "*foretune, means over seeds there*": evaluate(
+        "*foretune, against means over seeds*": evaluate(
             [truths[i].averaged() for i in several], [predictors[OURS][i] for i in several]
         ),
     }
@@ -102,8 +101,8 @@ def _head(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
         ),
         *paragraph(
             f"Models: {_list(sorted({task['model'] for task in tasks}))}; all corrections were learnt on minilm, so "
-            "that the others show how they carry over. What there is not: a second seed of every task, and "
-            "an acceptability task on which these models do better than guessing (`agreement` is built, but not run)."
+            "that the others show how they carry over. What there is not: an acceptability task on which these models "
+            "do better than guessing (`agreement` is built, but not run)."
         ),
         "| task | model | metric | candidates trained, forecast | seeds | worst and best, % |",
         "|---|---|---|---|---|---|",
