@@ -7,15 +7,14 @@ import pytest
 from helpers import write_tiny_run
 
 from foretune.forecast.advice import advice
+from foretune.forecast.calibration import MeanPoint
 from foretune.forecast.network import Gaps
 from foretune.task import load_task
-from foretune.train.loop import Point
 
 
-def curve_of(losses: list[float]) -> list[Point]:
-    return [
-        Point(step=k, epoch=float(k), train_loss=None, eval_loss=loss, eval_metric=0.5) for k, loss in enumerate(losses)
-    ]
+def curve_of(losses: list[float], metric_std: float | None) -> list[MeanPoint]:
+    known = {"train_loss": None, "eval_metric": 0.5, "eval_loss_std": None, "eval_metric_std": metric_std}
+    return [MeanPoint(step=k, epoch=float(k), eval_loss=loss, **known) for k, loss in enumerate(losses)]  # type: ignore[typeddict-item]
 
 
 LINEAR = Gaps(early=0.01, end=0.1, change=0.01)
@@ -37,11 +36,11 @@ def test_the_curve_the_error_bar_and_the_gaps_decide(
     losses: list[float], metric_std: float | None, gaps: Gaps, words: list[str], tmp_path: Path
 ) -> None:
     task = load_task(write_tiny_run(tmp_path))
-    said = advice(curve_of(losses), metric_std, task.candidates[0], task, gaps)
+    said = advice(curve_of(losses, metric_std), task.candidates[0], task, gaps)
     assert len(said) == len(words) and all(word in text for word, text in zip(words, said, strict=True))
 
 
 def test_accumulation_that_adds_up_is_named(tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path, training={"gradient_accumulation_steps": 4}))
-    said = advice(curve_of([0.7, 0.6]), 0.02, task.candidates[0], task, LINEAR)
+    said = advice(curve_of([0.7, 0.6], 0.02), task.candidates[0], task, LINEAR)
     assert any("accumulated batches" in text for text in said)

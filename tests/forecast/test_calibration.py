@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from test_simulate import loaded
 
 from foretune.forecast import calibration
-from foretune.forecast.calibration import QUANTITIES, Correction, corrected, corrections, evidence, scale
-from foretune.forecast.forecast import MeanPoint, Starts, forecast
+from foretune.forecast.calibration import QUANTITIES, Correction, MeanPoint, corrected, corrections, evidence, scale
+from foretune.forecast.forecast import Starts, forecast
 from foretune.forecast.network import EarlyGap, gap_sample
 from foretune.forecast.simulate import fitted_loss, simulate
 

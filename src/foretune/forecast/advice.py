@@ -3,28 +3,19 @@
 import math
 from collections.abc import Sequence
 
-from foretune.forecast.calibration import UNSTABLE, unstable
+from foretune.forecast.calibration import UNSTABLE, MeanPoint, unstable
 from foretune.forecast.compare import Z_90
 from foretune.forecast.network import Gaps
 from foretune.forecast.simulate import accepts_loss_kwargs
 from foretune.task import Candidate, Task
-from foretune.train.loop import Point
 
 WIDE = 0.1  # half of the 90% interval of the metric from which a forecast is said to be uncertain (docs/truth.md)
 RISE = 1.1  # eval loss at the end over its best, from which a run is called over-fitting
 
 
-def advice(curve: Sequence[Point], metric_std: float | None, candidate: Candidate, task: Task, gaps: Gaps) -> list[str]:
-    """Warnings about a candidate: unstable, uncertain, over-fitting, no learning, traps of arguments.
-
-    Args:
-        curve: Its forecast.
-        metric_std: Standard deviation of a real run's final metric around it.
-        candidate: The candidate.
-        task: The task.
-        gaps: How far the run leaves the tangents.
-    """
-    said = []
+def advice(curve: Sequence[MeanPoint], candidate: Candidate, task: Task, gaps: Gaps) -> list[str]:
+    """Warnings about a candidate: unstable, uncertain, over-fitting, no learning, traps of arguments."""
+    said, metric_std = [], curve[-1]["eval_metric_std"]
     if unstable(gaps.early):
         said.append(
             f"the first tenth of the run already leaves the tangents (early linearity gap above {UNSTABLE}): such runs "

@@ -18,9 +18,18 @@ from functools import cache
 from importlib import resources
 from typing import Any, NamedTuple
 
+from foretune.train.loop import Point
+
 OVERFIT = 2.0  # where evidence of over-fitting stops to count
 UNSTABLE = 0.55  # early linearity gap from which runs were seen to collapse, from some seeds or all
 QUANTITIES = ("eval_metric", "eval_loss", "train_loss")
+
+
+class MeanPoint(Point):
+    """A point of a forecast's curve, with standard deviations of a real run around it (None where it says nothing)."""
+
+    eval_loss_std: float | None
+    eval_metric_std: float | None
 
 
 class Scale(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from transformers import set_seed
 
 from foretune.forecast.advice import advice
-from foretune.forecast.calibration import Correction, corrected, corrections, evidence, unstable
+from foretune.forecast.calibration import Correction, MeanPoint, corrected, corrections, evidence, unstable
 from foretune.forecast.compare import higher_is_better
 from foretune.forecast.network import EarlyGap, Gaps, gap_sample, linearity_gap, weight_change
 from foretune.forecast.sample import Sample, without
@@ -25,13 +25,6 @@ from foretune.train.loop import Point, Run
 
 ENTRIES = 1024  # rows of a kernel whose figures are given: its eigenvalues take the cube of it
 SEEDS = 1  # simulated seeds of a candidate: error bars hold what other seeds change
-
-
-class MeanPoint(Point):
-    """A point of a forecast's curve, with standard deviations of a real run around it (None where it says nothing)."""
-
-    eval_loss_std: float | None
-    eval_metric_std: float | None
 
 
 class Figures(Summary):
@@ -199,8 +192,7 @@ def forecast(
             kernel=kernels.figures(candidate, int(runs[0].final["step"])),
             trainable_parameters=sum(parameter.numel() for parameter in model.parameters()),
         )
-        curve = found.curve
-        found.warnings = advice(curve, curve[-1]["eval_metric_std"], candidate, task, gaps)
+        found.warnings = advice(found.curve, candidate, task, gaps)
         forecasts.append(found)
     sign = -1 if higher_is_better(task.metric_name) else 1
     return sorted(forecasts, key=lambda each: (each.unstable, sign * each.eval_metric, each.eval_loss))
