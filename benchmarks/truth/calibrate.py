@@ -26,7 +26,7 @@ from foretune.forecast.compare import Z_90
 from foretune.results import write_json
 
 SHIFT = {  # which evidence moves a quantity; chosen on tasks left out
-    "eval_metric": ("departure",),
+    "eval_metric": ("departure", "fall"),
     "eval_loss": ("gap", "overfit", "unstable"),
     "train_loss": ("gap",),
 }
@@ -66,18 +66,20 @@ def rows(task: dict[str, Any], quantity: str) -> tuple[np.ndarray, np.ndarray]:
         simulated = task["simulated"].get(run["candidate"])
         if simulated is None or run[quantity] is None:
             continue
-        evidence.append(list(evidence_of(simulated).values()))
+        evidence.append(list(evidence_of(simulated, task).values()))
         errors.append(on.to(run[quantity]) - on.to(simulated[quantity]))
     return np.array(evidence), np.array(errors)
 
 
-def evidence_of(simulated: dict[str, Any]) -> dict[str, float]:
-    """The evidence about a gathered simulation."""
-    names = ("early_linearity_gap", "linearity_gap", "weight_change", "fitted_loss", "eval_loss")
-    return calibration.evidence(*(simulated[name] for name in names))
+def evidence_of(simulated: dict[str, Any], task: dict[str, Any]) -> dict[str, float]:
+    """The evidence about a gathered simulation of a task."""
+    known = simulated | {name: task[name] for name in ("guess", "metric_name")}
+    return calibration.evidence(
+        calibration.Simulation(**{name: known[name] for name in calibration.Simulation._fields})
+    )
 
 
-NAMES = tuple(calibration.evidence(0.0, 0.0, 0.0, 1.0, 1.0))
+NAMES = tuple(calibration.evidence(calibration.Simulation(0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5, "accuracy")))
 
 
 def fit_one(quantity: str, known: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, float]]:

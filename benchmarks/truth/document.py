@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 if __name__ == "__main__":  # not this folder: its names are common ones
     sys.path[0] = str(Path(__file__).parents[1])
@@ -15,7 +16,7 @@ if __name__ == "__main__":  # not this folder: its names are common ones
 from paper.plot import Axis, Series, picture
 from paper.reading import DOCS, paragraph
 from truth.calibrate import learnt_on
-from truth.gather import RESULTS, prediction_of, read_sizes, read_tasks, truth_of
+from truth.gather import RESULTS, prediction_of, read_fast, read_sizes, read_tasks, truth_of
 from truth.grid import TASKS
 from truth.metrics import Prediction, Truth, another_seed, bootstrap, evaluate, interval
 from truth.ours import left_out, simulated
@@ -28,10 +29,11 @@ OURS = "foretune"
 COMPARED = ("kendall", "regret")
 COLLAPSED = 0.5  # of what its simulation gained over guessing: less is a collapse
 GAIN = 0.05  # over guessing, that a simulation must promise for its run to collapse
+NEAR = 0.007  # relative size of steps from which runs are shown one by one
 
 
-def document(tasks: list[dict[str, Any]], sizes: list[dict[str, Any]]) -> str:
-    """The page, for tasks with simulations, and for those with another number of training examples."""
+def document(tasks: list[dict[str, Any]], sizes: list[dict[str, Any]], fast: list[dict[str, Any]]) -> str:
+    """The page, for tasks with simulations, those with other numbers of training examples, those that may collapse."""
     truths = [truth_of(task) for task in tasks]
     predictors = predictions(tasks, truths)
     scores = {name: evaluate(truths, found) for name, found in predictors.items()}
@@ -49,7 +51,7 @@ def document(tasks: list[dict[str, Any]], sizes: list[dict[str, Any]]) -> str:
             *_predictors(scores, floors, draws),
             *_against(scores, draws),
             *_by_task(tasks, truths, predictors),
-            *_collapse(tasks, truths),
+            *_collapse(tasks, fast),
             *_warnings(tasks, truths, predictors[OURS]),
             *_sizes(sizes, tasks),
             *_candidates(tasks, truths, predictors[OURS]),
@@ -206,29 +208,71 @@ def collapsed(task: dict[str, Any], name: str, metric: float) -> bool:
     return promised >= GAIN and metric - task["guess"] < COLLAPSED * promised
 
 
-def _collapse(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
+def _collapse(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> list[str]:
     found, missed, false, healthy = [], [], [], 0
-    for task, truth in zip(tasks, truths, strict=True):
-        for name, metrics in zip(truth.candidates, truth.metric, strict=True):
-            flag = unstable(task["simulated"][name]["early_linearity_gap"])
-            for metric in metrics[~np.isnan(metrics)]:
-                if collapsed(task, name, metric):
-                    (found if flag else missed).append(f"{task['name']} {name}")
-                else:
-                    healthy += 1
-                    false += [f"{task['name']} {name}"] if flag else []
-    return [
+    for task, name, row, metrics in _runs(tasks):
+        for metric in metrics:
+            if collapsed(task, name, metric):
+                (found if unstable(row["largest_step"]) else missed).append(f"{task['name']} {name}")
+            else:
+                healthy += 1
+                false += [f"{task['name']} {name}"] if unstable(row["largest_step"]) else []
+    lines = [
         "## Runs that collapse",
         "",
         *paragraph(
             f"A run counts as collapsed if it gains less than {COLLAPSED:.0%} of what its simulation gains over "
-            f"guessing, if that is {100 * GAIN:.0f} points or more. `foretune forecast` warns of an early linearity "
-            f"gap above {UNSTABLE}, a limit that was chosen on these very tasks: it found {len(found)} of "
-            f"{len(found) + len(missed)} ({_list(found)}; missed: {_list(missed)}) and warned of "
-            f"{len(false)} of {healthy} other runs ({_list(list(dict.fromkeys(false)))}). Of one configuration a "
-            "seed may collapse and another do well."
+            f"guessing, if that is {100 * GAIN:.0f} points or more. `foretune forecast` warns where one of the first "
+            f"steps changes the network's linear weights by more than {UNSTABLE:.1%}, a limit that was chosen on these "
+            f"very tasks and the runs below: it found {len(found)} of {len(found) + len(missed)} "
+            f"({_list(_counted(found))}; missed: {_list(_counted(missed))}) and warned of {len(false)} of {healthy} "
+            f"other runs ({_list(_counted(false))}). Of one configuration a seed may collapse and another do well."
         ),
     ]
+    known = [(task, name, row, metric) for task, name, row, metrics in _runs([*tasks, *fast]) for metric in metrics]
+    fell = [collapsed(task, name, metric) for task, name, _, metric in known]
+    areas = ", ".join(
+        f"{label} {roc_auc_score(fell, [min(row[key], 1e6) for _, _, row, _ in known]):.2f}"
+        for key, label in (
+            ("largest_step", "largest step"),
+            ("weight_change", "change of the weights"),
+            ("linearity_gap", "linearity gap"),
+        )
+    )
+    return [
+        *lines,
+        "### Near the limit",
+        "",
+        *paragraph(
+            f"All runs with steps of {NEAR:.1%} or more, {sum(len(task['runs']) for task in fast)} runs at learning "
+            f"rates that were chosen to find the limit (`{'`, `'.join(task['name'] for task in fast)}`) among them. "
+            f"Area under the ROC curve, over all {len(known)} runs: {areas}."
+        ),
+        "| task | candidate | step | gap | simulated | true, each seed | |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {task['name']} | {name} | {row['largest_step']:.1%} | {row['linearity_gap']:.2f} "
+            f"| {100 * row['eval_metric']:.1f} | {', '.join(f'{100 * metric:.1f}' for metric in metrics)} "
+            f"| {'collapsed' if any(collapsed(task, name, metric) for metric in metrics) else ''} |"
+            for task, name, row, metrics in sorted(_runs([*tasks, *fast]), key=lambda run: run[2]["largest_step"])
+            if row["largest_step"] >= NEAR
+        ),
+        "",
+    ]
+
+
+def _runs(tasks: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str, dict[str, Any], list[float]]]:
+    """Task, candidate, simulation and metrics of the real runs, for every candidate of the tasks that has both."""
+    return [
+        (task, name, row, metrics)
+        for task in tasks
+        for name, row in task["simulated"].items()
+        if (metrics := [run["eval_metric"] for run in task["runs"] if run["candidate"] == name])
+    ]
+
+
+def _counted(names: list[str]) -> list[str]:
+    return [f"{name} × {names.count(name)}" if names.count(name) > 1 else name for name in dict.fromkeys(names)]
 
 
 def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[Prediction]) -> list[str]:
@@ -237,7 +281,7 @@ def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[
     for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
         errors, widths = np.abs(forecast.metric - truth.mean), (forecast.high - forecast.low) / 2
         for name, error, width in zip(truth.candidates, errors, widths, strict=True):
-            may_collapse = unstable(task["simulated"][name]["early_linearity_gap"])
+            may_collapse = unstable(task["simulated"][name]["largest_step"])
             warned = may_collapse or width >= WIDE
             stable += [] if may_collapse else [error]
             if error > 0.05:
@@ -260,8 +304,11 @@ def _candidates(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: lis
     lines = [
         "## Every candidate",
         "",
-        "In points; ± is the half-width of the 90% interval, or the spread of seeds.",
-        "",
+        *paragraph(
+            "In points; ± is the half-width of the 90% interval, or the spread of seeds. Step: the largest change of "
+            "the linear weights in one step; weights: the change of the adapted ones in the run; gap: the "
+            "linearity gap at its end."
+        ),
     ]
     for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
         lines += [f"### {task['name']}", "", *_table(task, truth, forecast)]
@@ -269,7 +316,7 @@ def _candidates(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: lis
 
 
 def _table(task: dict[str, Any], truth: Truth, forecast: Prediction) -> list[str]:
-    lines = ["| candidate | forecast | simulated | true | loss | simulated | true | early gap | gap | weights |"]
+    lines = ["| candidate | forecast | simulated | true | loss | simulated | true | step | weights | gap |"]
     lines += ["|---|---|---|---|---|---|---|---|---|---|"]
     for i in np.argsort(-forecast.metric):
         row, metric, loss = task["simulated"][truth.candidates[i]], truth.metric[i], truth.loss[i]
@@ -279,8 +326,8 @@ def _table(task: dict[str, Any], truth: Truth, forecast: Prediction) -> list[str
             f"| {truth.candidates[i]} | {100 * forecast.metric[i]:.1f} "
             f"± {50 * (forecast.high[i] - forecast.low[i]):.1f} | {100 * row['eval_metric']:.1f} "
             f"| {100 * truth.mean[i]:.1f}{spread} | {forecast.loss[i]:.3f} | {row['eval_loss']:.3f} "
-            f"| {np.nanmean(loss):.3f} | {row['early_linearity_gap']:.2f} | {row['linearity_gap']:.2f} "
-            f"| {row['weight_change']:.3f} |"
+            f"| {np.nanmean(loss):.3f} | {row['largest_step']:.2%} | {row['weight_change']:.1%} "
+            f"| {row['linearity_gap']:.2f} |"
         )
     return [*lines, ""]
 
@@ -324,5 +371,5 @@ def _number(value: float, digits: int, scale: float = 1, unit: str = "") -> str:
 
 if __name__ == "__main__":
     path = DOCS / "truth.md"
-    path.write_text(document(read_tasks(), read_sizes()).rstrip() + "\n", encoding="utf-8")
+    path.write_text(document(read_tasks(), read_sizes(), read_fast()).rstrip() + "\n", encoding="utf-8")
     print(f"wrote {path}")

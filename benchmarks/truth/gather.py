@@ -15,7 +15,7 @@ import numpy as np
 if __name__ == "__main__":  # not this folder: its names are common ones
     sys.path[0] = str(Path(__file__).parents[1])
 
-from truth.grid import TASKS, Setting
+from truth.grid import TASKS, Setting, ordinary
 from truth.metrics import Prediction, Truth
 
 from foretune.results import provenance, read_json, write_json
@@ -51,8 +51,8 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
         collected = {key: forecast["collect"][key] for key in ("seconds", "directions", "bytes")}
         guess = forecast["task"]["majority_metric"] or 0.0
         for each in forecast["candidates"]:
-            gaps = {key: each[key] for key in ("early_linearity_gap", "linearity_gap", "weight_change")}
-            simulated[each["name"]] = each["simulated"] | gaps | {"seconds": each["cost"]["seconds"]}
+            reach = {key: each[key] for key in ("largest_step", "linearity_gap", "weight_change")}
+            simulated[each["name"]] = each["simulated"] | reach | {"seconds": each["cost"]["seconds"]}
     spent = sum(run["seconds"] for run in runs)
     facts = {"name": name, "model": setting.model, "metric_name": setting.metric_name, "guess": guess}
     facts |= {"collect": collected}
@@ -61,12 +61,21 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
 
 def read_tasks() -> list[dict[str, Any]]:
     """The gathered tasks of which enough candidates were both trained and forecast, in the order of the benchmark."""
-    return [task for task in _read() if len(_both(task)) >= ENOUGH]
+    return [task for task in _read() if len(_both(task)) >= ENOUGH and _ordinary(task)]
 
 
 def read_sizes() -> list[dict[str, Any]]:
     """The gathered tasks with another number of training examples, of which a few candidates were."""
-    return [task for task in _read() if FEW <= len(_both(task)) < ENOUGH]
+    return [task for task in _read() if FEW <= len(_both(task)) < ENOUGH and _ordinary(task)]
+
+
+def read_fast() -> list[dict[str, Any]]:
+    """The gathered tasks with candidates around those from which runs collapse."""
+    return [task for task in _read() if _both(task) and not _ordinary(task)]
+
+
+def _ordinary(task: dict[str, Any]) -> bool:
+    return TASKS[task["name"]].grid is ordinary
 
 
 def _read() -> list[dict[str, Any]]:

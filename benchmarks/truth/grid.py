@@ -1,6 +1,7 @@
 """Tasks and candidates of the truth benchmark."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,45 +41,7 @@ NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A task of the benchmark: its texts, and the base run that its candidates change.
-
-    Attributes:
-        builder: Of the texts, see ``truth.texts``.
-        train: Training examples.
-        epochs: Passes over them.
-        batch: Batch size.
-        max_length: In tokens.
-        rate: The middle one of three learning rates a factor 3 apart.
-        data: Further keys of the ``data`` section.
-        task: ``classification`` or ``regression``.
-        curve: Whether to evaluate after every epoch, or at the end only.
-        model: What is fine-tuned.
-        pooling: What its head reads.
-        candidates: Names of the candidates; by default all.
-    """
-
-    builder: str
-    train: int = 256
-    epochs: int = 4
-    batch: int = 16
-    max_length: int = 64
-    rate: float = 1e-3
-    data: dict[str, Any] = field(default_factory=dict)
-    task: str = "classification"
-    curve: bool = True
-    model: str = "minilm"
-    pooling: str = "mean"
-    candidates: tuple[str, ...] = ()
-
-    @property
-    def metric_name(self) -> str:
-        """What is predicted."""
-        return "pearson" if self.task == "regression" else "accuracy"
-
-
-def candidates(rate: float, names: Names) -> list[dict[str, Any]]:
+def ordinary(rate: float, names: Names) -> list[dict[str, Any]]:
     """Placements, module types, ranks, scalings and learning rates; names say what is changed."""
     low, high = {"learning_rate": rate / 3}, {"learning_rate": rate * 3}
     third, last = names.layers // 3, names.layers - 1
@@ -103,7 +66,67 @@ def candidates(rate: float, names: Names) -> list[dict[str, Any]]:
     ]
 
 
+def fast(rate: float, names: Names) -> list[dict[str, Any]]:
+    """Learning rates and scalings around those from which runs collapse."""
+    rslora: dict[str, Any] = {"r": 32, "use_rslora": True}
+    wide = {"target_modules": "all-linear"}
+    found: list[tuple[str, dict[str, Any], int]] = [
+        ("qv-rate-10", {}, 10),
+        ("qv-rate-30", {}, 30),
+        ("qv-r32-rslora-rate-3", rslora, 3),
+        ("qv-r32-rslora-rate-10", rslora, 10),
+        ("last-layer-rate-10", {"target_modules": names.layer(names.layers - 1)}, 10),
+        ("mlp-rate-10", {"target_modules": names.mlp}, 10),
+        ("all-linear-rate-6", wide, 6),
+        ("all-linear-rate-10", wide, 10),
+        ("all-linear-r32-rslora", wide | rslora, 1),
+        ("all-linear-r32-rslora-rate-2", wide | rslora, 2),
+    ]
+    return [{"name": name, "peft": peft, "training": {"learning_rate": rate * times}} for name, peft, times in found]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A task of the benchmark: its texts, and the base run that its candidates change.
+
+    Attributes:
+        builder: Of the texts, see ``truth.texts``.
+        train: Training examples.
+        epochs: Passes over them.
+        batch: Batch size.
+        max_length: In tokens.
+        rate: The middle one of three learning rates a factor 3 apart.
+        data: Further keys of the ``data`` section.
+        task: ``classification`` or ``regression``.
+        curve: Whether to evaluate after every epoch, or at the end only.
+        model: What is fine-tuned.
+        pooling: What its head reads.
+        candidates: Names of the candidates; by default all.
+        grid: What the candidates are.
+    """
+
+    builder: str
+    train: int = 256
+    epochs: int = 4
+    batch: int = 16
+    max_length: int = 64
+    rate: float = 1e-3
+    data: dict[str, Any] = field(default_factory=dict)
+    task: str = "classification"
+    curve: bool = True
+    model: str = "minilm"
+    pooling: str = "mean"
+    candidates: tuple[str, ...] = ()
+    grid: Callable[[float, Names], list[dict[str, Any]]] = ordinary
+
+    @property
+    def metric_name(self) -> str:
+        """What is predicted."""
+        return "pearson" if self.task == "regression" else "accuracy"
+
+
 HALF = ("qv", "qv-low-rate", "qv-high-rate", "qv-r32-rslora", "qv-bottom", "qv-top", "mlp", "all-linear")
+QUESTIONS = {"text": ["text", "sentence"]}
 FEW = ("qv", "qv-bottom", "mlp", "all-linear")
 TASKS = {
     "movie": Setting("movie", epochs=8, batch=32, max_length=128),
@@ -112,7 +135,7 @@ TASKS = {
     "subjectivity": Setting("subjectivity"),
     "newsgroups": Setting("newsgroups", train=600, epochs=3, max_length=32, rate=2e-3, curve=False),
     "agreement": Setting("agreement", train=1000, epochs=3, max_length=48),
-    "questions": Setting("questions", train=512, epochs=3, data={"text": ["text", "sentence"]}, curve=False),
+    "questions": Setting("questions", train=512, epochs=3, data=QUESTIONS, curve=False),
     "party": Setting("party", max_length=48, curve=False),
     "pooler": Setting("movie", epochs=8, batch=32, max_length=128, rate=2e-3, pooling="model"),
     "movie-mpnet": Setting("movie", rate=5e-4, curve=False, model="mpnet", candidates=HALF),
@@ -124,6 +147,9 @@ TASKS = {
     "movie-2000": Setting("movie", train=2000, epochs=2, batch=32, candidates=FEW),
     "tweets-128": Setting("tweets", train=128, epochs=8, candidates=FEW),
     "tweets-2000": Setting("tweets", train=2000, epochs=2, batch=32, candidates=FEW),
+    "subjectivity-fast": Setting("subjectivity", curve=False, grid=fast),
+    "questions-fast": Setting("questions", train=512, epochs=3, data=QUESTIONS, curve=False, grid=fast),
+    "tweets-fast": Setting("tweets", epochs=8, batch=32, max_length=128, curve=False, grid=fast),
 }
 EVAL_SAMPLES = 600
 
@@ -145,7 +171,7 @@ def prepare(setting: Setting, folder: Path) -> Path:
         | ({} if setting.curve else {"eval_strategy": "no"}),
         "candidates": [
             each
-            for each in candidates(setting.rate, names)
+            for each in setting.grid(setting.rate, names)
             if not setting.candidates or each["name"] in setting.candidates
         ],
     }

@@ -25,9 +25,9 @@ def forecast(task: dict[str, Any], weights: Weights) -> dict[str, Any]:
     """What ``foretune forecast`` says with these weights."""
     scores = {}
     for name, found in task["simulated"].items():
-        said = corrected(found, corrections(evidence_of(found), weights), 1.0, task["metric_name"])
+        said = corrected(found, corrections(evidence_of(found, task), weights), 1.0, task["metric_name"])
         metric, half = said["eval_metric"], Z_90 * said["eval_metric_std"]
-        flagged = unstable(found["early_linearity_gap"])
+        flagged = unstable(found["largest_step"])
         scores[name] = {
             "rank": metric - BEHIND * flagged,
             "metric": metric,

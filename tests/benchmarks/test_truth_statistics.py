@@ -12,6 +12,8 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from truth.calibrate import evidence_of, fit
 from truth.gather import prediction_of, truth_of
+from truth.grid import NAMES as MODULES
+from truth.grid import TASKS
 from truth.metrics import Prediction, Truth, another_seed, bootstrap, evaluate, interval
 from truth.ours import forecast
 
@@ -85,7 +87,7 @@ def made_up(name: str, generator: np.random.Generator, noise: float) -> dict[str
             "fitted_loss": 0.5,
             "eval_metric_std": None,
         }
-        gaps = {"early_linearity_gap": 0.1, "linearity_gap": gap, "weight_change": 1.0}
+        gaps = {"largest_step": 0.001, "linearity_gap": gap, "weight_change": 1.0}
         simulated[f"c{number}"] = row | gaps | {"seconds": 1.0}
         run: dict[str, Any] = {"candidate": f"c{number}", "seed": 0, "seconds": 10.0}
         for quantity in QUANTITIES:
@@ -110,6 +112,12 @@ def test_a_known_correction_is_found_and_its_intervals_hold() -> None:
 
 
 def test_evidence_is_read_from_what_was_gathered() -> None:
-    gaps = {"early_linearity_gap": 0.9, "linearity_gap": 2.0, "weight_change": 0.2}
-    row = gaps | {"fitted_loss": 0.1, "eval_loss": 0.5}
-    assert evidence_of(row)["unstable"] == 1
+    gaps = {"largest_step": 0.03, "linearity_gap": 2.0, "weight_change": 0.2}
+    row = gaps | {"fitted_loss": 0.1, "eval_loss": 0.5, "eval_metric": 0.8}
+    assert evidence_of(row, {"guess": 0.5, "metric_name": "accuracy"})["unstable"] == 1
+
+
+def test_every_task_has_candidates_of_its_own() -> None:
+    for name, setting in TASKS.items():
+        names = [each["name"] for each in setting.grid(setting.rate, MODULES[setting.model])]
+        assert len(set(names)) == len(names) >= 10 and set(setting.candidates) <= set(names), name

@@ -8,7 +8,7 @@ from helpers import write_tiny_run
 
 from foretune.forecast.advice import advice
 from foretune.forecast.calibration import MeanPoint
-from foretune.forecast.network import Gaps
+from foretune.forecast.network import Reach
 from foretune.task import load_task
 
 
@@ -17,26 +17,26 @@ def curve_of(losses: list[float], metric_std: float | None) -> list[MeanPoint]:
     return [MeanPoint(step=k, epoch=float(k), eval_loss=loss, **known) for k, loss in enumerate(losses)]  # type: ignore[typeddict-item]
 
 
-LINEAR = Gaps(early=0.01, end=0.1, change=0.01)
+LINEAR = Reach(step=0.001, change=0.01, gap=0.1)
 
 
 @pytest.mark.parametrize(
-    ("losses", "metric_std", "gaps", "words"),
+    ("losses", "metric_std", "reach", "words"),
     [
         ([0.7, 0.6, 0.5], 0.02, LINEAR, []),
         ([0.7, 0.6, 0.5], None, LINEAR, []),
         ([0.7, 0.5, 0.8], 0.02, LINEAR, ["lowest at epoch 1"]),
         ([0.7, 0.7, 0.7], 0.02, LINEAR, ["does not fall"]),
         ([0.7, math.nan, math.nan], 0.02, LINEAR, ["diverges"]),
-        ([0.7, 0.6, 0.5], 0.07, Gaps(early=0.1, end=1.2, change=0.1), ["±12 points"]),
-        ([0.7, 0.6, 0.5], 0.3, Gaps(early=0.9, end=0.8, change=0.1), ["can collapse"]),
+        ([0.7, 0.6, 0.5], 0.07, Reach(step=0.01, change=0.1, gap=1.2), ["±12 points"]),
+        ([0.7, 0.6, 0.5], 0.3, Reach(step=0.03, change=0.1, gap=0.8), ["by 3.0%: above 1.7% runs can collapse"]),
     ],
 )
 def test_the_curve_the_error_bar_and_the_gaps_decide(
-    losses: list[float], metric_std: float | None, gaps: Gaps, words: list[str], tmp_path: Path
+    losses: list[float], metric_std: float | None, reach: Reach, words: list[str], tmp_path: Path
 ) -> None:
     task = load_task(write_tiny_run(tmp_path))
-    said = advice(curve_of(losses, metric_std), task.candidates[0], task, gaps)
+    said = advice(curve_of(losses, metric_std), task.candidates[0], task, reach)
     assert len(said) == len(words) and all(word in text for word, text in zip(words, said, strict=True))
 
 

@@ -10,9 +10,18 @@ from hypothesis import strategies as st
 from test_simulate import loaded
 
 from foretune.forecast import calibration
-from foretune.forecast.calibration import QUANTITIES, Correction, MeanPoint, corrected, corrections, evidence, scale
+from foretune.forecast.calibration import (
+    QUANTITIES,
+    Correction,
+    MeanPoint,
+    Simulation,
+    corrected,
+    corrections,
+    evidence,
+    scale,
+)
 from foretune.forecast.forecast import Starts, forecast
-from foretune.forecast.network import EarlyGap, gap_sample
+from foretune.forecast.network import LargestStep
 from foretune.forecast.simulate import fitted_loss, simulate
 
 POINT = MeanPoint(
@@ -37,28 +46,73 @@ def test_no_scale_leaves_its_range(value: float, shift: float) -> None:
         assert -1 <= on.back(on.to(value) + 20 * shift) <= 1
 
 
+LINEAR = Simulation(
+    largest_step=0.0,
+    linearity_gap=0.0,
+    weight_change=0.0,
+    fitted_loss=0.4,
+    eval_loss=0.5,
+    eval_metric=0.8,
+    guess=0.5,
+    metric_name="accuracy",
+)
+NOTHING = {"constant": 1.0, "gap": 0.0, "departure": 0.0, "overfit": 0.0, "unstable": 0.0, "fall": 0.0}
+
+
 def test_evidence_counts_up_to_its_bounds() -> None:
-    known = evidence(early_gap=0.1, gap=3.0, weight_change=2.0, fitted_loss=0.0, eval_loss=5.0)
-    assert known == {"constant": 1.0, "gap": 1.0, "departure": 1.0, "overfit": 2.0, "unstable": 0.0}
-    linear = {"constant": 1.0, "gap": 0.5, "departure": 0.1, "overfit": 0.0, "unstable": 0.0}
-    assert evidence(0.0, 0.5, 0.04, 1.0, 0.5) == pytest.approx(linear)
-    wild = {"constant": 1.0, "gap": 0.0, "departure": 0.0, "overfit": 0.0, "unstable": 1.0}
-    assert evidence(0.9, 3.0, 0.04, 0.1, 0.5) == wild
+    far = LINEAR._replace(linearity_gap=3.0, weight_change=2.0, fitted_loss=0.0, eval_loss=5.0)
+    assert evidence(far) == NOTHING | {"gap": 1.0, "departure": 1.0, "overfit": 4.0}
+    near = LINEAR._replace(linearity_gap=0.5, weight_change=0.04, fitted_loss=1.0)
+    assert evidence(near) == pytest.approx(NOTHING | {"gap": 0.5, "departure": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("metric_name", "guess", "metric", "fall"),
+    [
+        ("accuracy", 0.5, 0.8, math.log(0.2 / 0.8)),
+        ("pearson", 0.0, 0.6, -math.atanh(0.6)),
+        ("pearson", 0.0, math.nan, 0),
+    ],
+)
+def test_what_may_collapse_falls_towards_guessing(metric_name: str, guess: float, metric: float, fall: float) -> None:
+    wild = LINEAR._replace(
+        largest_step=0.02, linearity_gap=3.0, metric_name=metric_name, guess=guess, eval_metric=metric
+    )
+    assert evidence(wild) == pytest.approx(NOTHING | {"unstable": 1.0, "fall": fall})
+    assert corrections(evidence(wild))["eval_metric"].shift == pytest.approx(fall, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("metric_name", "fitted_loss", "eval_loss", "overfit"),
+    [
+        ("accuracy", 1.0, 2.0, 0.0),  # no training example is learnt yet
+        ("accuracy", math.log(2) / 3, 2.0, math.log(3)),
+        ("accuracy", 0.1, 0.2, math.log(2)),
+        ("pearson", 1.0, 2.0, math.log(2)),  # squared errors have the unit of the labels
+        ("pearson", 2.0, 1.0, 0.0),
+    ],
+)
+def test_over_fitting_starts_when_training_examples_are_learnt(
+    metric_name: str, fitted_loss: float, eval_loss: float, overfit: float
+) -> None:
+    found = LINEAR._replace(linearity_gap=1.0, metric_name=metric_name, fitted_loss=fitted_loss, eval_loss=eval_loss)
+    assert evidence(found)["overfit"] == pytest.approx(overfit)
 
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
 def test_evidence_about_a_run_that_diverged_is_numbers(loss: float) -> None:
-    for known in (evidence(0.1, math.inf, math.inf, 0.1, loss), evidence(math.inf, math.inf, math.inf, loss, loss)):
-        assert all(map(math.isfinite, known.values()))
+    found = LINEAR._replace(linearity_gap=math.inf, weight_change=math.inf, eval_loss=loss)
+    for each in (found, found._replace(largest_step=math.inf, fitted_loss=loss, eval_metric=math.nan)):
+        assert all(map(math.isfinite, evidence(each).values()))
 
 
 def test_a_linear_run_is_not_moved() -> None:
-    for quantity, each in corrections(evidence(0.0, 0.0, 0.0, 0.4, 0.5)).items():
+    for quantity, each in corrections(evidence(LINEAR)).items():
         assert each.shift == 0 and 0 < each.spread < 1, quantity
 
 
 def test_what_is_packaged_is_of_known_evidence() -> None:
-    known = evidence(0.1, 0.2, 0.3, 0.4, 0.5)
+    known = evidence(LINEAR)
     assert set(calibration.learnt()) == set(QUANTITIES)
     assert all(set(terms) <= set(known) for parts in calibration.learnt().values() for terms in parts.values())
 
@@ -81,14 +135,13 @@ def test_what_is_not_a_number_stays_so() -> None:
     assert point["train_loss"] is None and math.isnan(point["eval_loss"]) and point["eval_loss_std"] is None
 
 
-def test_looking_at_the_network_changes_nothing_of_the_run(tmp_path: Path) -> None:
+def test_looking_at_steps_changes_nothing_of_the_run(tmp_path: Path) -> None:
     task, candidate, tangents = loaded(tmp_path)
-    starts, sample = Starts(task, tangents), gap_sample(tangents)
+    starts, largest = Starts(task, tangents), LargestStep(1.0)
     adapters, head = starts.draw(candidate, candidate.seed)
-    early = EarlyGap(task, sample, head.eval()(tangents.features[sample]).detach())
-    watched, _ = simulate(tangents, task, candidate, adapters, head, candidate.seed, watch=[early])
+    watched, _ = simulate(tangents, task, candidate, adapters, head, candidate.seed, watch=[largest])
     plain, model = simulate(tangents, task, candidate, *starts.draw(candidate, candidate.seed), candidate.seed)
-    assert watched.curve == plain.curve and 0 < early.gap < 1
+    assert watched.curve == plain.curve and largest.largest > 0
     with torch.no_grad():
         alone = [
             float(model.eval()(each, tangents.labels[each]).loss) for each in torch.arange(tangents.num_train).split(1)
@@ -104,6 +157,6 @@ def test_a_forecast_shows_what_it_was_corrected_from(tmp_path: Path) -> None:
     before, after = entry["simulated"]["eval_loss"], entry["predicted"]["eval_loss"]
     assert before == found.runs[0].final["eval_loss"] and found.seeds == [candidate.seed]
     assert after == pytest.approx(before * math.exp(known["eval_loss"].shift))
-    assert entry["predicted"]["eval_metric_std"] > 0 and entry["linearity_gap"] == found.gaps.end
+    assert entry["predicted"]["eval_metric_std"] > 0 and entry["linearity_gap"] == found.reach.gap
     again = forecast(tangents, task, [candidate], refreshes=1)[0]
     assert again.eval_loss == again.simulated[-1]["eval_loss"] and again.curve[-1]["eval_loss_std"]

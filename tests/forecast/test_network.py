@@ -1,18 +1,29 @@
 """Simulated weights in the network: it becomes what the real run would be, and itself again afterwards."""
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from test_simulate import loaded, real_run
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from foretune.forecast.forecast import Starts
-from foretune.forecast.network import Relinearise, gap_sample, linearity_gap, simulated_weights, weight_change
+from foretune.forecast.network import (
+    LargestStep,
+    Relinearise,
+    gap_sample,
+    linear_norm,
+    linearity_gap,
+    simulated_weights,
+    weight_change,
+)
 from foretune.forecast.simulate import simulate
 from foretune.linear.tangent_model import TangentModel
-from foretune.tangents import Adapter, Tangents
+from foretune.tangents import Adapter, Tangents, select_layers
 from foretune.task import Task
 from foretune.train import Run, build_peft_model
 
@@ -73,6 +84,43 @@ def test_the_change_of_the_weights_is_that_of_the_network(tmp_path: Path) -> Non
     model.relinearise(tangents)
     assert weight_change(task, model) == 0
     assert weight_change(task, moved(task, tangents, math.inf)) == math.inf
+
+
+class Norms(TrainerCallback):
+    """What the network's linear weights are before training and after every step."""
+
+    def __init__(self, task: Task, heads: Sequence[str]) -> None:
+        self.task, self.layers = task, sorted(select_layers(task.model, "all-linear", heads))
+        self.seen = [self.weights()]
+
+    def weights(self) -> torch.Tensor:
+        layers = [self.task.model.get_submodule(name).get_parameter("weight") for name in self.layers]
+        return torch.cat([weight.detach().double().flatten() for weight in layers])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        with simulated_weights(self.task, kwargs["model"]):
+            self.seen.append(self.weights())
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_the_largest_step_is_that_of_the_network_while_it_is_early(warmup: int, tmp_path: Path) -> None:
+    task, candidate, tangents = loaded(tmp_path, **FAR, warmup_steps=warmup)
+    heads = tangents.head.names
+    largest, norms = LargestStep(linear_norm(task, heads)), Norms(task, heads)
+    start = Starts(task, tangents).draw(candidate, candidate.seed)
+    run, _ = simulate(tangents, task, candidate, *start, candidate.seed, watch=[largest, norms])
+    sizes = [float((b - a).norm() / norms.seen[0].norm()) for a, b in pairwise(norms.seen)]
+    early = max(warmup, round(run.final["step"] / 10), 1)
+    assert early < len(sizes) and largest.largest == pytest.approx(max(sizes[:early]), rel=1e-4)
+
+
+def test_a_step_to_no_numbers_is_infinitely_large(tmp_path: Path) -> None:
+    task, _, tangents = loaded(tmp_path)
+    largest = LargestStep(1.0)
+    args, state, control = TrainingArguments(str(tmp_path)), TrainerState(max_steps=1, global_step=1), TrainerControl()
+    largest.on_train_begin(args, state, control, model=moved(task, tangents, 0.0))
+    largest.on_step_end(args, state, control, model=moved(task, tangents, math.inf))
+    assert largest.largest == math.inf
 
 
 def test_the_gap_vanishes_with_the_distance(tmp_path: Path) -> None:

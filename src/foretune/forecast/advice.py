@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from foretune.forecast.calibration import UNSTABLE, MeanPoint, unstable
 from foretune.forecast.compare import Z_90
-from foretune.forecast.network import Gaps
+from foretune.forecast.network import Reach
 from foretune.forecast.simulate import accepts_loss_kwargs
 from foretune.task import Candidate, Task
 
@@ -13,18 +13,18 @@ WIDE = 0.1  # half of the 90% interval of the metric from which a forecast is sa
 RISE = 1.1  # eval loss at the end over its best, from which a run is called over-fitting
 
 
-def advice(curve: Sequence[MeanPoint], candidate: Candidate, task: Task, gaps: Gaps) -> list[str]:
+def advice(curve: Sequence[MeanPoint], candidate: Candidate, task: Task, reach: Reach) -> list[str]:
     """Warnings about a candidate: unstable, uncertain, over-fitting, no learning, traps of arguments."""
     said, metric_std = [], curve[-1]["eval_metric_std"]
-    if unstable(gaps.early):
+    if unstable(reach.step):
         said.append(
-            f"the first tenth of the run already leaves the tangents (early linearity gap above {UNSTABLE}): such runs "
-            "can collapse and learn nothing, whatever the forecast says; lower the learning rate or the scaling"
+            f"single steps change the network's linear weights by {reach.step:.1%}: above {UNSTABLE:.1%} runs can "
+            "collapse and learn nothing, whatever the forecast says; lower the learning rate or the scaling"
         )
     elif metric_std is not None and Z_90 * metric_std >= WIDE:
         said.append(
             f"its error bar is wide, ±{100 * Z_90 * metric_std:.0f} points: that much did such runs of other tasks "
-            f"(linearity gap {gaps.end:.2f}) differ from what their simulation told; hold it against a real run"
+            f"(linearity gap {reach.gap:.2f}) differ from what their simulation told; hold it against a real run"
         )
     values = [point["eval_loss"] for point in curve]
     if not all(math.isfinite(value) for value in values):

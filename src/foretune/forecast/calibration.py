@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from foretune.train.loop import Point
 
-OVERFIT = 2.0  # where evidence of over-fitting stops to count
-UNSTABLE = 0.55  # early linearity gap from which runs were seen to collapse, from some seeds or all
+OVERFIT = 4.0  # where evidence of over-fitting stops to count
+UNSTABLE = 0.017  # relative size of a step from which runs were seen to collapse, from some seeds or all
 QUANTITIES = ("eval_metric", "eval_loss", "train_loss")
 
 
@@ -60,40 +60,59 @@ def scale(quantity: str, metric_name: str) -> Scale:
     return SCALES[metric_name] if quantity == "eval_metric" else _LOGARITHM
 
 
-def unstable(early_gap: float) -> bool:
-    """Whether a run may collapse: its first steps already leave the tangents."""
-    return early_gap > UNSTABLE
+def unstable(largest_step: float) -> bool:
+    """Whether a run may collapse: its first steps change too much of the weights."""
+    return largest_step > UNSTABLE
 
 
-def evidence(
-    early_gap: float, gap: float, weight_change: float, fitted_loss: float, eval_loss: float
-) -> dict[str, float]:
+class Simulation(NamedTuple):
+    """What is known of a simulated run.
+
+    Attributes:
+        largest_step: Largest relative change of the linear weights in one of the first steps.
+        linearity_gap: Linearity gap at the end.
+        weight_change: Relative change of the adapted weights at the end.
+        fitted_loss: Loss of the training examples at the end.
+        eval_loss: Evaluation loss at the end.
+        eval_metric: Metric at the end.
+        guess: Metric of guessing.
+        metric_name: What the metric is.
+    """
+
+    largest_step: float
+    linearity_gap: float
+    weight_change: float
+    fitted_loss: float
+    eval_loss: float
+    eval_metric: float
+    guess: float
+    metric_name: str
+
+
+def evidence(found: Simulation) -> dict[str, float]:
     """What a simulated run tells about the real one beyond its result.
 
-    Args:
-        early_gap: Linearity gap after a tenth of the steps: whether the very first steps leave the tangents.
-        gap: Linearity gap at the end.
-        weight_change: Relative change of the adapted weights at the end.
-        fitted_loss: Simulated loss of the training examples at the end.
-        eval_loss: Simulated evaluation loss at the end.
-
     Returns:
-        ``constant`` (1) and, where ``early_gap`` is at most ``UNSTABLE``, ``gap`` (up to 1), ``departure``, the gap
-        times the square root of ``weight_change`` (up to 1), and ``overfit``, the gap times
-        ``log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which it is where the run diverged); else
-        ``unstable`` (1): where the first steps leave the tangents, a run may do well or collapse, and the simulation
-        does not tell which.
+        ``constant`` (1) and, where the largest step is at most ``UNSTABLE``, ``gap`` (up to 1), ``departure``, the gap
+        times the square root of the weights' change (up to 1), and ``overfit``, the gap times
+        ``log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which it is where the run diverged), in which an
+        ``eval_loss`` of classes counts up to log 2: while the labels of training examples are not yet more probable
+        than all others, nothing is over-fitted. Else, where a run may collapse, ``unstable`` (1) and ``fall``, how far
+        guessing is from the simulated metric on its scale.
     """
-    stable = not unstable(early_gap)
-    near = min(gap, 1.0) if stable else 0.0
-    diverged = not math.isfinite(eval_loss + fitted_loss)
-    ratio = OVERFIT if diverged else math.log(max(eval_loss, 1e-6) / max(fitted_loss, 1e-6))
+    on, stable = scale("eval_metric", found.metric_name), not unstable(found.largest_step)
+    near = min(found.linearity_gap, 1.0) if stable else 0.0
+    diverged = not math.isfinite(found.eval_loss + found.fitted_loss)
+    unlearnt = min(found.eval_loss, math.log(2)) if found.metric_name == "accuracy" else found.eval_loss
+    ratio = OVERFIT if diverged else math.log(max(unlearnt, 1e-6) / max(found.fitted_loss, 1e-6))
+    metric = found.eval_metric if math.isfinite(found.eval_metric) else found.guess
     return {
         "constant": 1.0,
         "gap": near,
-        "departure": near * math.sqrt(_inside(weight_change, 0.0, 1.0)),
+        "departure": near * math.sqrt(_inside(found.weight_change, 0.0, 1.0)),
         "overfit": near * _inside(ratio, 0.0, OVERFIT),
         "unstable": float(not stable),
+        "fall": 0.0 if stable else on.to(found.guess) - on.to(metric),
     }
 
 

@@ -12,9 +12,9 @@ import torch
 from transformers import set_seed
 
 from foretune.forecast.advice import advice
-from foretune.forecast.calibration import Correction, MeanPoint, corrected, corrections, evidence, unstable
+from foretune.forecast.calibration import Correction, MeanPoint, Simulation, corrected, corrections, evidence, unstable
 from foretune.forecast.compare import higher_is_better
-from foretune.forecast.network import EarlyGap, Gaps, gap_sample, linearity_gap, weight_change
+from foretune.forecast.network import LargestStep, Reach, gap_sample, linear_norm, linearity_gap, weight_change
 from foretune.forecast.sample import Sample, without
 from foretune.forecast.simulate import fitted_loss, simulate
 from foretune.kernel import RiskBounds, Spectrum, Summary, ntk, risk_summary, summary
@@ -40,10 +40,11 @@ class Forecast:
     Attributes:
         candidate: The candidate.
         metric_name: What the metric is.
+        guess: The metric of guessing.
         runs: One simulated run a seed, the user's own seed first.
         seeds: Their seeds.
         refreshes: How often tangents were taken again in each.
-        gaps: Of the first of them.
+        reach: How far the first of them goes.
         fitted_loss: Loss of the training examples at its end.
         sample: How many of the training examples were simulated, for how many.
         kernel: The figures of its NTK, as in ``forecast.json``.
@@ -54,10 +55,11 @@ class Forecast:
 
     candidate: Candidate
     metric_name: str
+    guess: float
     runs: list[Run]
     seeds: list[int]
     refreshes: int
-    gaps: Gaps
+    reach: Reach
     fitted_loss: float
     sample: Sample
     kernel: Figures
@@ -78,8 +80,19 @@ class Forecast:
     @property
     def evidence(self) -> dict[str, float]:
         """What the first simulated run tells about the real one beyond its result."""
-        losses = {"fitted_loss": self.fitted_loss, "eval_loss": self.runs[0].final["eval_loss"]}
-        return evidence(self.gaps.early, self.gaps.end, self.gaps.change, **without(self.excess, losses))
+        final = self.runs[0].final
+        losses = without(self.excess, {"fitted_loss": self.fitted_loss, "eval_loss": final["eval_loss"]})
+        return evidence(
+            Simulation(
+                largest_step=self.reach.step,
+                linearity_gap=self.reach.gap,
+                weight_change=self.reach.change,
+                **losses,
+                eval_metric=final["eval_metric"],
+                guess=self.guess,
+                metric_name=self.metric_name,
+            )
+        )
 
     @property
     def curve(self) -> list[MeanPoint]:
@@ -101,7 +114,7 @@ class Forecast:
     @property
     def unstable(self) -> bool:
         """Whether the run may collapse."""
-        return unstable(self.gaps.early)
+        return unstable(self.reach.step)
 
     @property
     def steps(self) -> int:
@@ -126,9 +139,9 @@ class Forecast:
             **self.candidate.to_json(),
             "predicted": predicted | {"curve": self.curve, "seeds": self.seeds},
             "simulated": _values(self.simulated[-1]) | {"fitted_loss": self.fitted_loss},
-            "early_linearity_gap": self.gaps.early,
-            "linearity_gap": self.gaps.end,
-            "weight_change": self.gaps.change,
+            "largest_step": self.reach.step,
+            "weight_change": self.reach.change,
+            "linearity_gap": self.reach.gap,
             "unstable": self.unstable,
             "kernel": self.kernel,
             "cost": {"seconds": self.seconds, "trainable_parameters": self.trainable_parameters},
@@ -159,7 +172,7 @@ def forecast(
     """
     starts = Starts(task, tangents)
     kernels = _Kernels(tangents, starts)
-    sample = gap_sample(tangents)
+    sample, size = gap_sample(tangents), linear_norm(task, tangents.head.names)
     forecasts = []
     for number, candidate in enumerate(candidates):
         started = time.perf_counter()
@@ -169,12 +182,13 @@ def forecast(
             adapters, head = starts.draw(candidate, seed)
             with torch.no_grad():
                 before = head.eval()(tangents.features[sample])
-            early = EarlyGap(task, sample, before)
             first = not runs  # the user's own seed, whose run is looked at
-            watch = [early] if first else []
+            largest = LargestStep(size)
+            watch = [largest] if first else []
             run, model = simulate(tangents, task, candidate, adapters, head, seed, refreshes=refreshes, watch=watch)
             if first:
-                gaps = Gaps(early.gap, linearity_gap(task, model, sample, before), weight_change(task, model))
+                gap = linearity_gap(task, model, sample, before)
+                reach = Reach(largest.largest, weight_change(task, model), gap)
                 fitted = fitted_loss(model)
             runs.append(run)
             if progress:
@@ -182,17 +196,18 @@ def forecast(
         found = Forecast(
             candidate=candidate,
             metric_name=task.metric_name,
+            guess=task.majority_metric or 0.0,
             runs=runs,
             seeds=own,
             refreshes=refreshes,
-            gaps=gaps,
+            reach=reach,
             fitted_loss=fitted,
             sample=Sample(tangents.num_train, len(task.train)),
             seconds=time.perf_counter() - started,
             kernel=kernels.figures(candidate, int(runs[0].final["step"])),
             trainable_parameters=sum(parameter.numel() for parameter in model.parameters()),
         )
-        found.warnings = advice(found.curve, candidate, task, gaps)
+        found.warnings = advice(found.curve, candidate, task, reach)
         forecasts.append(found)
     sign = -1 if higher_is_better(task.metric_name) else 1
     return sorted(forecasts, key=lambda each: (each.unstable, sign * each.eval_metric, each.eval_loss))

@@ -1,7 +1,7 @@
 """Back to the network: the simulated weights put into it, to see how far the tangents hold and to take new ones."""
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,11 @@ from transformers.pytorch_utils import Conv1D
 
 from foretune.kernel.bounds import nonlinearity
 from foretune.linear import TangentModel, replaced
-from foretune.tangents import Tangents, all_outputs, centred, collect, evaluating
+from foretune.tangents import Tangents, all_outputs, centred, collect, evaluating, select_layers
 from foretune.task import Task
 
 SAMPLE = 64  # evaluation examples on which the linearity gap is measured
-EARLY = 0.1  # share of the steps after which it is measured for the first time
+EARLY = 0.1  # share of the steps whose largest is looked for
 
 
 @contextmanager
@@ -74,37 +74,53 @@ class Relinearise(TrainerCallback):
 
 
 @dataclass(frozen=True)
-class Gaps:
-    """How far the network at simulated weights is from its tangents, see ``linearity_gap``, and from its start.
+class Reach:
+    """How far a simulated run goes.
 
     Attributes:
-        early: Gap after a tenth of the steps.
-        end: Gap at the end.
-        change: Relative change of the adapted weights until then, see ``weight_change``.
+        step: Largest early step, see ``LargestStep``.
+        change: Relative change of the adapted weights, see ``weight_change``.
+        gap: How far the network is from its tangents at the end, see ``linearity_gap``.
     """
 
-    early: float
-    end: float
+    step: float
     change: float
+    gap: float
 
 
-class EarlyGap(TrainerCallback):
-    """Measures the linearity gap once, after the share ``EARLY`` of a simulated run.
+class LargestStep(TrainerCallback):
+    r"""Measures the largest change of the network's linear weights in one step, relative to their size.
+
+    .. math:: \max_t \lVert\Delta W_{t+1} - \Delta W_t\rVert_F / \lVert W\rVert_F
+
+    over the first tenth of the steps and those of the warm-up; norms are of all linear layers together but the head's,
+    adapted or not. Real runs collapse when it is too large (``docs/truth.md``). ∞: the run no longer gives numbers.
 
     Args:
-        task: The task; its model is left as it was.
-        examples: Evaluation examples, see :func:`gap_sample`.
-        before: The network's outputs for them at the start of the run.
+        size: The norm of the linear weights, see ``linear_norm``.
     """
 
-    def __init__(self, task: Task, examples: Int[Tensor, " b"], before: Float[Tensor, "b c"]) -> None:
-        self.task, self.examples, self.before = task, examples, before
-        self.gap = 0.0
+    def __init__(self, size: float) -> None:
+        self.size = size
+        self.largest = 0.0
+        self.before: _Factors = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remember the start."""
+        self.before = _factors(kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure, if it is time."""
-        if _reached(state, EARLY):
-            self.gap = linearity_gap(self.task, kwargs["model"], self.examples, self.before)
+        """Measure, if it is early."""
+        if state.global_step <= max(1, round(EARLY * state.max_steps), args.get_warmup_steps(state.max_steps)):
+            self.largest = max(self.largest, _moved(kwargs["model"], self.before) / self.size)
+            self.before = _factors(kwargs["model"])
+
+
+def linear_norm(task: Task, heads: Sequence[str]) -> float:
+    """Frobenius norm of all linear layers' weights together, but the head's, whose modules are named."""
+    return _norm(select_layers(task.model, "all-linear", heads).values())
 
 
 def weight_change(task: Task, model: TangentModel) -> float:
@@ -115,17 +131,37 @@ def weight_change(task: Task, model: TangentModel) -> float:
     over the adapted layers m, each with its weight W as pretrained and its change since the tangents were taken: what
     they leave out is of second order in it. ∞: the run no longer gives numbers.
     """
-    moved = size = 0.0
+    return _moved(model, model.start) / _norm(task.model.get_submodule(layer) for layer in model.adapters)
+
+
+_Factors = Mapping[str, tuple[Tensor, Tensor]]  # A and B of adapted layers
+
+
+def _factors(model: TangentModel) -> _Factors:
+    """A copy of the current factors."""
     with torch.no_grad():
-        for adapter in model.adapters.values():
-            a, b = model.factors(adapter)
-            change = b @ a
-            if adapter.layer in model.start:
-                first_a, first_b = model.start[adapter.layer]
-                change = change - first_b @ first_a
-            moved += adapter.scaling**2 * float(change.double().square().sum())
-            size += float(task.model.get_submodule(adapter.layer).get_parameter("weight").double().square().sum())
-    return math.sqrt(moved / size) if math.isfinite(moved) else math.inf
+        return {
+            layer: tuple(factor.clone() for factor in model.factors(adapter))  # type: ignore[misc]
+            for layer, adapter in model.adapters.items()
+        }
+
+
+def _moved(model: TangentModel, before: _Factors) -> float:
+    """Frobenius norm of ``s (B A - B0 A0)`` over all adapters; layers without factors before start from zero."""
+    total = 0.0
+    with torch.no_grad():
+        for layer, adapter in model.adapters.items():
+            a, b = (factor.double() for factor in model.factors(adapter))
+            if layer in before:
+                first_a, first_b = (factor.double() for factor in before[layer])
+                a, b = torch.cat([a, first_a]), torch.cat([b, -first_b], 1)
+            total += adapter.scaling**2 * float(((b.T @ b) * (a @ a.T)).sum().clamp_min(0))
+    return math.sqrt(total) if math.isfinite(total) else math.inf
+
+
+def _norm(layers: Iterable[nn.Module]) -> float:
+    """Frobenius norm of the layers' weights together."""
+    return math.sqrt(sum(float(layer.get_parameter("weight").detach().double().square().sum()) for layer in layers))
 
 
 def _reached(state: TrainerState, share: float) -> bool:

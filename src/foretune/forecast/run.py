@@ -6,8 +6,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from foretune.errors import InputError
 from foretune.forecast.forecast import SEEDS, forecast
 from foretune.results import provenance, writable_directory, write_json
@@ -79,9 +77,6 @@ def forecast_run(
 
 def describe(task: Task, model: str) -> dict[str, Any]:
     """What the forecast is of."""
-    majority = None
-    if task.loss == "cross_entropy":
-        majority = float(np.bincount(task.eval["labels"]).max() / len(task.eval))
     return {
         "name": task.name,
         "model": model,
@@ -91,5 +86,5 @@ def describe(task: Task, model: str) -> dict[str, Any]:
         "eval_examples": len(task.eval),
         "num_outputs": task.num_outputs,
         "labels": task.labels,
-        "majority_metric": majority,
+        "majority_metric": task.majority_metric,
     }

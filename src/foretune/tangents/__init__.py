@@ -9,6 +9,7 @@ from foretune.tangents.adapters import read_adapters as read_adapters
 from foretune.tangents.basis import centred as centred
 from foretune.tangents.basis import centring as centring
 from foretune.tangents.collect import collect as collect
+from foretune.tangents.collect import select_layers as select_layers
 from foretune.tangents.compress import product_dtype as product_dtype
 from foretune.tangents.head import Head as Head
 from foretune.tangents.hooks import evaluating as evaluating

@@ -72,6 +72,13 @@ class Task:
         return "accuracy" if self.loss == "cross_entropy" else "pearson"
 
     @property
+    def majority_metric(self) -> float | None:
+        """Metric of guessing the class that most evaluation examples have; None for regression."""
+        if self.loss != "cross_entropy":
+            return None
+        return float(np.bincount(self.eval["labels"]).max() / len(self.eval))
+
+    @property
     def collator(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Makes a padded batch of rows."""
         return default_data_collator if self.tokenizer is None else DataCollatorWithPadding(self.tokenizer)
