@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from test_simulate import loaded, real_run
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from foretune.forecast.forecast import Starts
@@ -23,7 +24,8 @@ from foretune.forecast.network import (
 )
 from foretune.forecast.simulate import simulate
 from foretune.linear.tangent_model import TangentModel
-from foretune.tangents import Adapter, Tangents, select_layers
+from foretune.tangents import Adapter, Tangents, layer_rule, select_layers
+from foretune.tangents.rules import Sizes
 from foretune.task import Task
 from foretune.train import Run, build_peft_model
 
@@ -112,6 +114,17 @@ def test_the_largest_step_is_that_of_the_network_while_it_is_early(warmup: int, 
     sizes = [float((b - a).norm() / norms.seen[0].norm()) for a, b in pairwise(norms.seen)]
     early = max(warmup, round(run.final["step"] / 10), 1)
     assert early < len(sizes) and largest.largest == pytest.approx(max(sizes[:early]), rel=1e-4)
+
+
+def test_layers_without_a_weight_of_their_own_do_not_count(tmp_path: Path) -> None:
+    class Scaling(nn.Module):
+        """Something that a rule can be registered for."""
+
+    task, _, tangents = loaded(tmp_path)
+    before = linear_norm(task, tangents.head.names)
+    layer_rule(Scaling)(lambda layer: Sizes(1, 1))
+    task.model.add_module("scaling", Scaling())
+    assert linear_norm(task, tangents.head.names) == before > 0
 
 
 def test_a_step_to_no_numbers_is_infinitely_large(tmp_path: Path) -> None:

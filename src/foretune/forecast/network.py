@@ -160,8 +160,9 @@ def _moved(model: TangentModel, before: _Factors) -> float:
 
 
 def _norm(layers: Iterable[nn.Module]) -> float:
-    """Frobenius norm of the layers' weights together."""
-    return math.sqrt(sum(float(layer.get_parameter("weight").detach().double().square().sum()) for layer in layers))
+    """Frobenius norm of the layers' weights together, of those that have one."""
+    weights = (getattr(layer, "weight", None) for layer in layers)
+    return math.sqrt(sum(float(each.detach().double().square().sum()) for each in weights if isinstance(each, Tensor)))
 
 
 def _reached(state: TrainerState, share: float) -> bool:
