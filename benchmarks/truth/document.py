@@ -51,7 +51,8 @@ def document(tasks: list[dict[str, Any]], sizes: list[dict[str, Any]], fast: lis
             *_predictors(scores, floors, draws),
             *_against(scores, draws),
             *_by_task(tasks, truths, predictors),
-            *_collapse(tasks, fast),
+            *_collapse(tasks),
+            *_near_the_limit(tasks, fast),
             *_warnings(tasks, truths, predictors[OURS]),
             *_sizes(sizes, tasks),
             *_candidates(tasks, truths, predictors[OURS]),
@@ -208,16 +209,17 @@ def collapsed(task: dict[str, Any], name: str, metric: float) -> bool:
     return promised >= GAIN and metric - task["guess"] < COLLAPSED * promised
 
 
-def _collapse(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> list[str]:
+def _collapse(tasks: list[dict[str, Any]]) -> list[str]:
     found, missed, false, healthy = [], [], [], 0
     for task, name, row, metrics in _runs(tasks):
+        flag = unstable(row["largest_step"])
         for metric in metrics:
             if collapsed(task, name, metric):
-                (found if unstable(row["largest_step"]) else missed).append(f"{task['name']} {name}")
+                (found if flag else missed).append(f"{task['name']} {name}")
             else:
                 healthy += 1
-                false += [f"{task['name']} {name}"] if unstable(row["largest_step"]) else []
-    lines = [
+                false += [f"{task['name']} {name}"] if flag else []
+    return [
         "## Runs that collapse",
         "",
         *paragraph(
@@ -229,7 +231,11 @@ def _collapse(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> list[s
             f"other runs ({_list(_counted(false))}). Of one configuration a seed may collapse and another do well."
         ),
     ]
-    known = [(task, name, row, metric) for task, name, row, metrics in _runs([*tasks, *fast]) for metric in metrics]
+
+
+def _near_the_limit(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> list[str]:
+    runs = _runs([*tasks, *fast])
+    known = [(task, name, row, metric) for task, name, row, metrics in runs for metric in metrics]
     fell = [collapsed(task, name, metric) for task, name, _, metric in known]
     areas = ", ".join(
         f"{label} {roc_auc_score(fell, [min(row[key], 1e6) for _, _, row, _ in known]):.2f}"
@@ -240,7 +246,6 @@ def _collapse(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> list[s
         )
     )
     return [
-        *lines,
         "### Near the limit",
         "",
         *paragraph(
@@ -254,7 +259,7 @@ def _collapse(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> list[s
             f"| {task['name']} | {name} | {row['largest_step']:.1%} | {row['linearity_gap']:.2f} "
             f"| {100 * row['eval_metric']:.1f} | {', '.join(f'{100 * metric:.1f}' for metric in metrics)} "
             f"| {'collapsed' if any(collapsed(task, name, metric) for metric in metrics) else ''} |"
-            for task, name, row, metrics in sorted(_runs([*tasks, *fast]), key=lambda run: run[2]["largest_step"])
+            for task, name, row, metrics in sorted(runs, key=lambda run: run[2]["largest_step"])
             if row["largest_step"] >= NEAR
         ),
         "",

@@ -17,7 +17,9 @@ def curve_of(losses: list[float], metric_std: float | None) -> list[MeanPoint]:
     return [MeanPoint(step=k, epoch=float(k), eval_loss=loss, **known) for k, loss in enumerate(losses)]  # type: ignore[typeddict-item]
 
 
-LINEAR = Reach(step=0.001, change=0.01, gap=0.1)
+LINEAR = Reach(largest_step=0.001, weight_change=0.01, linearity_gap=0.1)
+WIDE = Reach(largest_step=0.01, weight_change=0.1, linearity_gap=1.2)
+WILD = Reach(largest_step=0.03, weight_change=0.1, linearity_gap=0.8)
 
 
 @pytest.mark.parametrize(
@@ -28,8 +30,8 @@ LINEAR = Reach(step=0.001, change=0.01, gap=0.1)
         ([0.7, 0.5, 0.8], 0.02, LINEAR, ["lowest at epoch 1"]),
         ([0.7, 0.7, 0.7], 0.02, LINEAR, ["does not fall"]),
         ([0.7, math.nan, math.nan], 0.02, LINEAR, ["diverges"]),
-        ([0.7, 0.6, 0.5], 0.07, Reach(step=0.01, change=0.1, gap=1.2), ["±12 points"]),
-        ([0.7, 0.6, 0.5], 0.3, Reach(step=0.03, change=0.1, gap=0.8), ["by 3.0%: above 1.7% runs can collapse"]),
+        ([0.7, 0.6, 0.5], 0.07, WIDE, ["±12 points"]),
+        ([0.7, 0.6, 0.5], 0.3, WILD, ["by 3.0%: above 1.7% runs can collapse"]),
     ],
 )
 def test_the_curve_the_error_bar_and_the_gaps_decide(

@@ -157,6 +157,6 @@ def test_a_forecast_shows_what_it_was_corrected_from(tmp_path: Path) -> None:
     before, after = entry["simulated"]["eval_loss"], entry["predicted"]["eval_loss"]
     assert before == found.runs[0].final["eval_loss"] and found.seeds == [candidate.seed]
     assert after == pytest.approx(before * math.exp(known["eval_loss"].shift))
-    assert entry["predicted"]["eval_metric_std"] > 0 and entry["linearity_gap"] == found.reach.gap
+    assert entry["predicted"]["eval_metric_std"] > 0 and entry["linearity_gap"] == found.reach.linearity_gap
     again = forecast(tangents, task, [candidate], refreshes=1)[0]
     assert again.eval_loss == again.simulated[-1]["eval_loss"] and again.curve[-1]["eval_loss_std"]

@@ -16,15 +16,16 @@ RISE = 1.1  # eval loss at the end over its best, from which a run is called ove
 def advice(curve: Sequence[MeanPoint], candidate: Candidate, task: Task, reach: Reach) -> list[str]:
     """Warnings about a candidate: unstable, uncertain, over-fitting, no learning, traps of arguments."""
     said, metric_std = [], curve[-1]["eval_metric_std"]
-    if unstable(reach.step):
+    if unstable(reach.largest_step):
         said.append(
-            f"single steps change the network's linear weights by {reach.step:.1%}: above {UNSTABLE:.1%} runs can "
-            "collapse and learn nothing, whatever the forecast says; lower the learning rate or the scaling"
+            f"single steps change the network's linear weights by {reach.largest_step:.1%}: above {UNSTABLE:.1%} runs "
+            "can collapse and learn nothing, whatever the forecast says; lower the learning rate or the scaling"
         )
     elif metric_std is not None and Z_90 * metric_std >= WIDE:
         said.append(
             f"its error bar is wide, ±{100 * Z_90 * metric_std:.0f} points: that much did such runs of other tasks "
-            f"(linearity gap {reach.gap:.2f}) differ from what their simulation told; hold it against a real run"
+            f"(linearity gap {reach.linearity_gap:.2f}) differ from what their simulation told; hold it against a real "
+            "run"
         )
     values = [point["eval_loss"] for point in curve]
     if not all(math.isfinite(value) for value in values):

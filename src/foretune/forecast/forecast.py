@@ -4,7 +4,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -84,9 +84,7 @@ class Forecast:
         losses = without(self.excess, {"fitted_loss": self.fitted_loss, "eval_loss": final["eval_loss"]})
         return evidence(
             Simulation(
-                largest_step=self.reach.step,
-                linearity_gap=self.reach.gap,
-                weight_change=self.reach.change,
+                **asdict(self.reach),
                 **losses,
                 eval_metric=final["eval_metric"],
                 guess=self.guess,
@@ -114,7 +112,7 @@ class Forecast:
     @property
     def unstable(self) -> bool:
         """Whether the run may collapse."""
-        return unstable(self.reach.step)
+        return unstable(self.reach.largest_step)
 
     @property
     def steps(self) -> int:
@@ -139,9 +137,7 @@ class Forecast:
             **self.candidate.to_json(),
             "predicted": predicted | {"curve": self.curve, "seeds": self.seeds},
             "simulated": _values(self.simulated[-1]) | {"fitted_loss": self.fitted_loss},
-            "largest_step": self.reach.step,
-            "weight_change": self.reach.change,
-            "linearity_gap": self.reach.gap,
+            **asdict(self.reach),
             "unstable": self.unstable,
             "kernel": self.kernel,
             "cost": {"seconds": self.seconds, "trainable_parameters": self.trainable_parameters},
@@ -173,6 +169,7 @@ def forecast(
     starts = Starts(task, tangents)
     kernels = _Kernels(tangents, starts)
     sample, size = gap_sample(tangents), linear_norm(task, tangents.head.names)
+    guess = task.majority_metric or 0.0
     forecasts = []
     for number, candidate in enumerate(candidates):
         started = time.perf_counter()
@@ -196,7 +193,7 @@ def forecast(
         found = Forecast(
             candidate=candidate,
             metric_name=task.metric_name,
-            guess=task.majority_metric or 0.0,
+            guess=guess,
             runs=runs,
             seeds=own,
             refreshes=refreshes,

@@ -59,7 +59,7 @@ class Relinearise(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Refresh, if it is time."""
-        if any(_reached(state, share) for share in self.shares):
+        if any(state.global_step == _last_step(state, share) for share in self.shares):
             model: TangentModel = kwargs["model"]
             with simulated_weights(self.task, model):
                 found = collect(
@@ -78,14 +78,14 @@ class Reach:
     """How far a simulated run goes.
 
     Attributes:
-        step: Largest early step, see ``LargestStep``.
-        change: Relative change of the adapted weights, see ``weight_change``.
-        gap: How far the network is from its tangents at the end, see ``linearity_gap``.
+        largest_step: Largest early step, see ``LargestStep``.
+        weight_change: Relative change of the adapted weights, see the function of that name.
+        linearity_gap: How far the network is from its tangents at the end, see the function of that name.
     """
 
-    step: float
-    change: float
-    gap: float
+    largest_step: float
+    weight_change: float
+    linearity_gap: float
 
 
 class LargestStep(TrainerCallback):
@@ -113,7 +113,7 @@ class LargestStep(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure, if it is early."""
-        if state.global_step <= max(1, round(EARLY * state.max_steps), args.get_warmup_steps(state.max_steps)):
+        if state.global_step <= max(_last_step(state, EARLY), args.get_warmup_steps(state.max_steps)):
             self.largest = max(self.largest, _moved(kwargs["model"], self.before) / self.size)
             self.before = _factors(kwargs["model"])
 
@@ -165,9 +165,9 @@ def _norm(layers: Iterable[nn.Module]) -> float:
     return math.sqrt(sum(float(each.detach().double().square().sum()) for each in weights if isinstance(each, Tensor)))
 
 
-def _reached(state: TrainerState, share: float) -> bool:
-    """Whether the step just made is the one that completes a share of the run."""
-    return state.global_step == max(1, round(share * state.max_steps))
+def _last_step(state: TrainerState, share: float) -> int:
+    """The step that completes a share of the run."""
+    return max(1, round(share * state.max_steps))
 
 
 def gap_sample(tangents: Tangents) -> Int[Tensor, " b"]:
