@@ -17,16 +17,22 @@ from foretune.tangents.head import features_of, find_head
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 
 
-def full_gradients(tangents: Tangents, example: int) -> list[Tensor]:
-    """For each call ``sum_t (dh/dz_t) a_t'``: gradients of the features in the weights, free of basis and order."""
+def full_gradients(tangents: Tangents, example: int, *, simulated: bool = False) -> list[Tensor]:
+    """For each layer ``sum_t (dh/dz_t) a_t'``: gradients of the features in the weights, free of basis and order.
+
+    Of all rows, or of those alone that simulated runs read.
+    """
     basis = tangents.basis[example if len(tangents.basis) > 1 else 0]
     # directions may differ in sign or order between passes: bring them to the span's projector
-    result = []
+    result: dict[str, Tensor] = {}
     for number, entry in enumerate(tangents.entries):
+        if simulated and not entry.simulated:
+            continue
         rows, _ = tangents.rows(torch.tensor([example]), entry.rows_per_example)
         inputs, gradients = tangents.inputs(number)[rows], tangents.gradients(number)[rows]
-        result.append(torch.einsum("qd,tqo,ti->doi", basis, gradients, inputs))
-    return result
+        found = torch.einsum("qd,tqo,ti->doi", basis, gradients, inputs)
+        result[entry.layer] = result[entry.layer] + found if entry.layer in result else found
+    return list(result.values())
 
 
 def check_same(one: Tangents, two: Tangents, examples: list[int], rtol: float = 1e-10, atol: float = 1e-12) -> None:

@@ -48,7 +48,7 @@ class Forecast:
         fitted_loss: Loss of the training examples at its end.
         sample: How many of the training examples were simulated, for how many.
         kernel: The figures of its NTK, as in ``forecast.json``.
-        seconds: Time the simulations took.
+        seconds: Time all of this took.
         trainable_parameters: Parameters of adapters and head.
         warnings: What to know before believing it.
     """
@@ -167,7 +167,7 @@ def forecast(
         progress: Called with simulations done and in all.
     """
     starts = Starts(task, tangents)
-    kernels = _Kernels(tangents, starts)
+    kernels = _Kernels(tangents)
     sample, size = gap_sample(tangents), linear_norm(task, tangents.head.names)
     guess = task.majority_metric or 0.0
     forecasts = []
@@ -187,6 +187,7 @@ def forecast(
                 gap = linearity_gap(task, model, sample, before)
                 reach = Reach(largest.largest, weight_change(task, model), gap)
                 fitted = fitted_loss(model)
+                kernel = kernels.figures(candidate, adapters, int(run.final["step"]))
             runs.append(run)
             if progress:
                 progress(number * seeds + len(runs), len(candidates) * seeds)
@@ -201,7 +202,7 @@ def forecast(
             fitted_loss=fitted,
             sample=Sample(tangents.num_train, len(task.train)),
             seconds=time.perf_counter() - started,
-            kernel=kernels.figures(candidate, int(runs[0].final["step"])),
+            kernel=kernel,
             trainable_parameters=sum(parameter.numel() for parameter in model.parameters()),
         )
         found.warnings = advice(found.curve, candidate, task, reach)
@@ -234,18 +235,18 @@ class _Kernels:
     They are of as many training examples, of all lengths, as make kernels of ``ENTRIES`` rows at most.
     """
 
-    def __init__(self, tangents: Tangents, starts: Starts) -> None:
+    def __init__(self, tangents: Tangents) -> None:
         outputs = max(1, tangents.outputs.shape[1] - 1)
         count = min(tangents.num_train, max(2, ENTRIES // outputs))
         spread = torch.linspace(0, tangents.num_train - 1, count).long()
-        self.tangents, self.starts = tangents.sample(tangents.stored[: tangents.num_train][spread]), starts
+        self.tangents = tangents.sample(tangents.stored[: tangents.num_train][spread])
         self.seen: dict[str, tuple[Summary, Spectrum, torch.Tensor]] = {}
 
-    def figures(self, candidate: Candidate, steps: int) -> Figures:
-        """The figures of the candidate's NTK at its start, with λ chosen by leave-one-out."""
+    def figures(self, candidate: Candidate, adapters: Sequence[Adapter], steps: int) -> Figures:
+        """The figures of the candidate's NTK with the adapters that it starts from, with λ chosen by leave-one-out."""
         key = json.dumps([candidate.peft_dict(), candidate.seed], sort_keys=True)
         if key not in self.seen:
-            modes = Modes.of(ntk(self.tangents, self.starts.draw(candidate, candidate.seed)[0]))
+            modes = Modes.of(ntk(self.tangents, adapters))
             found = summary(modes.kernel, best_strength(modes))
             self.seen[key] = found, replace(modes.spectrum, eigenvectors=None), modes.coefficients
         found, spectrum, coefficients = self.seen[key]

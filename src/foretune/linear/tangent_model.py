@@ -107,12 +107,17 @@ class TangentModel(nn.Module):
         tangents, count = self.tangents, len(next(iter(factors.values()))[0])
         shape = tangents.num_directions, count
         change = torch.zeros(len(examples), *shape, dtype=self.dtype)
-        for layout in dict.fromkeys(entry.rows_per_example for entry in tangents.entries):
+        read = [
+            (number, entry)
+            for number, entry in enumerate(tangents.entries)
+            if entry.simulated and entry.layer in self.adapters
+        ]
+        for layout in dict.fromkeys(entry.rows_per_example for _, entry in read):
             rows, owner = tangents.rows(examples, layout)
             groups: dict[int, Bilinear] = {}  # layers with the same inputs together, by the entry that keeps these
             total = torch.zeros(len(owner), *shape, dtype=self.dtype)
-            for number, entry in enumerate(tangents.entries):
-                if entry.rows_per_example != layout or entry.layer not in self.adapters:
+            for number, entry in read:
+                if entry.rows_per_example != layout:
                     continue
                 if entry.inputs not in groups:
                     groups[entry.inputs] = Bilinear(_take(tangents.inputs(number), rows).to(self.product))

@@ -1,6 +1,6 @@
 """Room for the rows of a whole data set, filled batch by batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -8,8 +8,9 @@ from torch import Tensor
 
 from foretune.errors import InputError
 from foretune.tangents import store
-from foretune.tangents.compress import low_rank, product_dtype
+from foretune.tangents.compress import Ranks, low_rank, product_dtype
 from foretune.tangents.hooks import Call, Rows
+from foretune.tangents.tangents import Entry
 
 
 class Arena(Rows):
@@ -24,6 +25,9 @@ class Arena(Rows):
         folder: Where to write them; None: in memory.
         ranks: Rows of every example to which calls are compressed, by the first call with the same input.
         device: Where batches are computed.
+
+    Attributes:
+        entries: What is kept: of each call, then the rest of those that are kept in two parts.
     """
 
     def __init__(
@@ -34,22 +38,23 @@ class Arena(Rows):
         num_examples: int,
         dtype: torch.dtype,
         folder: Path | None,
-        ranks: Mapping[int, int],
+        ranks: Mapping[int, Ranks],
         device: torch.device,
     ) -> None:
         super().__init__(device)
         self.product = product_dtype(dtype)
-        spec: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         self.plain: dict[int, int | None] = {}  # rows of every example of a call, None: one a token
-        self.fixed: dict[int, int | None] = {}  # the same as they are kept
         for call in calls:
             by_token = call.by_token and lengths is not None
             self.plain[call.position] = None if by_token else int(call.row_counts[0])
-            fixed = self.fixed[call.position] = ranks.get(call.shared, self.plain[call.position])
+        self.entries, self.rest = _entries(calls, ranks, self.plain)
+        spec: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        for number, entry in enumerate(self.entries):
+            fixed, (wide_in, wide_out) = entry.rows_per_example, entry.widths
             rows = sum(lengths or ()) if fixed is None else fixed * num_examples
-            if call.shared == call.position:
-                spec[f"inputs.{call.position}"] = ((rows, call.widths[0]), dtype)
-            spec[f"gradients.{call.position}"] = ((rows, num_outputs, call.widths[1]), dtype)
+            if entry.inputs == number:
+                spec[f"inputs.{number}"] = ((rows, wide_in), dtype)
+            spec[f"gradients.{number}"] = ((rows, num_outputs, wide_out), dtype)
         self.spec, self.ranks = spec, ranks
         self.file = None if folder is None else store.RowFile(folder / "tangents.safetensors", spec)
         # all rows, or, where a file takes them, those of one batch: memory that is used again
@@ -66,30 +71,30 @@ class Arena(Rows):
         self.raw: dict[str, Tensor] = {}  # rows of a batch before they are compressed
         self.known = [(call.layer, call.shared) for call in calls]
         self.lengths = torch.tensor(lengths or ())
-        self.filled = [0] * len(calls)
+        self.filled = [0] * len(self.entries)
         self.taken: dict[int, Call] = {}
         self.done = 0
 
     def inputs(self, call: Call, dtype: torch.dtype) -> Tensor:
         """The next rows of this call's inputs."""
-        self._check(call, f"inputs.{call.position}")
+        self._check(call)
         if call.shared not in self.ranks:
             return self._next(f"inputs.{call.position}", call.position, int(call.row_counts.sum()))
         return self._raw(f"inputs.{call.position}", call, call.widths[0])
 
     def gradients(self, call: Call, num_outputs: int, dtype: torch.dtype) -> Tensor:
         """The next rows of this call's gradients."""
-        self._check(call, f"gradients.{call.position}")
+        self._check(call)
         if call.shared not in self.ranks:
             return self._next(f"gradients.{call.position}", call.position, int(call.row_counts.sum()))
         widths, mine = self.widths[call.shared], self.groups[call.shared].index(call.position)
         together = self._raw(f"gradients.{call.shared}", call, sum(widths))
         return together.split(widths, 1)[mine].unflatten(1, (num_outputs, call.widths[1]))
 
-    def _check(self, call: Call, name: str) -> None:
+    def _check(self, call: Call) -> None:
         plain, counts = self.plain.get(call.position), call.row_counts
         expected = self.lengths[self.done : self.done + len(counts)] if plain is None else plain
-        known = name in self.spec and (call.layer, call.shared) == self.known[call.position]
+        known = self.known[call.position : call.position + 1] == [(call.layer, call.shared)]
         if not known or not bool((counts == expected).all()):
             raise InputError(
                 "modules",
@@ -98,9 +103,9 @@ class Arena(Rows):
             )
         self.taken[call.position] = call
 
-    def _next(self, name: str, position: int, rows: int) -> Tensor:
-        """Where the next rows of a tensor go."""
-        start = self.filled[position]
+    def _next(self, name: str, number: int, rows: int) -> Tensor:
+        """Where the next rows of an entry's tensor go."""
+        start = self.filled[number]
         if self.file is None:
             return self.tensors[name][start : start + rows]
         if len(self.tensors[name]) < rows:
@@ -123,11 +128,19 @@ class Arena(Rows):
             self._raw(f"{kind}.{shared}", call, width).view(len(call.row_counts), -1, width)
             for kind, width in (("inputs", call.widths[0]), ("gradients", sum(widths)))
         )
-        fewer, shorter = low_rank(inputs, gradients, self.ranks[shared])
-        rows = len(inputs) * self.ranks[shared]
-        self._next(f"inputs.{shared}", shared, rows).copy_(fewer.flatten(0, 1))
-        for position, part in zip(self.groups[shared], shorter.split(widths, 2), strict=True):
-            target = self._next(f"gradients.{position}", position, rows)
+        main, rest = self.ranks[shared]
+        fewer, shorter = low_rank(inputs, gradients, main + rest)  # the largest last
+        group = self.groups[shared]
+        self._put(group, fewer[:, rest:], shorter[:, rest:].split(widths, 2))
+        if rest:
+            self._put([self.rest[position] for position in group], fewer[:, :rest], shorter[:, :rest].split(widths, 2))
+
+    def _put(self, numbers: list[int], inputs: Tensor, gradients: Sequence[Tensor]) -> None:
+        """Compressed rows (b r i) and (b r p) of entries with the same inputs, the first of which keeps these."""
+        rows = len(inputs) * inputs.shape[1]
+        self._next(f"inputs.{numbers[0]}", numbers[0], rows).copy_(inputs.flatten(0, 1))
+        for number, part in zip(numbers, gradients, strict=True):
+            target = self._next(f"gradients.{number}", number, rows)
             target.copy_(part.reshape(target.shape))
 
     def advance(self) -> None:
@@ -136,8 +149,8 @@ class Arena(Rows):
         Raises:
             InputError: A layer did not run on it that ran before.
         """
-        if len(self.taken) != len(self.filled):
-            missing = {self.known[k][0] for k in set(range(len(self.filled))) - set(self.taken)}
+        if len(self.taken) != len(self.known):
+            missing = {self.known[k][0] for k in set(range(len(self.known))) - set(self.taken)}
             raise InputError("modules", f"{', '.join(sorted(missing))} did not run for all examples", "leave them out")
         for shared in self.groups:
             self._compress(shared)
@@ -145,9 +158,9 @@ class Arena(Rows):
             self.file.write(self.written)
             self.tensors, self.spare = self.spare, self.tensors
         examples = len(self.taken[0].row_counts)
-        for position, call in self.taken.items():
-            fixed = self.fixed[position]
-            self.filled[position] += int(call.row_counts.sum()) if fixed is None else fixed * examples
+        for number, entry in enumerate(self.entries):
+            fixed = entry.rows_per_example
+            self.filled[number] += int(self.taken[number].row_counts.sum()) if fixed is None else fixed * examples
         self.done += examples
         self.taken.clear()
 
@@ -156,3 +169,20 @@ class Arena(Rows):
         if self.file is not None:
             self.file.close()
             self.tensors = {}
+
+
+def _entries(
+    calls: Sequence[Call], ranks: Mapping[int, Ranks], plain: Mapping[int, int | None]
+) -> tuple[tuple[Entry, ...], dict[int, int]]:
+    """An entry for each call, in their order, then one for the rest of each that has any; the latter's numbers too."""
+    main = [
+        Entry(call.layer, call.shared, ranks[call.shared].main if call.shared in ranks else rows, call.widths)
+        for call, rows in zip(calls, plain.values(), strict=True)
+    ]
+    several = [call for call in calls if call.shared in ranks and ranks[call.shared].rest]
+    numbers = {call.position: number for number, call in enumerate(several, len(calls))}
+    rest = [
+        Entry(call.layer, numbers[call.shared], ranks[call.shared].rest, call.widths, simulated=False)
+        for call in several
+    ]
+    return (*main, *rest), numbers

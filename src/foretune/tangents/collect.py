@@ -16,12 +16,12 @@ from foretune.errors import InputError
 from foretune.tangents import store
 from foretune.tangents.arena import Arena
 from foretune.tangents.basis import centring, num_directions, output_basis, task_directions
-from foretune.tangents.compress import TOLERANCE, padded, product_dtype, rank_for
+from foretune.tangents.compress import TOLERANCE, Ranks, padded, product_dtype, ranks_for
 from foretune.tangents.head import Head, entering, features_of, find_head, head_names, outputs_of, watched
 from foretune.tangents.hooks import Call, layer_gradients, token_mask
 from foretune.tangents.lengths import alike, alike_in_splits, lengths
 from foretune.tangents.rules import check_supported, supported
-from foretune.tangents.tangents import Entry, Tangents
+from foretune.tangents.tangents import Tangents
 from foretune.task import Task
 
 PROBE_EXAMPLES = 512  # training examples on which the directions of the task are estimated
@@ -222,7 +222,7 @@ class _Pass:
         # rows stay in the order in which they were written; everything else goes back to the order of the examples
         summary = {name: values[place] if len(values) == len(place) else values for name, values in summary.items()}
         return Tangents(
-            entries=tuple(Entry(call.layer, call.shared, room.fixed[call.position], call.widths) for call in calls),
+            entries=room.entries,
             tensors=room.tensors,
             place=place,
             counts=torch.tensor([self.lengths[i] for i in self.order]),
@@ -234,14 +234,14 @@ class _Pass:
         )
 
 
-def _ranks(calls: list[Call], inputs: list[Tensor], gradients: list[Tensor], tolerance: float) -> dict[int, int]:
+def _ranks(calls: list[Call], inputs: list[Tensor], gradients: list[Tensor], tolerance: float) -> dict[int, Ranks]:
     """How many rows an example needs in each group of calls with the same input, where these are fewer than it has."""
-    found = {}
+    found: dict[int, Ranks] = {}
     for shared in dict.fromkeys(call.shared for call in calls):
         counts = calls[shared].row_counts
         together = torch.cat([gradients[call.position].flatten(1) for call in calls if call.shared == shared], 1)
         lengths = counts.tolist()
-        rank = rank_for(padded(inputs[shared], lengths), padded(together, lengths), counts, tolerance)
-        if rank is not None:
-            found[shared] = rank
+        ranks = ranks_for(padded(inputs[shared], lengths), padded(together, lengths), counts, tolerance)
+        if ranks is not None:
+            found[shared] = ranks
     return found

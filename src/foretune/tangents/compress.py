@@ -2,16 +2,32 @@ r"""Fewer rows of an example: a layer sees it through one matrix, whose rank is 
 
 Whatever adapter changes a layer's weight by ``dW``, an example's features change by ``<G, dW>`` with the one matrix
 ``G = sum_t g_t a_t'`` over its tokens t: gradients g and inputs a are needed only as a factorisation of it. Texts of
-twenty-six tokens have most of ``|G|^2`` in a few directions (``docs/log.md``), longer ones in not many more.
+twenty-six tokens have most of ``|G|^2`` in a few directions (``docs/log.md``), longer ones in not many more. Simulated
+runs do with fewer of them than the small eigenvalues of a kernel: rows are kept in two parts, and runs read the first.
 """
+
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 TOLERANCE = 0.02  # share of |G|^2 that may be left out, on average over examples
+SIMULATED = 0.1  # share that simulated runs may leave out
 MORE = 4  # random inputs beyond the rank
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # few, so that many layers have rows alike
+
+
+class Ranks(NamedTuple):
+    """Rows of every example that are kept of a layer.
+
+    Attributes:
+        main: Those that hold most, which simulated runs read.
+        rest: Those beyond them, which kernels read too.
+    """
+
+    main: int
+    rest: int
 
 
 def low_rank(
@@ -53,17 +69,22 @@ def lost(inputs: Float[Tensor, "b t i"], gradients: Float[Tensor, "b t p"], most
     return (1 - kept[there] / whole[there, None]).mean(0) if bool(there.any()) else torch.zeros(kept.shape[1])
 
 
-def rank_for(
+def ranks_for(
     inputs: Float[Tensor, "b t i"], gradients: Float[Tensor, "b t p"], counts: Int[Tensor, " b"], tolerance: float
-) -> int | None:
-    """The smallest of ``RANKS`` that loses at most the tolerance, the largest if all lose more.
+) -> Ranks | None:
+    """As few rows as lose at most the tolerance, and as few of them as lose at most ``SIMULATED``.
 
-    None where that would not halve the rows: compressing takes a tenth to a fifth of the time that the passes take.
+    Both numbers are of ``RANKS``, the largest if all lose more. None where simulated runs would not read half as many
+    rows as there are tokens: compressing takes a tenth to a fifth of the time that the passes take.
     """
     shares = lost(inputs, gradients, min(*inputs.shape[1:], RANKS[-1])).tolist()
-    enough = next((number for number, share in enumerate(shares, 1) if share <= tolerance), len(shares))
-    rank = next((rank for rank in RANKS if rank >= enough), RANKS[-1])
-    return rank if 2 * rank <= min(inputs.shape[2], float(counts.float().mean())) else None
+
+    def smallest(most: float) -> int:
+        enough = next((number for number, share in enumerate(shares, 1) if share <= most), len(shares))
+        return next((rank for rank in RANKS if rank >= enough), RANKS[-1])
+
+    main, whole = smallest(max(tolerance, SIMULATED)), smallest(tolerance)
+    return Ranks(main, whole - main) if 2 * main <= min(inputs.shape[2], float(counts.float().mean())) else None
 
 
 def padded(rows: Float[Tensor, "rows w"], counts: list[int]) -> Float[Tensor, "b t w"]:

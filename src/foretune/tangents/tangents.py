@@ -19,19 +19,21 @@ from foretune.tangents.head import Head, gradients_in
 
 @dataclass(frozen=True)
 class Entry:
-    """The rows of one call of one layer.
+    """Rows of one call of one layer.
 
     Attributes:
-        layer: Name of the layer; a layer that runs twice has two entries.
+        layer: Name of the layer; what its entries add up to is its gradient.
         inputs: Number of the entry that keeps its inputs: calls with the same input share them.
         rows_per_example: How many rows every example has, or None for one row a token.
         widths: Input and output width (i, o).
+        simulated: Whether simulated runs read these rows: a call's largest are one entry, what they leave out another.
     """
 
     layer: str
     inputs: int
     rows_per_example: int | None
     widths: tuple[int, int]
+    simulated: bool = True
 
 
 @dataclass
@@ -170,7 +172,7 @@ class Tangents:
         small |= {f"head.{name}": value.contiguous() for name, value in self.head.state_dict().items()}
         save_file(small, folder / "summary.safetensors")
         manifest = {
-            "entries": [[e.layer, e.inputs, e.rows_per_example, list(e.widths)] for e in self.entries],
+            "entries": [[e.layer, e.inputs, e.rows_per_example, list(e.widths), e.simulated] for e in self.entries],
             "num_train": self.num_train,
             "loss": self.loss,
             "seconds": self.seconds,
@@ -193,7 +195,10 @@ class Tangents:
         tensors, manifest = found
         modules = head()
         modules.load_state_dict({name[5:]: value for name, value in small.items() if name.startswith("head.")})
-        entries = [Entry(layer, inputs, rows, tuple(widths)) for layer, inputs, rows, widths in manifest["entries"]]
+        entries = [
+            Entry(layer, inputs, rows, tuple(widths), simulated)
+            for layer, inputs, rows, widths, simulated in manifest["entries"]
+        ]
         rest: dict[str, Any] = {name: small[name] for name in _SMALL}
         keys = {name: manifest[name] for name in ("num_train", "loss", "seconds")}
         return cls(entries=tuple(entries), tensors=tensors, head=modules, reused=True, **rest, **keys)
