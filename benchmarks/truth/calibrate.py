@@ -59,11 +59,11 @@ def learnt_on(tasks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def rows(task: dict[str, Any], quantity: str) -> tuple[np.ndarray, np.ndarray]:
-    """Evidence (runs, all of its names) and what real runs added to their simulation on the quantity's scale."""
+    """Evidence (runs, all of its names) and what real runs added to their seed's simulation on the quantity's scale."""
     on = calibration.scale(quantity, task["metric_name"])
     evidence, errors = [], []
     for run in task["runs"]:
-        simulated = task["simulated"].get(run["candidate"])
+        simulated = task["simulated"].get(str(run["seed"]), {}).get(run["candidate"])
         if simulated is None or run[quantity] is None:
             continue
         evidence.append(list(evidence_of(simulated, task).values()))

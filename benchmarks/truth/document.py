@@ -4,6 +4,7 @@ python benchmarks/truth/document.py
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def document(tasks: list[dict[str, Any]], sizes: list[dict[str, Any]], fast: lis
     floors = {
         "*another seed*": evaluate(*map(list, zip(*(another_seed(truths[i]) for i in several), strict=True))),
         "*foretune, against means over seeds*": evaluate(
-            [truths[i].averaged() for i in several], [predictors[OURS][i] for i in several]
+            [truths[i].averaged() for i in several], [predictors[OURS][i].averaged() for i in several]
         ),
     }
     draws = bootstrap(truths, predictors, COMPARED)
@@ -65,9 +66,9 @@ def predictions(tasks: list[dict[str, Any]], truths: list[Truth]) -> dict[str, l
     names = sorted({name for task in tasks for name in task["scores"]})
     forecasts = left_out(tasks, learnt_on(tasks))
     said = {OURS: forecasts, "as simulated": [simulated(task) for task in tasks]}
-    said |= {name: [task["scores"].get(name) for task in tasks] for name in names}
+    said |= {name: [task["scores"].get(name, {}) for task in tasks] for name in names}
     return {
-        name: [prediction_of(scores, truth.candidates) for scores, truth in zip(own, truths, strict=True)]
+        name: [prediction_of(scores, truth) for scores, truth in zip(own, truths, strict=True)]
         for name, own in said.items()
     }
 
@@ -86,14 +87,15 @@ def _head(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
         "",
         *paragraph(
             f"{runs} real fine-tunes of {len(tasks)} tasks against everything that claims to know beforehand which of "
-            "them to choose. Reproduce with `python benchmarks/truth/train.py`, `foretune forecast` on every "
-            "`run.yaml` that it writes, `python benchmarks/truth/score.py`, `gather.py`, `calibrate.py` and "
-            f"`document.py`; results are in `benchmarks/results/truth`. {hours:.1f} hours of one core on "
-            f"{machine['platform']}, beside other work."
+            "them to choose. Reproduce with `python benchmarks/truth/train.py`, `forecasts.py`, `score.py`, "
+            "`gather.py`, `calibrate.py` and `document.py` there; results are in `benchmarks/results/truth`. "
+            f"{hours:.1f} hours of one core on {machine['platform']}, beside other work."
         ),
         *paragraph(
             "Errors are those of single runs, so that *another seed*, which predicts a run by the same run from "
-            "another seed, is a predictor like any other: the noise floor. Regret is what choosing a predictor's first "
+            "another seed, is a predictor like any other: the noise floor. Every run is held against the forecast of "
+            "its own seed, which knows its head, its adapters and its batches, and a probe against the runs that it "
+            "begins; other predictors know of no seed. Regret is what choosing a predictor's first "
             "candidate costs against the best, on means over seeds, in points (hundredths of accuracy or correlation). "
             "The correction that foretune makes was learnt on the other tasks only. Cost is the seconds of a "
             "prediction, its part of what all candidates share included, over those of the real run. Real runs (the "
@@ -107,11 +109,11 @@ def _head(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
             "that the others show how they carry over. What there is not: an acceptability task on which these models "
             "do better than guessing (`agreement` is built, but not run)."
         ),
-        "| task | model | metric | candidates trained, forecast | seeds | worst and best, % |",
+        "| task | model | metric | candidates trained | seeds | worst and best, % |",
         "|---|---|---|---|---|---|",
         *(
             f"| {task['name']} | {task['model']} | {task['metric_name']} "
-            f"| {len({run['candidate'] for run in task['runs']})}, {len(task['simulated'])} | {truth.metric.shape[1]} "
+            f"| {len({run['candidate'] for run in task['runs']})} | {truth.metric.shape[1]} "
             f"| {100 * np.nanmin(truth.mean):.1f} to {100 * np.nanmax(truth.mean):.1f} |"
             for task, truth in zip(tasks, truths, strict=True)
         ),
@@ -184,12 +186,11 @@ def _by_task(tasks: list[dict[str, Any]], truths: list[Truth], predictors: dict[
         lines.append(f"| {task['name']} | {' | '.join(cells)} |")
     lines.append("")
     for i, (task, truth) in enumerate(zip(tasks, truths, strict=True)):
-        true = 100 * truth.mean
         series = [
-            Series(name, list(map(float, 100 * predictors[name][i].metric)), list(map(float, true)), line=False)
+            Series(name, _percent(predictors[name][i].averaged().metric), _percent(truth.mean), line=False)
             for name in (OURS, "as simulated")
         ]
-        ends = [float(true.min()), float(true.max())]
+        ends = _percent(np.array([truth.mean.min(), truth.mean.max()]))
         series.append(Series("forecast = truth", ends, ends, line=True, colour=2))
         svg = picture(task["name"], Axis("forecast, %"), Axis("truth, %"), series)
         (DOCS / "truth").mkdir(exist_ok=True)
@@ -203,22 +204,46 @@ def _cell(values: dict[str, float]) -> str:
     return ", ".join([*numbers, _number(values["mean_absolute_error"], 1, 100)])
 
 
-def collapsed(task: dict[str, Any], name: str, metric: float) -> bool:
-    """Whether a run gained less than a share of what its simulation gained over guessing."""
-    promised = task["simulated"][name]["eval_metric"] - task["guess"]
-    return promised >= GAIN and metric - task["guess"] < COLLAPSED * promised
+@dataclass(frozen=True)
+class Pair:
+    """A real run and the simulation of its seed."""
+
+    task: dict[str, Any]
+    candidate: str
+    simulated: dict[str, Any]
+    metric: float
+
+    @property
+    def name(self) -> str:
+        """Of its task and its candidate."""
+        return f"{self.task['name']} {self.candidate}"
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the run gained less than a share of what its simulation gained over guessing."""
+        promised = self.simulated["eval_metric"] - self.task["guess"]
+        return promised >= GAIN and self.metric - self.task["guess"] < COLLAPSED * promised
+
+
+def pairs(tasks: list[dict[str, Any]]) -> list[Pair]:
+    """Every real run of the tasks whose seed was forecast too."""
+    return [
+        Pair(task, run["candidate"], task["simulated"][seed][run["candidate"]], run["eval_metric"])
+        for task in tasks
+        for run in task["runs"]
+        if run["candidate"] in task["simulated"].get(seed := str(run["seed"]), {})
+    ]
 
 
 def _collapse(tasks: list[dict[str, Any]]) -> list[str]:
     found, missed, false, healthy = [], [], [], 0
-    for task, name, row, metrics in _runs(tasks):
-        flag = unstable(row["largest_step"])
-        for metric in metrics:
-            if collapsed(task, name, metric):
-                (found if flag else missed).append(f"{task['name']} {name}")
-            else:
-                healthy += 1
-                false += [f"{task['name']} {name}"] if flag else []
+    for pair in pairs(tasks):
+        flag = unstable(pair.simulated["largest_step"])
+        if pair.collapsed:
+            (found if flag else missed).append(pair.name)
+        else:
+            healthy += 1
+            false += [pair.name] if flag else []
     return [
         "## Runs that collapse",
         "",
@@ -234,46 +259,45 @@ def _collapse(tasks: list[dict[str, Any]]) -> list[str]:
 
 
 def _near_the_limit(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> list[str]:
-    runs = _runs([*tasks, *fast])
-    known = [(task, name, row, metric) for task, name, row, metrics in runs for metric in metrics]
-    fell = [collapsed(task, name, metric) for task, name, _, metric in known]
+    known = pairs([*tasks, *fast])
+    fell = [pair.collapsed for pair in known]
     areas = ", ".join(
-        f"{label} {roc_auc_score(fell, [min(row[key], 1e6) for _, _, row, _ in known]):.2f}"
+        f"{label} {roc_auc_score(fell, [min(pair.simulated[key], 1e6) for pair in known]):.2f}"
         for key, label in (
             ("largest_step", "largest step"),
             ("weight_change", "change of the weights"),
             ("linearity_gap", "linearity gap"),
         )
     )
+    by_name: dict[str, list[Pair]] = {}
+    for pair in known:
+        by_name.setdefault(pair.name, []).append(pair)
+    shown = sorted(by_name.values(), key=lambda some: _mean(some, "largest_step"))
     return [
         "### Near the limit",
         "",
         *paragraph(
             f"All runs with steps of {NEAR:.1%} or more, {sum(len(task['runs']) for task in fast)} runs at learning "
             f"rates that were chosen to find the limit (`{'`, `'.join(task['name'] for task in fast)}`) among them. "
-            f"Area under the ROC curve, over all {len(known)} runs: {areas}."
+            f"Area under the ROC curve, over all {len(known)} runs: {areas}. Step, gap and simulation are means over "
+            "the seeds."
         ),
         "| task | candidate | step | gap | simulated | true, each seed | |",
         "|---|---|---|---|---|---|---|",
         *(
-            f"| {task['name']} | {name} | {row['largest_step']:.1%} | {row['linearity_gap']:.2f} "
-            f"| {100 * row['eval_metric']:.1f} | {', '.join(f'{100 * metric:.1f}' for metric in metrics)} "
-            f"| {'collapsed' if any(collapsed(task, name, metric) for metric in metrics) else ''} |"
-            for task, name, row, metrics in sorted(runs, key=lambda run: run[2]["largest_step"])
-            if row["largest_step"] >= NEAR
+            f"| {some[0].task['name']} | {some[0].candidate} | {_mean(some, 'largest_step'):.1%} "
+            f"| {_mean(some, 'linearity_gap'):.2f} | {100 * _mean(some, 'eval_metric'):.1f} "
+            f"| {', '.join(f'{100 * pair.metric:.1f}' for pair in some)} "
+            f"| {'collapsed' if any(pair.collapsed for pair in some) else ''} |"
+            for some in shown
+            if _mean(some, "largest_step") >= NEAR
         ),
         "",
     ]
 
 
-def _runs(tasks: list[dict[str, Any]]) -> list[tuple[dict[str, Any], str, dict[str, Any], list[float]]]:
-    """Task, candidate, simulation and metrics of the real runs, for every candidate of the tasks that has both."""
-    return [
-        (task, name, row, metrics)
-        for task in tasks
-        for name, row in task["simulated"].items()
-        if (metrics := [run["eval_metric"] for run in task["runs"] if run["candidate"] == name])
-    ]
+def _mean(some: list[Pair], key: str) -> float:
+    return float(np.mean([pair.simulated[key] for pair in some]))
 
 
 def _counted(names: list[str]) -> list[str]:
@@ -281,28 +305,34 @@ def _counted(names: list[str]) -> list[str]:
 
 
 def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[Prediction]) -> list[str]:
-    hit = far = wrong = near = 0
-    stable = []
-    for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
-        errors, widths = np.abs(forecast.metric - truth.mean), (forecast.high - forecast.low) / 2
-        for name, error, width in zip(truth.candidates, errors, widths, strict=True):
-            may_collapse = unstable(task["simulated"][name]["largest_step"])
-            warned = may_collapse or width >= WIDE
-            stable += [] if may_collapse else [error]
-            if error > 0.05:
-                far, hit = far + 1, hit + warned
-            else:
-                near, wrong = near + 1, wrong + warned
-    return [
-        "## Warnings",
-        "",
-        *paragraph(
-            f"{far} forecasts are off by more than 5 points of the mean over seeds; {hit} of them were warned of, as "
-            f"unstable or by an error bar of ±{100 * WIDE:.0f} points or more, and so were {wrong} of the {near} "
-            "others. Without the candidates that are called unstable the mean error is "
-            f"{100 * np.mean(stable):.1f} points of the mean over seeds."
-        ),
-    ]
+    lines = ["## Warnings", ""]
+    for what, averaged in (("the run", False), ("the mean over seeds, where forecasts are averaged too", True)):
+        far: list[bool] = []
+        near: list[bool] = []
+        stable: list[float] = []
+        for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
+            steps = _of_simulations(task, truth, "largest_step")
+            if averaged:
+                truth, forecast, steps = truth.averaged(), forecast.averaged(), np.nanmean(steps, 1, keepdims=True)
+            errors, may_collapse = np.abs(forecast.metric - truth.metric), steps > UNSTABLE
+            warned = may_collapse | ((forecast.high - forecast.low) / 2 >= WIDE)
+            known = ~np.isnan(errors)
+            far += warned[known & (errors > 0.05)].tolist()
+            near += warned[known & (errors <= 0.05)].tolist()
+            stable += errors[known & ~may_collapse].tolist()
+        lines += paragraph(
+            f"{len(far)} forecasts are off by more than 5 points of {what}; {sum(far)} of them were warned of, as "
+            f"unstable or by an error bar of ±{100 * WIDE:.0f} points or more, and so were {sum(near)} of the "
+            f"{len(near)} others. Without the candidates that are called unstable the mean error is "
+            f"{100 * np.mean(stable):.1f} points."
+        )
+    return lines
+
+
+def _of_simulations(task: dict[str, Any], truth: Truth, key: str) -> np.ndarray:
+    """A figure of the simulated runs by candidate and seed; nan where there is none."""
+    rows = [[task["simulated"].get(str(seed), {}).get(name, {}) for seed in truth.seeds] for name in truth.candidates]
+    return np.array([[row.get(key, np.nan) for row in some] for some in rows], dtype=float)
 
 
 def _candidates(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[Prediction]) -> list[str]:
@@ -310,9 +340,9 @@ def _candidates(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: lis
         "## Every candidate",
         "",
         *paragraph(
-            "In points; ± is the half-width of the 90% interval, or the spread of seeds. Step: the largest change of "
-            "the linear weights in one step; weights: the change of the adapted ones in the run; gap: the "
-            "linearity gap at its end."
+            "In points, means over seeds; ± is the half-width of the 90% interval, or the spread of seeds. Step: the "
+            "largest change of the linear weights in one step; weights: the change of the adapted ones in the run; "
+            "gap: the linearity gap at its end."
         ),
     ]
     for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
@@ -323,16 +353,19 @@ def _candidates(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: lis
 def _table(task: dict[str, Any], truth: Truth, forecast: Prediction) -> list[str]:
     lines = ["| candidate | forecast | simulated | true | loss | simulated | true | step | weights | gap |"]
     lines += ["|---|---|---|---|---|---|---|---|---|---|"]
-    for i in np.argsort(-forecast.metric):
-        row, metric, loss = task["simulated"][truth.candidates[i]], truth.metric[i], truth.loss[i]
+    said, ours = (
+        each.averaged().map(lambda values: values[:, 0]) for each in (forecast, prediction_of(simulated(task), truth))
+    )
+    keys = ("largest_step", "weight_change", "linearity_gap")
+    step, change, gap = (np.nanmean(_of_simulations(task, truth, key), 1) for key in keys)
+    for i in np.argsort(-said.metric):
+        metric, loss = truth.metric[i], truth.loss[i]
         several = np.sum(~np.isnan(metric)) > 1
         spread = f" ± {100 * np.nanstd(metric, ddof=1):.1f}" if several else ""
         lines.append(
-            f"| {truth.candidates[i]} | {100 * forecast.metric[i]:.1f} "
-            f"± {50 * (forecast.high[i] - forecast.low[i]):.1f} | {100 * row['eval_metric']:.1f} "
-            f"| {100 * truth.mean[i]:.1f}{spread} | {forecast.loss[i]:.3f} | {row['eval_loss']:.3f} "
-            f"| {np.nanmean(loss):.3f} | {row['largest_step']:.2%} | {row['weight_change']:.1%} "
-            f"| {row['linearity_gap']:.2f} |"
+            f"| {truth.candidates[i]} | {100 * said.metric[i]:.1f} ± {50 * (said.high[i] - said.low[i]):.1f} "
+            f"| {100 * ours.metric[i]:.1f} | {100 * truth.mean[i]:.1f}{spread} | {said.loss[i]:.3f} "
+            f"| {ours.loss[i]:.3f} | {np.nanmean(loss):.3f} | {step[i]:.2%} | {change[i]:.1%} | {gap[i]:.2f} |"
         )
     return [*lines, ""]
 
@@ -346,12 +379,16 @@ def _sizes(sizes: list[dict[str, Any]], tasks: list[dict[str, Any]]) -> list[str
     )
     for task, scores in zip(sizes, left_out(sizes, learnt_on(tasks)), strict=True):
         truth = truth_of(task)
-        forecast = prediction_of(scores, truth.candidates)
+        forecast = prediction_of(scores, truth)
         found = evaluate([truth], [forecast])
         lines += [f"### {TASKS[task['name']].train:,} examples of {TASKS[task['name']].builder}", ""]
         lines += _table(task, truth, forecast)
         lines += [f"Mean error {_number(found['mean_absolute_error'], 1, 100)} points.", ""]
     return lines
+
+
+def _percent(values: np.ndarray) -> list[float]:
+    return [float(value) for value in 100 * values.ravel()]
 
 
 def _list(names: list[str]) -> str:

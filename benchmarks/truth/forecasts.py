@@ -2,7 +2,7 @@
 
     python benchmarks/truth/forecasts.py [TASK...] [--seeds 0 1] [-o runs/truth]
 
-What ``foretune forecast`` says of ``run.yaml`` with that seed, in ``<output>/<task>/forecast-<seed>``; what is there is
+What ``foretune forecast`` says of ``run.yaml`` with that seed, in ``<output>/<task>/seed-<seed>``; what is there is
 not made again. Tangents are made for every seed, whose head they are taken for, and not kept.
 """
 
@@ -11,12 +11,10 @@ import shutil
 import sys
 from pathlib import Path
 
-import yaml
-
 if __name__ == "__main__":  # not this folder: its names are common ones
     sys.path[0] = str(Path(__file__).parents[1])
 
-from truth.grid import TASKS, prepare
+from truth.grid import TASKS, run_file
 
 from foretune.cli.console import progress_bar
 from foretune.forecast.run import forecast_run
@@ -27,16 +25,10 @@ def main(names: list[str], seeds: list[int], output: Path) -> None:
     for seed in seeds:
         for name in names:
             folder = output / name
-            directory = folder / f"forecast-{seed}"
+            directory = folder / f"seed-{seed}"
             if (directory / "forecast.json").exists():
                 continue
-            path = folder / "run.yaml"
-            path = path if path.exists() else prepare(TASKS[name], folder)
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            content["training"]["seed"] = seed
-            own = path.with_name(f"run-{seed}.yaml")
-            own.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-            found = forecast_run(own, directory, bar=progress_bar)
+            found = forecast_run(run_file(name, folder, seed), directory, bar=progress_bar)
             shutil.rmtree(directory / "tangents")
             print(f"{name} {seed}: {found['wall_seconds']:.0f} s", flush=True)
 

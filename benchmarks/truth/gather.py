@@ -21,8 +21,9 @@ from truth.metrics import Prediction, Truth
 from foretune.results import provenance, read_json, write_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "truth"
+ANY = "any"  # the seed of who is asked once for all
 ENOUGH, FEW = 8, 4  # candidates, for a rank correlation to mean something, and for errors alone
-DO = "run benchmarks/truth/train.py, score.py and foretune forecast"
+DO = "run benchmarks/truth/train.py, forecasts.py and score.py"
 
 
 def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
@@ -41,22 +42,35 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
                 "seconds": round(cost["seconds"] + cost["eval_seconds"], 1),
             }
         )
-    scores = {}
-    for path in sorted(folder.glob("scores/*.json")):
-        found = read_json(path, DO)
-        scores[path.stem] = {key: found[key] for key in ("candidates", "shared_seconds")}
-    simulated, collected, guess = {}, None, 0.0
-    if (folder / "forecast.json").exists():
-        forecast = read_json(folder / "forecast.json", DO)
+    scores: dict[str, dict[str, Any]] = {}
+    for place, seed in [(folder, ANY), *((path, _seed(path)) for path in sorted(folder.glob("seed-*")))]:
+        for path in sorted(place.glob("scores/*.json")):
+            found = read_json(path, DO)
+            scores.setdefault(path.stem, {})[seed] = {key: found[key] for key in ("candidates", "shared_seconds")}
+    simulated: dict[str, dict[str, Any]] = {}
+    collected, guess = None, 0.0
+    for path in sorted(folder.glob("seed-*/forecast.json")):
+        forecast = read_json(path, DO)
         collected = {key: forecast["collect"][key] for key in ("seconds", "directions", "bytes")}
         guess = forecast["task"]["majority_metric"] or 0.0
-        for each in forecast["candidates"]:
-            reach = {key: each[key] for key in ("largest_step", "linearity_gap", "weight_change")}
-            simulated[each["name"]] = each["simulated"] | reach | {"seconds": each["cost"]["seconds"]}
+        simulated[_seed(path.parent)] = {
+            each["name"]: {key: _short(value) for key, value in each["simulated"].items()}
+            | {key: _short(each[key]) for key in ("largest_step", "linearity_gap", "weight_change")}
+            | {"seconds": round(each["cost"]["seconds"], 2)}
+            for each in forecast["candidates"]
+        }
     spent = sum(run["seconds"] for run in runs)
     facts = {"name": name, "model": setting.model, "metric_name": setting.metric_name, "guess": guess}
     facts |= {"collect": collected}
     return provenance(0, spent) | facts | {"runs": runs, "simulated": simulated, "scores": scores}
+
+
+def _seed(folder: Path) -> str:
+    return folder.name.removeprefix("seed-")
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
 
 
 def read_tasks() -> list[dict[str, Any]]:
@@ -83,7 +97,11 @@ def _read() -> list[dict[str, Any]]:
 
 
 def _both(task: dict[str, Any]) -> set[str]:
-    return {run["candidate"] for run in task["runs"]} & set(task["simulated"])
+    return {run["candidate"] for run in task["runs"]} & _simulated(task)
+
+
+def _simulated(task: dict[str, Any]) -> set[str]:
+    return {name for found in task["simulated"].values() for name in found}
 
 
 def truth_of(content: dict[str, Any]) -> Truth:
@@ -91,7 +109,8 @@ def truth_of(content: dict[str, Any]) -> Truth:
 
     Only seeds from which at least half of these were trained count.
     """
-    runs = [run for run in content["runs"] if run["candidate"] in content["simulated"]]
+    both = _both(content)
+    runs = [run for run in content["runs"] if run["candidate"] in both]
     candidates = tuple(dict.fromkeys(run["candidate"] for run in runs))
     counts = {run["seed"]: 0 for run in runs}
     for run in runs:
@@ -104,27 +123,28 @@ def truth_of(content: dict[str, Any]) -> Truth:
             at = candidates.index(run["candidate"]), seeds.index(run["seed"])
             metric[at], loss[at] = run["eval_metric"], run["eval_loss"]
     seconds = [min(run["seconds"] for run in runs if run["candidate"] == name) for name in candidates]
-    return Truth(candidates, metric, loss, np.array(seconds))
+    return Truth(candidates, metric, loss, np.array(seconds), tuple(seeds))
 
 
-def prediction_of(scores: dict[str, Any] | None, candidates: tuple[str, ...]) -> Prediction:
-    """A predictor's scores of a task as arrays, all nan if it has none."""
+def prediction_of(scores: dict[str, Any], truth: Truth) -> Prediction:
+    """A predictor's scores of a task, by seed or once for ``ANY``, as arrays; nan where it has none."""
+    columns = [_columns(scores.get(str(seed), scores.get(ANY)), truth.candidates) for seed in truth.seeds]
+    return Prediction(*(np.stack(each, axis=1) for each in zip(*columns, strict=True)))
+
+
+def _columns(scores: dict[str, Any] | None, candidates: tuple[str, ...]) -> list[np.ndarray]:
+    """What a ``Prediction`` has for one seed."""
     said = scores or {"candidates": {}, "shared_seconds": 0.0}
     rows = [said["candidates"].get(name, {}) for name in candidates]
     part = said["shared_seconds"] / max(1, len(said["candidates"]))
-
-    def column(values: list[float | None]) -> np.ndarray:
-        return np.array([np.nan if value is None else value for value in values], dtype=float)
-
     intervals = [row.get("metric_interval") or (None, None) for row in rows]
-    return Prediction(
-        rank=column([row.get("rank") for row in rows]),
-        metric=column([row.get("metric") for row in rows]),
-        loss=column([row.get("loss") for row in rows]),
-        low=column([low for low, _ in intervals]),
-        high=column([high for _, high in intervals]),
-        seconds=column([None if not row else row["seconds"] + part for row in rows]),
-    )
+    values = [
+        *([row.get(key) for row in rows] for key in ("rank", "metric", "loss")),
+        [low for low, _ in intervals],
+        [high for _, high in intervals],
+        [None if not row else row["seconds"] + part for row in rows],
+    ]
+    return [np.array([np.nan if value is None else value for value in column], dtype=float) for column in values]
 
 
 if __name__ == "__main__":
@@ -137,4 +157,5 @@ if __name__ == "__main__":
         content = gather(name, TASKS[name], options.output / name)
         if content["runs"]:
             write_json(RESULTS / f"{name}.json", content)
-            print(f"{name}: {len(content['runs'])} runs, {len(content['simulated'])} forecasts")
+            forecasts = sum(len(found) for found in content["simulated"].values())
+            print(f"{name}: {len(content['runs'])} runs, {forecasts} forecasts")

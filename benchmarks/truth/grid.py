@@ -180,6 +180,19 @@ def prepare(setting: Setting, folder: Path) -> Path:
     return path
 
 
+def run_file(name: str, folder: Path, seed: int = 0) -> Path:
+    """The ``run.yaml`` of a task, prepared where there is none; of another seed than 0 a copy beside it."""
+    path = folder / "run.yaml"
+    path = path if path.exists() else prepare(TASKS[name], folder)
+    if seed == 0:
+        return path
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content["training"]["seed"] = seed
+    own = folder / f"run-{seed}.yaml"
+    own.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return own
+
+
 def text_length(row: str) -> int:
     """Characters of the texts in a row, and of its label where that is a word."""
     return sum(len(value) for value in json.loads(row).values() if isinstance(value, str))

@@ -1,8 +1,9 @@
 """How good predictions were: every statistic of a task, with bootstrap intervals.
 
-Predictions are held against each real run (a candidate and a seed) and the statistic is the mean over seeds, so that
-"another seed of it" is a predictor like any other. Regret is taken on the mean over seeds, the best that is known of a
-candidate. Points are units of the metric: 0.01 of accuracy or of a correlation is one point.
+Predictions are held against each real run (a candidate and a seed), those that know the seed against its own runs, and
+the statistic is the mean over seeds, so that "another seed of it" is a predictor like any other. Regret is that of each
+seed's first choice, on the mean over seeds, the best that is known of a candidate. Points are units of the metric: 0.01
+of accuracy or of a correlation is one point.
 """
 
 import warnings
@@ -26,12 +27,14 @@ class Truth:
         metric: Final metric of every candidate and seed; nan where it was not trained.
         loss: Final evaluation loss, likewise.
         seconds: Seconds of the fastest real run of each candidate.
+        seeds: The seeds; none where the columns are means.
     """
 
     candidates: tuple[str, ...]
     metric: Float[np.ndarray, "c s"]
     loss: Float[np.ndarray, "c s"]
     seconds: Float[np.ndarray, " c"]
+    seeds: tuple[int, ...] = ()
 
     @property
     def mean(self) -> Float[np.ndarray, " c"]:
@@ -43,15 +46,15 @@ class Truth:
         return Truth(self.candidates, self.mean[:, None], _known_mean(self.loss)[:, None], self.seconds)
 
 
-def _known_mean(values: Float[np.ndarray, "c s"]) -> Float[np.ndarray, " c"]:
+def _known_mean(values: Float[np.ndarray, "... s"]) -> Float[np.ndarray, " ..."]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of rows that are all nan
-        return np.nanmean(values, axis=1)
+        return np.nanmean(values, axis=-1)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a predictor said, in the order of the truth's candidates; nan where it said nothing.
+    """What a predictor said for the truth's candidates and seeds; nan where it said nothing.
 
     Attributes:
         rank: Higher is ranked first.
@@ -62,12 +65,20 @@ class Prediction:
         seconds: Its cost, with the candidate's part of what all share.
     """
 
-    rank: Float[np.ndarray, " c"]
-    metric: Float[np.ndarray, " c"]
-    loss: Float[np.ndarray, " c"]
-    low: Float[np.ndarray, " c"]
-    high: Float[np.ndarray, " c"]
-    seconds: Float[np.ndarray, " c"]
+    rank: Float[np.ndarray, "c s"]
+    metric: Float[np.ndarray, "c s"]
+    loss: Float[np.ndarray, "c s"]
+    low: Float[np.ndarray, "c s"]
+    high: Float[np.ndarray, "c s"]
+    seconds: Float[np.ndarray, "c s"]
+
+    def averaged(self) -> "Prediction":
+        """Means over the seeds that it was asked about."""
+        return self.map(lambda values: _known_mean(values)[:, None])
+
+    def map(self, change: Callable[[np.ndarray], np.ndarray]) -> "Prediction":
+        """The same of every array."""
+        return Prediction(*(change(getattr(self, name)) for name in Prediction.__dataclass_fields__))
 
 
 Statistic = Callable[[Truth, Prediction], float]
@@ -93,26 +104,26 @@ def error(what: str, of: Callable[[Float[np.ndarray, " n"]], float]) -> Statisti
 
 
 def regret(truth: Truth, prediction: Prediction) -> float:
-    """Best true metric − that of the candidate ranked first (averaged over ties), on means over seeds."""
-    true = truth.mean
-    known = ~np.isnan(true) & ~np.isnan(prediction.rank)
-    if known.sum() < 2:
-        return np.nan
-    true, rank = true[known], prediction.rank[known]
-    return float(true.max() - true[rank == rank.max()].mean())
+    """Best true metric − that of the candidate ranked first (averaged over ties and seeds), on means over seeds."""
+
+    def lost(rank: Float[np.ndarray, " n"], true: Float[np.ndarray, " n"]) -> float:
+        return float(true.max() - true[rank == rank.max()].mean())
+
+    return _over_seeds(prediction.rank, np.broadcast_to(truth.mean[:, None], prediction.rank.shape), lost, least=2)
 
 
 def coverage(truth: Truth, prediction: Prediction) -> float:
     """Share of runs inside the 90% interval."""
-    inside = (truth.metric >= prediction.low[:, None]) & (truth.metric <= prediction.high[:, None])
-    known = ~np.isnan(truth.metric) & ~np.isnan(prediction.low)[:, None]
+    inside = (truth.metric >= prediction.low) & (truth.metric <= prediction.high)
+    known = ~np.isnan(truth.metric) & ~np.isnan(prediction.low)
     return float(inside[known].mean()) if known.any() else np.nan
 
 
 def cost(truth: Truth, prediction: Prediction) -> float:
     """Seconds of a prediction over those of the run that it predicts: sums over candidates."""
-    known = ~np.isnan(truth.seconds) & ~np.isnan(prediction.seconds)
-    return float(prediction.seconds[known].sum() / truth.seconds[known].sum()) if known.any() else np.nan
+    seconds = _known_mean(prediction.seconds)
+    known = ~np.isnan(truth.seconds) & ~np.isnan(seconds)
+    return float(seconds[known].sum() / truth.seconds[known].sum()) if known.any() else np.nan
 
 
 STATISTICS: dict[str, Statistic] = {
@@ -153,7 +164,10 @@ def bootstrap(
         chosen = [generator.integers(len(truths[i].candidates), size=len(truths[i].candidates)) for i in tasks]
         drawn = [_take_truth(truths[i], rows) for i, rows in zip(tasks, chosen, strict=True)]
         for name, predictions in predictors.items():
-            redrawn = [_take(predictions[i], rows) for i, rows in zip(tasks, chosen, strict=True)]
+            redrawn = [
+                predictions[i].map(lambda values, rows=rows: values[rows])  # type: ignore[misc]
+                for i, rows in zip(tasks, chosen, strict=True)
+            ]
             for key in names:
                 found[name][key].append([STATISTICS[key](t, p) for t, p in zip(drawn, redrawn, strict=True)])
     return {name: {key: np.array(values) for key, values in each.items()} for name, each in found.items()}
@@ -168,22 +182,27 @@ def interval(draws: Float[np.ndarray, "draws t"]) -> tuple[float, float]:
 
 def another_seed(truth: Truth) -> tuple[Truth, Prediction]:
     """The noise floor: the last seed's runs as the prediction of the others."""
-    nothing = np.full(len(truth.candidates), np.nan)
-    metric, loss = truth.metric[:, -1], truth.loss[:, -1]
-    others = Truth(truth.candidates, truth.metric[:, :-1], truth.loss[:, :-1], truth.seconds)
-    return others, Prediction(metric, metric, loss, nothing, nothing, truth.seconds)
+    others = Truth(truth.candidates, truth.metric[:, :-1], truth.loss[:, :-1], truth.seconds, truth.seeds[:-1])
+    nothing = np.full(others.metric.shape, np.nan)
+    metric, loss, seconds = (
+        np.broadcast_to(column[:, None], nothing.shape)
+        for column in (truth.metric[:, -1], truth.loss[:, -1], truth.seconds)
+    )
+    return others, Prediction(metric, metric, loss, nothing, nothing, seconds)
 
 
 def _over_seeds(
-    predicted: Float[np.ndarray, " c"],
+    predicted: Float[np.ndarray, "c s"],
     runs: Float[np.ndarray, "c s"],
     of: Callable[[Float[np.ndarray, " n"], Float[np.ndarray, " n"]], float],
+    least: int = 3,
 ) -> float:
+    """The mean over seeds of a statistic, of those with at least so many candidates."""
     values = []
-    for run in runs.T:
-        known: Bool[np.ndarray, " c"] = ~np.isnan(predicted) & ~np.isnan(run)
-        if known.sum() >= 3:
-            values.append(of(predicted[known], run[known]))
+    for said, run in zip(predicted.T, runs.T, strict=True):
+        known: Bool[np.ndarray, " c"] = ~np.isnan(said) & ~np.isnan(run)
+        if known.sum() >= least:
+            values.append(of(said[known], run[known]))
     return _mean(values)
 
 
@@ -194,8 +213,4 @@ def _mean(values: Sequence[float]) -> float:
 
 def _take_truth(truth: Truth, rows: np.ndarray) -> Truth:
     names = tuple(truth.candidates[i] for i in rows)
-    return Truth(names, truth.metric[rows], truth.loss[rows], truth.seconds[rows])
-
-
-def _take(prediction: Prediction, rows: np.ndarray) -> Prediction:
-    return Prediction(*(getattr(prediction, name)[rows] for name in Prediction.__dataclass_fields__))
+    return Truth(names, truth.metric[rows], truth.loss[rows], truth.seconds[rows], truth.seeds)

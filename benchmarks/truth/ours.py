@@ -1,6 +1,6 @@
 """What foretune says, from the simulations that were gathered: as simulated, and as corrected on other tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from truth.calibrate import Weights, evidence_of, fit
@@ -11,31 +11,30 @@ from foretune.forecast.compare import BEHIND, Z_90
 
 
 def simulated(task: dict[str, Any]) -> dict[str, Any]:
-    """The simulated runs as they are."""
-    return _scores(
-        task,
-        {
-            name: {"rank": found["eval_metric"], "metric": found["eval_metric"], "loss": found["eval_loss"]}
-            for name, found in task["simulated"].items()
-        },
-    )
+    """The simulated runs of every seed as they are."""
+
+    def score(found: dict[str, Any]) -> dict[str, Any]:
+        return {"rank": found["eval_metric"], "metric": found["eval_metric"], "loss": found["eval_loss"]}
+
+    return _scores(task, score)
 
 
 def forecast(task: dict[str, Any], weights: Weights) -> dict[str, Any]:
-    """What ``foretune forecast`` says with these weights."""
-    scores = {}
-    for name, found in task["simulated"].items():
+    """What ``foretune forecast`` says for every seed with these weights."""
+
+    def score(found: dict[str, Any]) -> dict[str, Any]:
         said = corrected(found, corrections(evidence_of(found, task), weights), 1.0, task["metric_name"])
         metric, half = said["eval_metric"], Z_90 * said["eval_metric_std"]
         flagged = unstable(found["largest_step"])
-        scores[name] = {
+        return {
             "rank": metric - BEHIND * flagged,
             "metric": metric,
             "loss": said["eval_loss"],
             "metric_interval": (metric - half, metric + half),
             "flagged": flagged,
         }
-    return _scores(task, scores)
+
+    return _scores(task, score)
 
 
 def left_out(tasks: Sequence[dict[str, Any]], learnt_on: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -48,7 +47,12 @@ def _related(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return TASKS[one["name"]].builder == TASKS[other["name"]].builder
 
 
-def _scores(task: dict[str, Any], scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    for name, score in scores.items():
-        score["seconds"] = task["simulated"][name]["seconds"]
-    return {"candidates": scores, "shared_seconds": (task["collect"] or {"seconds": 0.0})["seconds"]}
+def _scores(task: dict[str, Any], score: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    shared = (task["collect"] or {"seconds": 0.0})["seconds"]
+    return {
+        seed: {
+            "candidates": {name: score(found) | {"seconds": found["seconds"]} for name, found in runs.items()},
+            "shared_seconds": shared,
+        }
+        for seed, runs in task["simulated"].items()
+    }

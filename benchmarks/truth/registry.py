@@ -49,6 +49,7 @@ PREDICTORS: dict[str, Predictor] = {
     "probe-25": probe(0.25),
     "probe-25-extrapolated": extrapolated_probe(0.25),
 }
+SEEDED = {name for name in PREDICTORS if name.startswith("probe")}  # asked about each seed: they begin its run
 
 
 def write_scores(task: Task, name: str, predictor: Predictor, folder: Path) -> Scores | None:

@@ -1,9 +1,10 @@
 """Scores of every predictor for the candidates of every task.
 
-    python benchmarks/truth/score.py [TASK...] [--predictors NAME...] [-o runs/truth]
+    python benchmarks/truth/score.py [TASK...] [--predictors NAME...] [--seeds 0 1] [-o runs/truth]
 
-Writes ``<output>/<task>/scores/<predictor>.json``; what is there is not made again. Predictors keep what they measured
-in the task's folder, and none of them reads ``train`` there.
+Writes ``<output>/<task>/scores/<predictor>.json``, or ``<output>/<task>/seed-<seed>/scores/<predictor>.json`` of those
+that are the beginning of a seed's run; what is there is not made again. Predictors keep what they measured in the same
+folder, and none of them reads ``train`` there.
 """
 
 import argparse
@@ -13,30 +14,34 @@ from pathlib import Path
 if __name__ == "__main__":  # not this folder: its names are common ones
     sys.path[0] = str(Path(__file__).parents[1])
 
-from truth.grid import TASKS, prepare
-from truth.registry import PREDICTORS, write_scores
+from truth.grid import TASKS, run_file
+from truth.registry import PREDICTORS, SEEDED, write_scores
 
 from foretune.task import load_task
 
 
-def main(names: list[str], predictors: list[str], output: Path) -> None:
+def main(names: list[str], predictors: list[str], seeds: list[int], output: Path) -> None:
     """Score the tasks one after the other."""
     for name in names:
         folder = output / name
-        path = folder / "run.yaml"
-        task = load_task(path if path.exists() else prepare(TASKS[name], folder))
-        for predictor in predictors:
-            scores = write_scores(task, predictor, PREDICTORS[predictor], folder)
-            if scores:
-                seconds = scores.shared_seconds + sum(each.seconds for each in scores.candidates.values())
-                best = max(scores.candidates, key=lambda each: scores.candidates[each].rank)
-                print(f"{name} {predictor}: {best} first, {seconds:.1f} s", flush=True)
+        for seed in seeds:
+            task = load_task(run_file(name, folder, seed))
+            for predictor in predictors:
+                if predictor not in SEEDED and seed != seeds[0]:
+                    continue
+                place = folder / f"seed-{seed}" if predictor in SEEDED else folder
+                scores = write_scores(task, predictor, PREDICTORS[predictor], place)
+                if scores:
+                    seconds = scores.shared_seconds + sum(each.seconds for each in scores.candidates.values())
+                    best = max(scores.candidates, key=lambda each: scores.candidates[each].rank)
+                    print(f"{name} {predictor} {seed}: {best} first, {seconds:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--predictors", nargs="*", default=list(PREDICTORS), choices=list(PREDICTORS))
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/truth"))
     options = parser.parse_args()
-    main(options.tasks, options.predictors, options.output)
+    main(options.tasks, options.predictors, options.seeds, options.output)

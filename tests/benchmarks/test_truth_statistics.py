@@ -11,7 +11,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from truth.calibrate import evidence_of, fit
-from truth.gather import prediction_of, truth_of
+from truth.gather import ANY, prediction_of, truth_of
 from truth.grid import NAMES as MODULES
 from truth.grid import TASKS
 from truth.metrics import Prediction, Truth, another_seed, bootstrap, evaluate, interval
@@ -25,12 +25,12 @@ NAMES = tuple("abcdef")
 def truth(*seeds: list[float]) -> Truth:
     metric = np.array(seeds, dtype=float).T
     names = NAMES[: len(metric)]
-    return Truth(names, metric, 1 - metric, np.full(len(metric), 10.0))
+    return Truth(names, metric, 1 - metric, np.full(len(metric), 10.0), tuple(range(len(seeds))))
 
 
-def prediction(values: list[float], width: float = 0.1) -> Prediction:
-    metric = np.array(values, dtype=float)
-    return Prediction(metric, metric, 1 - metric, metric - width, metric + width, np.full(len(metric), 0.5))
+def prediction(*seeds: list[float], width: float = 0.1) -> Prediction:
+    metric = np.array(seeds, dtype=float).T
+    return Prediction(metric, metric, 1 - metric, metric - width, metric + width, np.full(metric.shape, 0.5))
 
 
 def test_means_over_seeds_leave_out_what_was_not_trained() -> None:
@@ -48,11 +48,21 @@ def test_a_perfect_prediction() -> None:
 
 
 def test_errors_are_of_single_runs_and_regret_of_means() -> None:
-    two = truth([0.5, 0.6, 0.8, 0.7], [0.5, 0.6, 0.6, 0.7])
-    found = evaluate([two], [prediction([0.5, 0.6, 0.7, 0.6], width=0.05)])
+    two, same = truth([0.5, 0.6, 0.8, 0.7], [0.5, 0.6, 0.6, 0.7]), [0.5, 0.6, 0.7, 0.6]
+    found = evaluate([two], [prediction(same, same, width=0.05)])
     assert found["mean_absolute_error"] == pytest.approx((0 + 0 + 0.1 + 0.1) / 4)
     assert found["regret"] == pytest.approx(0.0)  # the third is 0.7 on average, as good as the fourth
     assert found["coverage"] == pytest.approx(0.5)
+
+
+def test_seeds_are_held_against_what_was_said_of_them() -> None:
+    two = truth([0.5, 0.6, 0.8], [0.9, 0.6, 0.7])
+    found = evaluate([two], [prediction([0.5, 0.6, 0.8], [0.9, 0.6, 0.7])])
+    assert found["mean_absolute_error"] == pytest.approx(0) and found["kendall"] == pytest.approx(1)
+    assert found["regret"] == pytest.approx((0 + 0.05) / 2)  # means are 0.7, 0.6, 0.75
+    one = evaluate([two], [prediction([0.5, 0.6, 0.8], [math.nan] * 3)])
+    assert one["mean_absolute_error"] == 0 == one["regret"]  # asked about the first only
+    assert prediction([0.4, 0.6], [0.6, math.nan]).averaged().metric[:, 0] == pytest.approx([0.5, 0.6])
 
 
 def test_ties_share_their_regret_and_nan_does_not_count() -> None:
@@ -96,7 +106,7 @@ def made_up(name: str, generator: np.random.Generator, noise: float) -> dict[str
             run[quantity] = on.back(on.to(row[quantity]) + shift)
         runs.append(run)
     content = {"name": name, "metric_name": "accuracy", "guess": 0.5, "collect": {"seconds": 12.0}}
-    return content | {"runs": runs, "simulated": simulated, "scores": {}}
+    return content | {"runs": runs, "simulated": {"0": simulated}, "scores": {}}
 
 
 def test_a_known_correction_is_found_and_its_intervals_hold() -> None:
@@ -106,9 +116,21 @@ def test_a_known_correction_is_found_and_its_intervals_hold() -> None:
     assert weights["eval_metric"]["shift"]["departure"] == pytest.approx(0.4, abs=0.05)
     another = made_up("u", generator, noise=0.05)
     known = truth_of(another)
-    found = evaluate([known], [prediction_of(forecast(another, weights), known.candidates)])
+    found = evaluate([known], [prediction_of(forecast(another, weights), known)])
     assert found["coverage"] >= 0.75 and found["mean_absolute_error"] < 0.02
     assert found["cost"] == pytest.approx((1.0 + 12.0 / 12) / 10.0)
+
+
+def test_who_is_asked_once_is_held_against_every_seed() -> None:
+    task = made_up("v", np.random.default_rng(1), noise=0.0)
+    task["runs"] += [run | {"seed": 1, "eval_metric": run["eval_metric"] - 0.01} for run in task["runs"]]
+    known = truth_of(task)
+    said = {"candidates": {f"c{i}": {"rank": 1.0, "metric": 0.7, "seconds": 1.0} for i in range(12)}}
+    once = prediction_of({ANY: said | {"shared_seconds": 6.0}}, known)
+    assert known.seeds == (0, 1) and once.metric == pytest.approx(np.full((12, 2), 0.7))
+    assert once.seconds == pytest.approx(np.full((12, 2), 1.5)) and np.isnan(once.low).all()
+    asked = prediction_of({"1": said | {"shared_seconds": 0.0}}, known)
+    assert np.isnan(asked.metric[:, 0]).all() and asked.metric[:, 1] == pytest.approx(np.full(12, 0.7))
 
 
 def test_evidence_is_read_from_what_was_gathered() -> None:

@@ -118,8 +118,13 @@ class Tangents:
         self, examples: Int[Tensor, " b"], rows_per_example: int | None
     ) -> tuple[Int[Tensor, " rows"] | slice, Int[Tensor, " rows"]]:
         """The rows of some examples (a slice where they lie together), and to which of them (0 to b-1) each belongs."""
-        starts = self.starts(rows_per_example)
         places = self.place[examples]
+        if rows_per_example is not None:
+            owner = torch.arange(len(examples)).repeat_interleave(rows_per_example)
+            if bool((places.diff() == 1).all()):
+                return slice(int(places[0]) * rows_per_example, (int(places[-1]) + 1) * rows_per_example), owner
+            return (places[:, None] * rows_per_example + torch.arange(rows_per_example)).flatten(), owner
+        starts = self.token_starts
         sizes = starts[places + 1] - starts[places]
         owner = torch.repeat_interleave(torch.arange(len(examples)), sizes)
         if bool((places.diff() == 1).all()):
