@@ -8,8 +8,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from truth.predictors import Score, Scores, scored, timed
 from truth.selection import adapted
 
-from foretune.forecast.forecast import Starts
 from foretune.forecast.simulate import simulate
+from foretune.forecast.starts import Starts
 from foretune.kernel import ntk
 from foretune.linear import Modes, best_strength, ridge
 from foretune.tangents import Tangents, collect

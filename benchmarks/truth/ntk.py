@@ -8,7 +8,7 @@ from pathlib import Path
 from truth.predictors import Predictor, Score, Scores, clock, kept
 from truth.selection import adapted
 
-from foretune.forecast.forecast import Starts
+from foretune.forecast.starts import Starts
 from foretune.kernel import alignment, ntk
 from foretune.linear import Modes, best_strength
 from foretune.results import read_json

@@ -1,7 +1,7 @@
 """The objects of the Python interface: tangents that know their task, and the kernels and forecasts they give."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from peft import LoraConfig
 from transformers import TrainingArguments
 
 from foretune import linear, tangents
-from foretune.forecast.forecast import SEEDS, Forecast, Starts, forecast
+from foretune.forecast.forecast import SEEDS, Forecast, forecast
+from foretune.forecast.starts import Starts
 from foretune.kernel import Kernel as BaseKernel
 from foretune.kernel import ntk
 from foretune.linear import LogisticFit, Ridge
@@ -34,17 +35,21 @@ class Kernel(BaseKernel):
 class Tangents:
     """The tangents of a task, from which kernels and forecasts follow without another pass over the model.
 
+    Forecasts from a seed that starts from another new head than the task's model make one more pass, once.
+
     Attributes:
         task: The task.
         data: What the pass recorded.
+        again: Makes the same pass over the task with the head of another seed; None: such forecasts are refused.
     """
 
     task: Task
     data: tangents.Tangents
+    again: Callable[[Task, int], tangents.Tangents] | None = field(default=None, repr=False)
     _starts: Starts = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._starts = Starts(self.task, self.data)
+        self._starts = Starts(self.task, self.data, self.again)
 
     def ntk(self, peft_config: LoraConfig, seed: int = 42) -> Kernel:
         """The NTK of a LoRA config's parameters at the initialisation of ``seed``, over training and eval examples.
@@ -69,7 +74,7 @@ class Tangents:
             refreshes: How often tangents are taken again in each simulated run, each time by a pass over the network.
         """
         candidate = Candidate("forecast", peft_config, given_arguments(args))
-        return forecast(self.data, self.task, [candidate], seeds=seeds, refreshes=refreshes)[0]
+        return forecast(self._starts, self.task, [candidate], seeds=seeds, refreshes=refreshes)[0]
 
 
 def collect(
@@ -84,17 +89,20 @@ def collect(
     progress: Progress | None = None,
 ) -> Tangents:
     """The one pass over the model; arguments as :func:`foretune.tangents.collect`."""
-    found = tangents.collect(
-        task,
-        modules,
-        directory=directory,
-        dtype=dtype,
-        tolerance=tolerance,
-        sample=sample,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    return Tangents(task, found)
+
+    def take(task: Task, seed: int | None = None) -> tangents.Tangents:
+        return tangents.collect(
+            task,
+            modules,
+            directory=directory,
+            dtype=dtype,
+            tolerance=tolerance,
+            sample=sample,
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+    return Tangents(task, take(task), take)
 
 
 def given_arguments(args: TrainingArguments | None) -> dict[str, object]:

@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 from torch.testing import assert_close
 
-from foretune.forecast.forecast import Starts
+from foretune.forecast.starts import Starts
 from foretune.kernel import ntk, summary
 from foretune.linear import best_strength
 from foretune.results import provenance, write_json

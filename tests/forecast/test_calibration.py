@@ -20,9 +20,10 @@ from foretune.forecast.calibration import (
     evidence,
     scale,
 )
-from foretune.forecast.forecast import Starts, forecast
+from foretune.forecast.forecast import forecast
 from foretune.forecast.network import LargestStep
 from foretune.forecast.simulate import fitted_loss, simulate
+from foretune.forecast.starts import Starts
 
 POINT = MeanPoint(
     step=5, epoch=1.0, train_loss=0.5, eval_loss=0.6, eval_metric=0.7, eval_loss_std=None, eval_metric_std=None

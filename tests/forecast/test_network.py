@@ -12,7 +12,6 @@ from test_simulate import loaded, real_run
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from foretune.forecast.forecast import Starts
 from foretune.forecast.network import (
     LargestStep,
     Relinearise,
@@ -23,6 +22,7 @@ from foretune.forecast.network import (
     weight_change,
 )
 from foretune.forecast.simulate import simulate
+from foretune.forecast.starts import Starts
 from foretune.linear.tangent_model import TangentModel
 from foretune.tangents import Adapter, Tangents, layer_rule, select_layers
 from foretune.tangents.rules import Sizes

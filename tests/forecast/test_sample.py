@@ -12,10 +12,11 @@ from helpers import write_tiny_run
 from foretune.cli.console import progress_bar
 from foretune.cli.forecast import show
 from foretune.forecast.calibration import Correction
-from foretune.forecast.forecast import Starts, forecast
+from foretune.forecast.forecast import forecast
 from foretune.forecast.run import forecast_run
 from foretune.forecast.sample import OPEN, Sample, without
 from foretune.forecast.simulate import index_datasets, simulate
+from foretune.forecast.starts import Starts
 from foretune.tangents import collect
 from foretune.task import Task, load_task
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from helpers import write_tiny_run
 
-from foretune.forecast.forecast import Starts, forecast
+from foretune.forecast.forecast import forecast
 from foretune.forecast.simulate import collate, index_datasets, simulate
+from foretune.forecast.starts import Starts
 from foretune.linear.tangent_model import TangentModel
 from foretune.tangents import Tangents, collect, read_adapters
 from foretune.task import Candidate, Task, load_task
@@ -141,10 +142,28 @@ def test_a_schedule_that_needs_evaluations_gets_them(tmp_path: Path) -> None:
 def test_forecast_ranks_best_first_and_is_reproducible(tmp_path: Path) -> None:
     task, candidate, tangents = loaded(tmp_path)
     weak = Candidate("weak", candidate.peft, candidate.training | {"learning_rate": 1e-7})
-    first = forecast(tangents, task, [weak, candidate], seeds=2)
+    first = forecast(tangents, task, [weak, candidate])
     assert first[0].eval_metric >= first[1].eval_metric
-    again = forecast(tangents, task, [weak, candidate], seeds=2)
+    again = forecast(tangents, task, [weak, candidate])
     assert [each.curve for each in first] == [each.curve for each in again]
+
+
+def test_every_seed_is_simulated_with_tangents_of_its_own_head(tmp_path: Path) -> None:
+    """Whether it is the first of a candidate or a further one, or the candidate's own."""
+    task, candidate, tangents = loaded(tmp_path)
+    starts = Starts(task, tangents, lambda task, seed: collect(task, dtype=tangents.dtype))
+    (found,) = forecast(starts, task, [candidate], seeds=2)
+    assert starts.tangents(0) is tangents and starts.tangents(1) is not tangents
+    other = Candidate("other", candidate.peft, candidate.training | {"seed": 1})
+    second = task.with_seed(1)
+    alone, own = (
+        forecast(given, task, [other])[0]
+        for given, task in ((collect(second, dtype=tangents.dtype), second), (starts, task))
+    )
+    assert found.runs[1].curve == alone.runs[0].curve == own.runs[0].curve
+    assert own.kernel["trace"] == alone.kernel["trace"] and own.reach == alone.reach
+    with pytest.raises(ValueError, match="another head"):
+        forecast(tangents, task, [other])
 
 
 def test_what_may_collapse_is_ranked_last(tmp_path: Path, monkeypatch: Any) -> None:

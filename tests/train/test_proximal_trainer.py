@@ -22,8 +22,8 @@ from transformers import Trainer, TrainingArguments
 import foretune as ft
 import foretune.cli as cli
 from foretune.errors import InputError
-from foretune.forecast.forecast import Starts
 from foretune.forecast.simulate import simulate
+from foretune.forecast.starts import Starts
 from foretune.tangents import collect, read_adapters
 from foretune.task import load_task
 from foretune.task.config import ProximalSpec

@@ -1,6 +1,5 @@
 """The forecast of a run: every candidate simulated from one cache, ranked best first."""
 
-import copy
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +8,6 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from transformers import set_seed
 
 from foretune.forecast.advice import advice
 from foretune.forecast.calibration import Correction, MeanPoint, Simulation, corrected, corrections, evidence, unstable
@@ -17,9 +15,10 @@ from foretune.forecast.compare import higher_is_better
 from foretune.forecast.network import LargestStep, Reach, gap_sample, linear_norm, linearity_gap, weight_change
 from foretune.forecast.sample import Sample, without
 from foretune.forecast.simulate import fitted_loss, simulate
+from foretune.forecast.starts import Starts
 from foretune.kernel import RiskBounds, Spectrum, Summary, ntk, risk_summary, summary
 from foretune.linear import Modes, best_strength
-from foretune.tangents import Adapter, Head, Tangents, draw_adapters
+from foretune.tangents import Adapter, Tangents
 from foretune.task import Candidate, Task
 from foretune.train.loop import Point, Run
 
@@ -146,7 +145,7 @@ class Forecast:
 
 
 def forecast(
-    tangents: Tangents,
+    tangents: Tangents | Starts,
     task: Task,
     candidates: Sequence[Candidate],
     *,
@@ -160,15 +159,15 @@ def forecast(
 
     Args:
         tangents: Of the task, for every layer that a candidate adapts; those of a sample of its training examples do.
+            ``Starts`` where several seeds have heads of their own; else that is a ``ValueError``.
         task: The task.
         candidates: What to simulate.
         seeds: Seeds for each candidate, counted up from its own.
         refreshes: How often tangents are taken again in a run, each time by a pass over the network.
         progress: Called with simulations done and in all.
     """
-    starts = Starts(task, tangents)
-    kernels = _Kernels(tangents)
-    sample, size = gap_sample(tangents), linear_norm(task, tangents.head.names)
+    starts = tangents if isinstance(tangents, Starts) else Starts(task, tangents)
+    kernels, size = _Kernels(), linear_norm(task, starts.first.head.names)
     guess = task.majority_metric or 0.0
     forecasts = []
     for number, candidate in enumerate(candidates):
@@ -176,18 +175,20 @@ def forecast(
         own = [candidate.seed + extra for extra in range(seeds)]
         runs: list[Run] = []
         for seed in own:
+            taken = starts.tangents(seed)
             adapters, head = starts.draw(candidate, seed)
+            examples = gap_sample(taken)
             with torch.no_grad():
-                before = head.eval()(tangents.features[sample])
+                before = head.eval()(taken.features[examples])
             first = not runs  # the user's own seed, whose run is looked at
             largest = LargestStep(size)
             watch = [largest] if first else []
-            run, model = simulate(tangents, task, candidate, adapters, head, seed, refreshes=refreshes, watch=watch)
+            run, model = simulate(taken, task, candidate, adapters, head, seed, refreshes=refreshes, watch=watch)
             if first:
-                gap = linearity_gap(task, model, sample, before)
+                gap = linearity_gap(task, model, examples, before)
                 reach = Reach(largest.largest, weight_change(task, model), gap)
                 fitted = fitted_loss(model)
-                kernel = kernels.figures(candidate, adapters, int(run.final["step"]))
+                kernel = kernels.figures(taken, candidate, adapters, int(run.final["step"]))
             runs.append(run)
             if progress:
                 progress(number * seeds + len(runs), len(candidates) * seeds)
@@ -200,7 +201,7 @@ def forecast(
             refreshes=refreshes,
             reach=reach,
             fitted_loss=fitted,
-            sample=Sample(tangents.num_train, len(task.train)),
+            sample=Sample(taken.num_train, len(task.train)),
             seconds=time.perf_counter() - started,
             kernel=kernel,
             trainable_parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -211,47 +212,28 @@ def forecast(
     return sorted(forecasts, key=lambda each: (each.unstable, sign * each.eval_metric, each.eval_loss))
 
 
-class Starts:
-    """Heads and generator states of seeds: what a real run would start from."""
-
-    def __init__(self, task: Task, tangents: Tangents) -> None:
-        self.task, self.tangents = task, tangents
-        self.seen: dict[int, tuple[Head, torch.Tensor]] = {}
-
-    def draw(self, candidate: Candidate, seed: int) -> tuple[list[Adapter], Head]:
-        """Adapters and head that the candidate would start from with this seed."""
-        if seed not in self.seen:
-            with torch.random.fork_rng(devices=[]):
-                set_seed(seed)
-                model = self.task.build_model(seed)
-                self.seen[seed] = self.tangents.head.with_modules(model), torch.get_rng_state()
-        head, state = self.seen[seed]
-        return draw_adapters(self.task.model, candidate.peft_config(), state), copy.deepcopy(head)
-
-
 class _Kernels:
     """The figures of NTKs, each factored once: candidates that differ only in training share one.
 
     They are of as many training examples, of all lengths, as make kernels of ``ENTRIES`` rows at most.
     """
 
-    def __init__(self, tangents: Tangents) -> None:
-        outputs = max(1, tangents.outputs.shape[1] - 1)
-        count = min(tangents.num_train, max(2, ENTRIES // outputs))
-        spread = torch.linspace(0, tangents.num_train - 1, count).long()
-        self.tangents = tangents.sample(tangents.stored[: tangents.num_train][spread])
+    def __init__(self) -> None:
         self.seen: dict[str, tuple[Summary, Spectrum, torch.Tensor]] = {}
 
-    def figures(self, candidate: Candidate, adapters: Sequence[Adapter], steps: int) -> Figures:
+    def figures(self, tangents: Tangents, candidate: Candidate, adapters: Sequence[Adapter], steps: int) -> Figures:
         """The figures of the candidate's NTK with the adapters that it starts from, with λ chosen by leave-one-out."""
         key = json.dumps([candidate.peft_dict(), candidate.seed], sort_keys=True)
         if key not in self.seen:
-            modes = Modes.of(ntk(self.tangents, adapters))
+            outputs = max(1, tangents.outputs.shape[1] - 1)
+            count = min(tangents.num_train, max(2, ENTRIES // outputs))
+            spread = torch.linspace(0, tangents.num_train - 1, count).long()
+            modes = Modes.of(ntk(tangents.sample(tangents.stored[: tangents.num_train][spread]), adapters))
             found = summary(modes.kernel, best_strength(modes))
             self.seen[key] = found, replace(modes.spectrum, eigenvectors=None), modes.coefficients
         found, spectrum, coefficients = self.seen[key]
         risks = risk_summary(
-            spectrum, coefficients, num_train=self.tangents.num_train, strength=found["strength"], steps=steps
+            spectrum, coefficients, num_train=found["examples"], strength=found["strength"], steps=steps
         )
         return Figures(**found, risk_bounds=risks)
 

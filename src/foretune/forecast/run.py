@@ -8,8 +8,9 @@ from typing import Any
 
 from foretune.errors import InputError
 from foretune.forecast.forecast import SEEDS, forecast
+from foretune.forecast.starts import Starts
 from foretune.results import provenance, writable_directory, write_json
-from foretune.tangents import check_forecastable, collect
+from foretune.tangents import Tangents, check_forecastable, collect
 from foretune.task import Task, load_run
 
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
@@ -31,7 +32,7 @@ def forecast_run(
         path: The YAML file.
         directory: Where results go.
         names: Only these candidates.
-        seeds: Simulated seeds of each candidate.
+        seeds: Simulated seeds of each candidate, each with tangents of its own head where that is new.
         refreshes: How often tangents are taken again in each simulated run.
         sample: Training examples that stand for all of them; by default each for itself.
         bar: Makes a progress bar for a label.
@@ -53,12 +54,18 @@ def forecast_run(
             "forecast them in separate runs",
         )
     layers = sorted({module.name for adaptation in loaded.adaptations for module in adaptation.modules})
-    with bar("collecting tangents") as progress:
-        tangents = collect(
-            task, layers, heads=heads.pop(), directory=directory / "tangents", sample=sample, progress=progress
-        )
+    (head,) = heads
+
+    def take(task: Task, seed: int | None = None) -> Tangents:
+        with bar("collecting tangents" if seed is None else f"collecting tangents, seed {seed}") as progress:
+            return collect(task, layers, heads=head, directory=directory / "tangents", sample=sample, progress=progress)
+
+    tangents = take(task)
+    starts = Starts(task, tangents, take)
+    for seed in sorted({candidate.seed + extra for candidate in task.candidates for extra in range(seeds)}):
+        starts.tangents(seed)
     with bar("forecasting") as progress:
-        forecasts = forecast(tangents, task, task.candidates, seeds=seeds, refreshes=refreshes, progress=progress)
+        forecasts = forecast(starts, task, task.candidates, seeds=seeds, refreshes=refreshes, progress=progress)
     result = provenance(task.candidates[0].seed, time.perf_counter() - started) | {
         "task": describe(task, str(loaded.config.model.path)),
         "collect": {

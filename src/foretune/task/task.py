@@ -109,6 +109,10 @@ class Task:
         """The same task with only so many of its training examples."""
         return self if count >= len(self.train) else replace(self, train=self.train.select(self.drawn(count)))
 
+    def with_seed(self, seed: int) -> "Task":
+        """The same task from the model that a seed starts from."""
+        return replace(self, model=self.build_model(seed).eval())
+
     def fingerprint(self) -> str:
         """A hash of weights, config, tokenised rows and loss: equal for equal tasks, on any machine.
 
