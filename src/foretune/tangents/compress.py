@@ -74,17 +74,17 @@ def ranks_for(
 ) -> Ranks | None:
     """As few rows as lose at most the tolerance, and as few of them as lose at most ``SIMULATED``.
 
-    Both numbers are of ``RANKS``, the largest if all lose more. None where simulated runs would not read half as many
+    Both numbers are of ``RANKS``, the largest if all lose more, or what there are tokens on average. None where simulated runs would not read half as many
     rows as there are tokens: compressing takes a tenth to a fifth of the time that the passes take.
     """
-    shares = lost(inputs, gradients, min(*inputs.shape[1:], RANKS[-1])).tolist()
+    shares, tokens = lost(inputs, gradients, min(*inputs.shape[1:], RANKS[-1])).tolist(), float(counts.float().mean())
 
     def smallest(most: float) -> int:
         enough = next((number for number, share in enumerate(shares, 1) if share <= most), len(shares))
-        return next((rank for rank in RANKS if rank >= enough), RANKS[-1])
+        return min(next((rank for rank in RANKS if rank >= enough), RANKS[-1]), max(enough, int(tokens)))
 
     main, whole = smallest(max(tolerance, SIMULATED)), smallest(tolerance)
-    return Ranks(main, whole - main) if 2 * main <= min(inputs.shape[2], float(counts.float().mean())) else None
+    return Ranks(main, whole - main) if 2 * main <= min(inputs.shape[2], tokens) else None
 
 
 def padded(rows: Float[Tensor, "rows w"], counts: list[int]) -> Float[Tensor, "b t w"]:
