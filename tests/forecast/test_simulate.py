@@ -7,7 +7,9 @@ import pytest
 import torch
 from helpers import write_tiny_run
 
+from foretune.cli.console import progress_bar
 from foretune.forecast.forecast import forecast
+from foretune.forecast.run import forecast_run
 from foretune.forecast.simulate import collate, index_datasets, simulate
 from foretune.forecast.starts import Starts
 from foretune.linear.tangent_model import TangentModel
@@ -188,3 +190,11 @@ def test_index_datasets_number_the_examples(tmp_path: Path) -> None:
     rows, _ = tangents.rows(torch.tensor(list(evaluation["index"])), None)
     assert isinstance(rows, slice)  # read as they lie
     assert train["length"] == [len(ids) for ids in task.train["input_ids"]]
+
+
+def test_further_seeds_take_a_pass_each_once(tmp_path: Path) -> None:
+    run, out = write_tiny_run(tmp_path), tmp_path / "out"
+    one, two, again = (forecast_run(run, out, seeds=seeds, bar=progress_bar) for seeds in (1, 2, 2))
+    assert two["collect"]["bytes"] == 2 * one["collect"]["bytes"] and not two["collect"]["reused"]
+    assert two["candidates"][0]["predicted"]["seeds"] == [0, 1] and again["collect"]["reused"]
+    assert again["candidates"][0]["predicted"] == two["candidates"][0]["predicted"]

@@ -15,7 +15,7 @@ def command(
     output: Directory,
     candidate: Candidates = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Simulated seeds of each candidate, averaged; error bars hold what seeds change.")
+        int, typer.Option(min=1, help="Simulated seeds of each candidate, averaged; one more pass for each new head.")
     ] = 1,
     refreshes: Annotated[
         int, typer.Option(min=0, help="Tangents taken again on the way through each simulated run: truer, a pass each.")

@@ -69,12 +69,12 @@ def forecast_run(
     result = provenance(task.candidates[0].seed, time.perf_counter() - started) | {
         "task": describe(task, str(loaded.config.model.path)),
         "collect": {
-            "seconds": tangents.seconds,
-            "reused": tangents.reused,
+            "seconds": sum(each.seconds for each in starts.passes),
+            "reused": all(each.reused for each in starts.passes),
             "train_examples": tangents.num_train,
             "directions": tangents.num_directions,
             "modules": len(tangents.layers),
-            "bytes": tangents.num_bytes,
+            "bytes": sum(each.num_bytes for each in starts.passes),
         },
         "candidates": [each.to_json() for each in forecasts],
     }

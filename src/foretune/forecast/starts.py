@@ -48,6 +48,11 @@ class Starts:
                 self.taken[seed] = self.collect(self.task.with_seed(seed), seed)
         return self.taken[seed]
 
+    @property
+    def passes(self) -> list[Tangents]:
+        """All tangents that there are by now."""
+        return [self.first, *(each for each in self.taken.values() if each is not self.first)]
+
     def _start(self, seed: int) -> tuple[Head, torch.Tensor]:
         if seed not in self.seen:
             with torch.random.fork_rng(devices=[]):

@@ -74,8 +74,9 @@ def ranks_for(
 ) -> Ranks | None:
     """As few rows as lose at most the tolerance, and as few of them as lose at most ``SIMULATED``.
 
-    Both numbers are of ``RANKS``, the largest if all lose more, or what there are tokens on average. None where simulated runs would not read half as many
-    rows as there are tokens: compressing takes a tenth to a fifth of the time that the passes take.
+    Both numbers are of ``RANKS``, the largest if all lose more, and no more than an example has tokens if these do.
+    None where simulated runs would not read half as many rows as there are tokens: compressing takes a tenth to a fifth
+    of the time that the passes take.
     """
     shares, tokens = lost(inputs, gradients, min(*inputs.shape[1:], RANKS[-1])).tolist(), float(counts.float().mean())
 
