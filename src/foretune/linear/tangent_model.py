@@ -4,7 +4,7 @@
 (theory.md section 6): linear in the weights' change, bilinear in the adapters' factors, exact in the head.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -66,6 +66,15 @@ class TangentModel(nn.Module):
                 _plant(self, name, nn.Parameter(value.clone()))
             if bool(first[1].any()):
                 self.start[adapter.layer] = first
+        self._known = tuple(super().named_parameters())
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of any module, without a walk, thrice in every step, through a tree as deep as the peft model's."""
+        if prefix or not recurse:
+            return super().named_parameters(prefix, recurse, remove_duplicate)
+        return iter(self._known)
 
     def relinearise(self, tangents: Tangents) -> None:
         """Go on with tangents that were taken at the weights where this model is now: ``dW`` counts from here."""
@@ -97,6 +106,9 @@ class TangentModel(nn.Module):
 
     def _stacked(self, moments: Sequence[Mapping[str, Tensor]]) -> _Factors:
         """Factors A and B of every adapter at several moments."""
+        if len(moments) == 1:  # as in a step, which needs no copies
+            (now,) = moments
+            return {layer: (now[a].unsqueeze(0), now[b].unsqueeze(0)) for layer, (a, b) in self.names.items()}
         return {
             layer: (torch.stack([values[a] for values in moments]), torch.stack([values[b] for values in moments]))
             for layer, (a, b) in self.names.items()
