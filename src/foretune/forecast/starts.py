@@ -40,7 +40,7 @@ class Starts:
         """
         if seed not in self.taken:
             own, known = (head.state_dict().values() for head in (self._start(seed)[0], self.first.head))
-            if all(torch.equal(a, b) for a, b in zip(own, known, strict=True)):
+            if all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(own, known, strict=True)):
                 self.taken[seed] = self.first
             elif self.collect is None:
                 raise ValueError(f"seed {seed} starts from another head: collect tangents of task.with_seed({seed})")
