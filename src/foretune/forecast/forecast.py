@@ -213,22 +213,19 @@ def forecast(
 
 
 class _Kernels:
-    """The figures of NTKs, each factored once: candidates that differ only in training share one.
-
-    They are of as many training examples, of all lengths, as make kernels of ``ENTRIES`` rows at most.
-    """
+    """The figures of NTKs, each factored once: candidates that differ only in training share one."""
 
     def __init__(self) -> None:
         self.seen: dict[str, tuple[Summary, Spectrum, torch.Tensor]] = {}
+        self.examples: dict[int, Tangents] = {}  # by the seed of the tangents that they are of
 
     def figures(self, tangents: Tangents, candidate: Candidate, adapters: Sequence[Adapter], steps: int) -> Figures:
         """The figures of the candidate's NTK with the adapters that it starts from, with λ chosen by leave-one-out."""
         key = json.dumps([candidate.peft_dict(), candidate.seed], sort_keys=True)
         if key not in self.seen:
-            outputs = max(1, tangents.outputs.shape[1] - 1)
-            count = min(tangents.num_train, max(2, ENTRIES // outputs))
-            spread = torch.linspace(0, tangents.num_train - 1, count).long()
-            modes = Modes.of(ntk(tangents.sample(tangents.stored[: tangents.num_train][spread]), adapters))
+            if candidate.seed not in self.examples:
+                self.examples[candidate.seed] = _spread(tangents)
+            modes = Modes.of(ntk(self.examples[candidate.seed], adapters))
             found = summary(modes.kernel, best_strength(modes))
             self.seen[key] = found, replace(modes.spectrum, eigenvectors=None), modes.coefficients
         found, spectrum, coefficients = self.seen[key]
@@ -236,6 +233,14 @@ class _Kernels:
             spectrum, coefficients, num_train=found["examples"], strength=found["strength"], steps=steps
         )
         return Figures(**found, risk_bounds=risks)
+
+
+def _spread(tangents: Tangents) -> Tangents:
+    """As many training examples, of all lengths, as make a kernel of ``ENTRIES`` rows at most."""
+    outputs = max(1, tangents.outputs.shape[1] - 1)
+    count = min(tangents.num_train, max(2, ENTRIES // outputs))
+    chosen = torch.linspace(0, tangents.num_train - 1, count).long()
+    return tangents.sample(tangents.stored[: tangents.num_train][chosen])
 
 
 def _values(point: MeanPoint) -> dict[str, Any]:

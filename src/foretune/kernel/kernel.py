@@ -207,7 +207,7 @@ def ntk(tangents: Tangents, adapters: Sequence[Adapter], granularity: Granularit
             CallRows(
                 tangents.inputs(number),
                 tangents.gradients(number),
-                tangents.starts(entry.rows_per_example).diff(),
+                tangents.row_counts(entry.rows_per_example),
                 stored,
                 mixing.to(dtype),
             )

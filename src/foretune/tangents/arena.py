@@ -176,8 +176,13 @@ def _entries(
 ) -> tuple[tuple[Entry, ...], dict[int, int]]:
     """An entry for each call, in their order, then one for the rest of each that has any; the latter's numbers too."""
     main = [
-        Entry(call.layer, call.shared, ranks[call.shared].main if call.shared in ranks else rows, call.widths)
-        for call, rows in zip(calls, plain.values(), strict=True)
+        Entry(
+            call.layer,
+            call.shared,
+            ranks[call.shared].main if call.shared in ranks else plain[call.position],
+            call.widths,
+        )
+        for call in calls
     ]
     several = [call for call in calls if call.shared in ranks and ranks[call.shared].rest]
     numbers = {call.position: number for number, call in enumerate(several, len(calls))}

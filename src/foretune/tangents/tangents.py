@@ -108,29 +108,22 @@ class Tangents:
         """Where each stored example's tokens start."""
         return torch.cat([torch.zeros(1, dtype=torch.long), self.counts.cumsum(0)])
 
-    def starts(self, rows_per_example: int | None) -> Int[Tensor, " starts"]:
-        """Where each stored example's rows start in an entry with this many rows an example."""
-        if rows_per_example is None:
-            return self.token_starts
-        return torch.arange(self.num_examples + 1) * rows_per_example
+    def row_counts(self, rows_per_example: int | None) -> Int[Tensor, " n"]:
+        """How many rows each stored example has in an entry with this many rows an example."""
+        return self.counts if rows_per_example is None else torch.full_like(self.counts, rows_per_example)
 
     def rows(
         self, examples: Int[Tensor, " b"], rows_per_example: int | None
     ) -> tuple[Int[Tensor, " rows"] | slice, Int[Tensor, " rows"]]:
         """The rows of some examples (a slice where they lie together), and to which of them (0 to b-1) each belongs."""
         places = self.place[examples]
-        if rows_per_example is not None:
-            owner = torch.arange(len(examples)).repeat_interleave(rows_per_example)
-            if bool((places.diff() == 1).all()):
-                return slice(int(places[0]) * rows_per_example, (int(places[-1]) + 1) * rows_per_example), owner
-            return (places[:, None] * rows_per_example + torch.arange(rows_per_example)).flatten(), owner
-        starts = self.token_starts
-        sizes = starts[places + 1] - starts[places]
+        first = self.token_starts[places] if rows_per_example is None else places * rows_per_example
+        sizes = self.row_counts(rows_per_example)[places]
         owner = torch.repeat_interleave(torch.arange(len(examples)), sizes)
         if bool((places.diff() == 1).all()):
-            return slice(int(starts[places[0]]), int(starts[places[-1] + 1])), owner
+            return slice(int(first[0]), int(first[0]) + len(owner)), owner
         within = torch.arange(len(owner)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
-        return starts[places][owner] + within, owner
+        return first[owner] + within, owner
 
     def sample(self, examples: Int[Tensor, " m"]) -> "Tangents":
         """The tangents of some training examples alone; their rows are copied where they do not lie together."""
