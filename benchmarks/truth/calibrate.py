@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 if __name__ == "__main__":  # not this folder: its names are common ones
     sys.path[0] = str(Path(__file__).parents[1])
 
-from truth.gather import RESULTS, read_tasks
+from truth.gather import RESULTS, read_tasks, simulation
 
 import foretune.forecast.calibration as calibration
 from foretune.forecast.compare import Z_90
@@ -63,7 +63,7 @@ def rows(task: dict[str, Any], quantity: str) -> tuple[np.ndarray, np.ndarray]:
     on = calibration.scale(quantity, task["metric_name"])
     evidence, errors = [], []
     for run in task["runs"]:
-        simulated = task["simulated"].get(str(run["seed"]), {}).get(run["candidate"])
+        simulated = simulation(task, run["candidate"], run["seed"])
         if simulated is None or run[quantity] is None:
             continue
         evidence.append(list(evidence_of(simulated, task).values()))

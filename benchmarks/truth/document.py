@@ -17,7 +17,7 @@ if __name__ == "__main__":  # not this folder: its names are common ones
 from paper.plot import Axis, Series, picture
 from paper.reading import DOCS, paragraph
 from truth.calibrate import learnt_on
-from truth.gather import RESULTS, prediction_of, read_fast, read_sizes, read_tasks, truth_of
+from truth.gather import RESULTS, prediction_of, read_fast, read_sizes, read_tasks, simulation, truth_of
 from truth.grid import TASKS
 from truth.metrics import Prediction, Truth, another_seed, bootstrap, evaluate, interval
 from truth.ours import left_out, simulated
@@ -228,10 +228,10 @@ class Pair:
 def pairs(tasks: list[dict[str, Any]]) -> list[Pair]:
     """Every real run of the tasks whose seed was forecast too."""
     return [
-        Pair(task, run["candidate"], task["simulated"][seed][run["candidate"]], run["eval_metric"])
+        Pair(task, run["candidate"], found, run["eval_metric"])
         for task in tasks
         for run in task["runs"]
-        if run["candidate"] in task["simulated"].get(seed := str(run["seed"]), {})
+        if (found := simulation(task, run["candidate"], run["seed"]))
     ]
 
 
@@ -314,7 +314,7 @@ def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[
             steps = _of_simulations(task, truth, "largest_step")
             if averaged:
                 truth, forecast, steps = truth.averaged(), forecast.averaged(), np.nanmean(steps, 1, keepdims=True)
-            errors, may_collapse = np.abs(forecast.metric - truth.metric), steps > UNSTABLE
+            errors, may_collapse = np.abs(forecast.metric - truth.metric), np.vectorize(unstable)(steps)
             warned = may_collapse | ((forecast.high - forecast.low) / 2 >= WIDE)
             known = ~np.isnan(errors)
             far += warned[known & (errors > 0.05)].tolist()
@@ -331,8 +331,8 @@ def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[
 
 def _of_simulations(task: dict[str, Any], truth: Truth, key: str) -> np.ndarray:
     """A figure of the simulated runs by candidate and seed; nan where there is none."""
-    rows = [[task["simulated"].get(str(seed), {}).get(name, {}) for seed in truth.seeds] for name in truth.candidates]
-    return np.array([[row.get(key, np.nan) for row in some] for some in rows], dtype=float)
+    rows = [[simulation(task, name, seed) or {} for seed in truth.seeds] for name in truth.candidates]
+    return np.array([[row.get(key) for row in some] for some in rows], dtype=float)
 
 
 def _candidates(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[Prediction]) -> list[str]:
@@ -353,19 +353,17 @@ def _candidates(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: lis
 def _table(task: dict[str, Any], truth: Truth, forecast: Prediction) -> list[str]:
     lines = ["| candidate | forecast | simulated | true | loss | simulated | true | step | weights | gap |"]
     lines += ["|---|---|---|---|---|---|---|---|---|---|"]
-    said, ours = (
-        each.averaged().map(lambda values: values[:, 0]) for each in (forecast, prediction_of(simulated(task), truth))
-    )
-    keys = ("largest_step", "weight_change", "linearity_gap")
-    step, change, gap = (np.nanmean(_of_simulations(task, truth, key), 1) for key in keys)
+    said = forecast.averaged().map(lambda values: values[:, 0])
+    keys = ("eval_metric", "eval_loss", "largest_step", "weight_change", "linearity_gap")
+    metrics, losses, step, change, gap = (np.nanmean(_of_simulations(task, truth, key), 1) for key in keys)
     for i in np.argsort(-said.metric):
         metric, loss = truth.metric[i], truth.loss[i]
         several = np.sum(~np.isnan(metric)) > 1
         spread = f" ± {100 * np.nanstd(metric, ddof=1):.1f}" if several else ""
         lines.append(
             f"| {truth.candidates[i]} | {100 * said.metric[i]:.1f} ± {50 * (said.high[i] - said.low[i]):.1f} "
-            f"| {100 * ours.metric[i]:.1f} | {100 * truth.mean[i]:.1f}{spread} | {said.loss[i]:.3f} "
-            f"| {ours.loss[i]:.3f} | {np.nanmean(loss):.3f} | {step[i]:.2%} | {change[i]:.1%} | {gap[i]:.2f} |"
+            f"| {100 * metrics[i]:.1f} | {100 * truth.mean[i]:.1f}{spread} | {said.loss[i]:.3f} "
+            f"| {losses[i]:.3f} | {np.nanmean(loss):.3f} | {step[i]:.2%} | {change[i]:.1%} | {gap[i]:.2f} |"
         )
     return [*lines, ""]
 

@@ -6,7 +6,6 @@ What ``foretune forecast`` says of ``run.yaml`` with that seed, in ``<output>/<t
 not made again. Tangents are made for every seed, whose head they are taken for, and not kept.
 """
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 if __name__ == "__main__":  # not this folder: its names are common ones
     sys.path[0] = str(Path(__file__).parents[1])
 
-from truth.grid import TASKS, run_file
+from truth.grid import command_line, run_file
 
 from foretune.cli.console import progress_bar
 from foretune.forecast.run import forecast_run
@@ -34,9 +33,7 @@ def main(names: list[str], seeds: list[int], output: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", default=list(TASKS))
+    parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/truth"))
     options = parser.parse_args()
     main(options.tasks, options.seeds, options.output)

@@ -5,7 +5,6 @@
 Writes ``benchmarks/results/truth/TASK.json`` for every task of which there are real runs.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 if __name__ == "__main__":  # not this folder: its names are common ones
     sys.path[0] = str(Path(__file__).parents[1])
 
-from truth.grid import TASKS, Setting, ordinary
+from truth.grid import TASKS, Setting, command_line, ordinary
 from truth.metrics import Prediction, Truth
 
 from foretune.results import provenance, read_json, write_json
@@ -97,11 +96,8 @@ def _read() -> list[dict[str, Any]]:
 
 
 def _both(task: dict[str, Any]) -> set[str]:
-    return {run["candidate"] for run in task["runs"]} & _simulated(task)
-
-
-def _simulated(task: dict[str, Any]) -> set[str]:
-    return {name for found in task["simulated"].values() for name in found}
+    simulated = {name for found in task["simulated"].values() for name in found}
+    return {run["candidate"] for run in task["runs"]} & simulated
 
 
 def truth_of(content: dict[str, Any]) -> Truth:
@@ -126,32 +122,38 @@ def truth_of(content: dict[str, Any]) -> Truth:
     return Truth(candidates, metric, loss, np.array(seconds), tuple(seeds))
 
 
+def simulation(task: dict[str, Any], candidate: str, seed: int) -> dict[str, Any] | None:
+    """The gathered simulation of a candidate from a seed, if there is one."""
+    return task["simulated"].get(str(seed), {}).get(candidate)
+
+
 def prediction_of(scores: dict[str, Any], truth: Truth) -> Prediction:
     """A predictor's scores of a task, by seed or once for ``ANY``, as arrays; nan where it has none."""
-    columns = [_columns(scores.get(str(seed), scores.get(ANY)), truth.candidates) for seed in truth.seeds]
-    return Prediction(*(np.stack(each, axis=1) for each in zip(*columns, strict=True)))
+    said = [_said(scores.get(str(seed), scores.get(ANY)), truth.candidates) for seed in truth.seeds]
+    return Prediction(
+        **{
+            name: np.array([[row.get(name) for row in rows] for rows in said], dtype=float).T
+            for name in Prediction.__dataclass_fields__
+        }
+    )
 
 
-def _columns(scores: dict[str, Any] | None, candidates: tuple[str, ...]) -> list[np.ndarray]:
-    """What a ``Prediction`` has for one seed."""
-    said = scores or {"candidates": {}, "shared_seconds": 0.0}
-    rows = [said["candidates"].get(name, {}) for name in candidates]
-    part = said["shared_seconds"] / max(1, len(said["candidates"]))
-    intervals = [row.get("metric_interval") or (None, None) for row in rows]
-    values = [
-        *([row.get(key) for row in rows] for key in ("rank", "metric", "loss")),
-        [low for low, _ in intervals],
-        [high for _, high in intervals],
-        [None if not row else row["seconds"] + part for row in rows],
+def _said(scores: dict[str, Any] | None, candidates: tuple[str, ...]) -> list[dict[str, Any]]:
+    """What was said of each candidate, with its interval's bounds and its part of the seconds that all share."""
+    rows = scores["candidates"] if scores else {}
+    part = scores["shared_seconds"] / max(1, len(rows)) if scores else 0.0
+    return [
+        row
+        | dict(zip(("low", "high"), row.get("metric_interval") or (None, None), strict=True))
+        | {"seconds": row["seconds"] + part}
+        if (row := rows.get(name))
+        else {}
+        for name in candidates
     ]
-    return [np.array([np.nan if value is None else value for value in column], dtype=float) for column in values]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", default=list(TASKS))
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/truth"))
-    options = parser.parse_args()
+    options = command_line(__doc__).parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in options.tasks:
         content = gather(name, TASKS[name], options.output / name)

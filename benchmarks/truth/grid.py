@@ -1,5 +1,6 @@
 """Tasks and candidates of the truth benchmark."""
 
+import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -178,6 +179,14 @@ def prepare(setting: Setting, folder: Path) -> Path:
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path
+
+
+def command_line(text: str | None) -> argparse.ArgumentParser:
+    """What every step of the benchmark is asked for: tasks, and where their runs are."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", default=list(TASKS))
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/truth"))
+    return parser
 
 
 def run_file(name: str, folder: Path, seed: int = 0) -> Path:

@@ -7,14 +7,13 @@ that are the beginning of a seed's run; what is there is not made again. Predict
 folder, and none of them reads ``train`` there.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":  # not this folder: its names are common ones
     sys.path[0] = str(Path(__file__).parents[1])
 
-from truth.grid import TASKS, run_file
+from truth.grid import command_line, run_file
 from truth.registry import PREDICTORS, SEEDED, write_scores
 
 from foretune.task import load_task
@@ -25,10 +24,11 @@ def main(names: list[str], predictors: list[str], seeds: list[int], output: Path
     for name in names:
         folder = output / name
         for seed in seeds:
+            asked = [predictor for predictor in predictors if predictor in SEEDED or seed == seeds[0]]
+            if not asked:
+                continue
             task = load_task(run_file(name, folder, seed))
-            for predictor in predictors:
-                if predictor not in SEEDED and seed != seeds[0]:
-                    continue
+            for predictor in asked:
                 place = folder / f"seed-{seed}" if predictor in SEEDED else folder
                 scores = write_scores(task, predictor, PREDICTORS[predictor], place)
                 if scores:
@@ -38,10 +38,8 @@ def main(names: list[str], predictors: list[str], seeds: list[int], output: Path
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", default=list(TASKS))
+    parser = command_line(__doc__)
     parser.add_argument("--predictors", nargs="*", default=list(PREDICTORS), choices=list(PREDICTORS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/truth"))
     options = parser.parse_args()
     main(options.tasks, options.predictors, options.seeds, options.output)

@@ -6,14 +6,13 @@ Seed by seed, so that what is there is balanced whenever it stops; finished runs
 with different tasks may run beside each other.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":  # not this folder: its names are common ones
     sys.path[0] = str(Path(__file__).parents[1])
 
-from truth.grid import TASKS, prepare
+from truth.grid import TASKS, command_line, prepare
 
 from foretune.task import load_task
 from foretune.train import fine_tune
@@ -33,9 +32,7 @@ def main(names: list[str], seeds: list[int], output: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", default=list(TASKS))
+    parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
-    parser.add_argument("-o", "--output", type=Path, default=Path("runs/truth"))
     options = parser.parse_args()
     main(options.tasks, options.seeds, options.output)
