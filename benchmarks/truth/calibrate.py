@@ -79,7 +79,7 @@ def evidence_of(simulated: dict[str, Any], task: dict[str, Any]) -> dict[str, fl
     )
 
 
-NAMES = tuple(calibration.evidence(calibration.Simulation(0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5, "accuracy")))
+NAMES = tuple(calibration.evidence(calibration.Simulation(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5, "accuracy")))
 
 
 def fit_one(quantity: str, known: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, float]]:

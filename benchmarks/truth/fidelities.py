@@ -42,7 +42,12 @@ def kernel_leave_one_out(task: Task, folder: Path) -> Scores:
 
 def linear_model(task: Task, folder: Path) -> Scores:
     """The run's own optimiser on the model that is linear in the parameters: the factors A stay where they start."""
-    return _simulated(task, folder, watch=[FrozenFactors()])
+    return _simulated(task, folder, growth=False, watch=[FrozenFactors()])
+
+
+def tangents_alone(task: Task, folder: Path) -> Scores:
+    """The simulation without the growth of outputs beyond their tangents."""
+    return _simulated(task, folder, growth=False)
 
 
 def refreshed(task: Task, folder: Path) -> Scores:
@@ -62,12 +67,16 @@ class FrozenFactors(TrainerCallback):
                 parameter.requires_grad_(False)
 
 
-def _simulated(task: Task, folder: Path, *, refreshes: int = 0, watch: Sequence[TrainerCallback] = ()) -> Scores:
+def _simulated(
+    task: Task, folder: Path, *, refreshes: int = 0, growth: bool = True, watch: Sequence[TrainerCallback] = ()
+) -> Scores:
     tangents, starts = _start(task, folder)
 
     def score(candidate: Candidate) -> Score:
         adapters, head = starts.draw(candidate, candidate.seed)
-        run, _ = simulate(tangents, task, candidate, adapters, head, candidate.seed, refreshes=refreshes, watch=watch)
+        run, _ = simulate(
+            tangents, task, candidate, adapters, head, candidate.seed, refreshes=refreshes, growth=growth, watch=watch
+        )
         return Score(run.final["eval_metric"], run.final["eval_metric"], run.final["eval_loss"])
 
     return timed(task, score, tangents.seconds)

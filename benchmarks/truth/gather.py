@@ -2,7 +2,8 @@
 
     python benchmarks/truth/gather.py [TASK...] [-o runs/truth]
 
-Writes ``benchmarks/results/truth/TASK.json`` for every task of which there are real runs.
+Writes ``benchmarks/results/truth/TASK.json`` for every task of which there are real runs. Real runs and scores that are
+no longer below the folder stay as they were gathered before, so that forecasts can be made again without them.
 """
 
 import sys
@@ -26,7 +27,9 @@ DO = "run benchmarks/truth/train.py, forecasts.py and score.py"
 
 
 def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
-    """Real runs, simulated runs and scores below a task's folder."""
+    """Real runs, simulated runs and scores below a task's folder, or as gathered before."""
+    gathered = RESULTS / f"{name}.json"
+    before = read_json(gathered, DO) if gathered.exists() else {"runs": [], "scores": {}}
     runs = []
     for path in sorted([*folder.glob("train/*/result.json"), *folder.glob("train/*/seed-*/result.json")]):
         result = read_json(path, DO)
@@ -41,7 +44,8 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
                 "seconds": round(cost["seconds"] + cost["eval_seconds"], 1),
             }
         )
-    scores: dict[str, dict[str, Any]] = {}
+    runs = runs or before["runs"]
+    scores: dict[str, dict[str, Any]] = before["scores"]
     for place, seed in [(folder, ANY), *((path, _seed(path)) for path in sorted(folder.glob("seed-*")))]:
         for path in sorted(place.glob("scores/*.json")):
             found = read_json(path, DO)
@@ -54,7 +58,7 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
         guess = forecast["task"]["majority_metric"] or 0.0
         simulated[_seed(path.parent)] = {
             each["name"]: {key: _short(value) for key, value in each["simulated"].items()}
-            | {key: _short(each[key]) for key in ("largest_step", "linearity_gap", "weight_change")}
+            | {key: _short(each[key]) for key in ("largest_step", "linearity_gap", "weight_change", "layer_changes")}
             | {"seconds": round(each["cost"]["seconds"], 2)}
             for each in forecast["candidates"]
         }

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from truth.activations import eva, eva_total, plop, plop_mean
-from truth.fidelities import kernel_leave_one_out, kernel_ridge, linear_model, refreshed
+from truth.fidelities import kernel_leave_one_out, kernel_ridge, linear_model, refreshed, tangents_alone
 from truth.gradients import aletheia, aletheia_mean, gps, gps_deviation, gps_mean, gps_weights
 from truth.ntk import ntk_alignment, ntk_condition_number, ntk_effective_dimension, ntk_trace
 from truth.predictors import Predictor, Scores
@@ -43,6 +43,7 @@ PREDICTORS: dict[str, Predictor] = {
     "kernel-leave-one-out": kernel_leave_one_out,
     "kernel-ridge": kernel_ridge,
     "linear-model": linear_model,
+    "tangents-alone": tangents_alone,
     "refreshed": refreshed,
     "probe-10": probe(0.1),
     "probe-10-extrapolated": extrapolated_probe(0.1),

@@ -97,7 +97,7 @@ def made_up(name: str, generator: np.random.Generator, noise: float) -> dict[str
             "fitted_loss": 0.5,
             "eval_metric_std": None,
         }
-        gaps = {"largest_step": 0.001, "linearity_gap": gap, "weight_change": 1.0}
+        gaps = {"largest_step": 0.001, "linearity_gap": gap, "weight_change": 1.0, "layer_changes": 0.0}
         simulated[f"c{number}"] = row | gaps | {"seconds": 1.0}
         run: dict[str, Any] = {"candidate": f"c{number}", "seed": 0, "seconds": 10.0}
         for quantity in QUANTITIES:
@@ -134,7 +134,7 @@ def test_who_is_asked_once_is_held_against_every_seed() -> None:
 
 
 def test_evidence_is_read_from_what_was_gathered() -> None:
-    gaps = {"largest_step": 0.03, "linearity_gap": 2.0, "weight_change": 0.2}
+    gaps = {"largest_step": 0.03, "linearity_gap": 2.0, "weight_change": 0.2, "layer_changes": 1.0}
     row = gaps | {"fitted_loss": 0.1, "eval_loss": 0.5, "eval_metric": 0.8}
     assert evidence_of(row, {"guess": 0.5, "metric_name": "accuracy"})["unstable"] == 1
 

@@ -17,9 +17,9 @@ def curve_of(losses: list[float], metric_std: float | None) -> list[MeanPoint]:
     return [MeanPoint(step=k, epoch=float(k), eval_loss=loss, **known) for k, loss in enumerate(losses)]  # type: ignore[typeddict-item]
 
 
-LINEAR = Reach(largest_step=0.001, weight_change=0.01, linearity_gap=0.1)
-WIDE = Reach(largest_step=0.01, weight_change=0.1, linearity_gap=1.2)
-WILD = Reach(largest_step=0.03, weight_change=0.1, linearity_gap=0.8)
+LINEAR = Reach(largest_step=0.001, weight_change=0.01, layer_changes=0.5, linearity_gap=0.1)
+WIDE = Reach(largest_step=0.01, weight_change=0.1, layer_changes=0.5, linearity_gap=1.2)
+WILD = Reach(largest_step=0.03, weight_change=0.1, layer_changes=0.5, linearity_gap=0.8)
 
 
 @pytest.mark.parametrize(

@@ -51,20 +51,21 @@ LINEAR = Simulation(
     largest_step=0.0,
     linearity_gap=0.0,
     weight_change=0.0,
+    layer_changes=0.0,
     fitted_loss=0.4,
     eval_loss=0.5,
     eval_metric=0.8,
     guess=0.5,
     metric_name="accuracy",
 )
-NOTHING = {"constant": 1.0, "gap": 0.0, "departure": 0.0, "overfit": 0.0, "unstable": 0.0, "fall": 0.0}
+NOTHING = {"constant": 1.0, "gap": 0.0, "departure": 0.0, "changes": 0.0, "overfit": 0.0, "unstable": 0.0, "fall": 0.0}
 
 
 def test_evidence_counts_up_to_its_bounds() -> None:
-    far = LINEAR._replace(linearity_gap=3.0, weight_change=2.0, fitted_loss=0.0, eval_loss=5.0)
-    assert evidence(far) == NOTHING | {"gap": 1.0, "departure": 1.0, "overfit": 4.0}
-    near = LINEAR._replace(linearity_gap=0.5, weight_change=0.04, fitted_loss=1.0)
-    assert evidence(near) == pytest.approx(NOTHING | {"gap": 0.5, "departure": 0.1})
+    far = LINEAR._replace(linearity_gap=3.0, weight_change=2.0, layer_changes=math.inf, fitted_loss=0.0, eval_loss=5.0)
+    assert evidence(far) == NOTHING | {"gap": 1.0, "departure": 1.0, "changes": 3.0, "overfit": 4.0}
+    near = LINEAR._replace(linearity_gap=0.5, weight_change=0.04, layer_changes=0.3, fitted_loss=1.0)
+    assert evidence(near) == pytest.approx(NOTHING | {"gap": 0.5, "departure": 0.1, "changes": 0.3})
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,12 @@ def test_evidence_counts_up_to_its_bounds() -> None:
 )
 def test_what_may_collapse_falls_towards_guessing(metric_name: str, guess: float, metric: float, fall: float) -> None:
     wild = LINEAR._replace(
-        largest_step=0.02, linearity_gap=3.0, metric_name=metric_name, guess=guess, eval_metric=metric
+        largest_step=0.02,
+        linearity_gap=3.0,
+        layer_changes=2.0,
+        metric_name=metric_name,
+        guess=guess,
+        eval_metric=metric,
     )
     assert evidence(wild) == pytest.approx(NOTHING | {"unstable": 1.0, "fall": fall})
     assert corrections(evidence(wild))["eval_metric"].shift == pytest.approx(fall, rel=0.2)

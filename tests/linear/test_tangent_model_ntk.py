@@ -6,7 +6,7 @@ from cases import lora_model, tiny_task
 from torch.testing import assert_close
 
 from foretune.kernel import ntk
-from foretune.linear import Moments, TangentModel
+from foretune.linear import Growth, Moments, TangentModel
 from foretune.tangents import collect, read_adapters
 
 
@@ -29,9 +29,12 @@ def test_the_ntk_linearises_the_tangent_model(kind: str, trained: bool) -> None:
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["B=0", "B≠0"])
-def test_moments_give_the_outputs_the_model_had(trained: bool) -> None:
+@pytest.mark.parametrize("growing", [False, True], ids=["tangents", "growing"])
+def test_moments_give_the_outputs_the_model_had(trained: bool, growing: bool) -> None:
     tangents, adapters = collect(tiny_task("bert")), read_adapters(lora_model("bert", trained))
-    model, examples = TangentModel(tangents, adapters, tangents.head), torch.arange(9).flip(0)
+    growth = Growth({adapter.layer: 1.0 for adapter in adapters}) if growing else None
+    model = TangentModel(tangents, adapters, tangents.head, growth=growth)
+    examples = torch.arange(9).flip(0)
     moments = Moments(model, examples, batch=4)
     torch.manual_seed(0)
     before = []

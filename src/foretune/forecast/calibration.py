@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from foretune.train.loop import Point
 
 OVERFIT = 4.0  # where evidence of over-fitting stops to count
+CHANGES = 3.0  # where the sum of relative changes stops to count
 UNSTABLE = 0.017  # relative size of a step from which runs were seen to collapse, from some seeds or all
 QUANTITIES = ("eval_metric", "eval_loss", "train_loss")
 
@@ -72,6 +73,7 @@ class Simulation(NamedTuple):
         largest_step: Largest relative change of the linear weights in one of the first steps.
         linearity_gap: Linearity gap at the end.
         weight_change: Relative change of the adapted weights at the end.
+        layer_changes: Sum of the adapted layers' relative changes at the end.
         fitted_loss: Loss of the training examples at the end.
         eval_loss: Evaluation loss at the end.
         eval_metric: Metric at the end.
@@ -82,6 +84,7 @@ class Simulation(NamedTuple):
     largest_step: float
     linearity_gap: float
     weight_change: float
+    layer_changes: float
     fitted_loss: float
     eval_loss: float
     eval_metric: float
@@ -94,7 +97,8 @@ def evidence(found: Simulation) -> dict[str, float]:
 
     Returns:
         ``constant`` (1) and, where the largest step is at most ``UNSTABLE``, ``gap`` (up to 1), ``departure``, the gap
-        times the square root of the weights' change (up to 1), and ``overfit``, the gap times
+        times the square root of the weights' change (up to 1), ``changes``, the sum of the layers' relative changes
+        (up to ``CHANGES``), and ``overfit``, the gap times
         ``log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which it is where the run diverged), in which an
         ``eval_loss`` of classes counts up to log 2: while the labels of training examples are not yet more probable
         than all others, nothing is over-fitted. Else, where a run may collapse, ``unstable`` (1) and ``fall``, how far
@@ -110,6 +114,7 @@ def evidence(found: Simulation) -> dict[str, float]:
         "constant": 1.0,
         "gap": near,
         "departure": near * math.sqrt(_inside(found.weight_change, 0.0, 1.0)),
+        "changes": _inside(found.layer_changes, 0.0, CHANGES) if stable else 0.0,
         "overfit": near * _inside(ratio, 0.0, OVERFIT),
         "unstable": float(not stable),
         "fall": 0.0 if stable else on.to(found.guess) - on.to(metric),

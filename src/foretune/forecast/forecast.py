@@ -12,7 +12,15 @@ import torch
 from foretune.forecast.advice import advice
 from foretune.forecast.calibration import Correction, MeanPoint, Simulation, corrected, corrections, evidence, unstable
 from foretune.forecast.compare import higher_is_better
-from foretune.forecast.network import LargestStep, Reach, gap_sample, linear_norm, linearity_gap, weight_change
+from foretune.forecast.network import (
+    LargestStep,
+    Reach,
+    gap_sample,
+    layer_changes,
+    linear_norm,
+    linearity_gap,
+    weight_change,
+)
 from foretune.forecast.sample import Sample, without
 from foretune.forecast.simulate import fitted_loss, simulate
 from foretune.forecast.starts import Starts
@@ -186,7 +194,7 @@ def forecast(
             run, model = simulate(taken, task, candidate, adapters, head, seed, refreshes=refreshes, watch=watch)
             if first:
                 gap = linearity_gap(task, model, examples, before)
-                reach = Reach(largest.largest, weight_change(task, model), gap)
+                reach = Reach(largest.largest, weight_change(task, model), layer_changes(task, model), gap)
                 fitted = fitted_loss(model)
                 kernel = kernels.figures(taken, candidate, adapters, int(run.final["step"]))
             runs.append(run)

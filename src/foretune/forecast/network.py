@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.pytorch_utils import Conv1D
 
 from foretune.kernel.bounds import nonlinearity
-from foretune.linear import TangentModel, replaced
+from foretune.linear import Factors, Growth, TangentModel, change_norms, replaced
 from foretune.tangents import Tangents, all_outputs, centred, collect, evaluating, select_layers
 from foretune.task import Task
 
@@ -39,6 +39,16 @@ def simulated_weights(task: Task, model: TangentModel) -> Generator[None]:
                 values[f"{name}.{key}"] = value.to(head.get_parameter(key), copy=True)
     with replaced(network, {name: nn.Parameter(value, requires_grad=False) for name, value in values.items()}):
         yield
+
+
+@contextmanager
+def without_growth(model: TangentModel) -> Generator[None]:
+    """Inside the block outputs are what the tangents say of the weights."""
+    growth, model.growth = model.growth, None
+    try:
+        yield
+    finally:
+        model.growth = growth
 
 
 class Relinearise(TrainerCallback):
@@ -70,7 +80,8 @@ class Relinearise(TrainerCallback):
                     dtype=model.tangents.dtype,
                     sample=model.tangents.num_train,
                 )
-            model.relinearise(found)
+                growth = None if model.growth is None else growth_of(self.task, model.adapters)
+            model.relinearise(found, growth)
 
 
 @dataclass(frozen=True)
@@ -80,11 +91,13 @@ class Reach:
     Attributes:
         largest_step: Largest early step, see ``LargestStep``.
         weight_change: Relative change of the adapted weights, see the function of that name.
+        layer_changes: Sum of the adapted layers' relative changes, see ``foretune.linear.growth``.
         linearity_gap: How far the network is from its tangents at the end, see the function of that name.
     """
 
     largest_step: float
     weight_change: float
+    layer_changes: float
     linearity_gap: float
 
 
@@ -103,7 +116,7 @@ class LargestStep(TrainerCallback):
     def __init__(self, size: float) -> None:
         self.size = size
         self.largest = 0.0
-        self.before: _Factors = {}
+        self.before: Factors = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -114,8 +127,11 @@ class LargestStep(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure, if it is early."""
         if state.global_step <= max(_last_step(state, EARLY), args.get_warmup_steps(state.max_steps)):
-            self.largest = max(self.largest, _moved(kwargs["model"], self.before) / self.size)
-            self.before = _factors(kwargs["model"])
+            model: TangentModel = kwargs["model"]
+            now, scalings = _factors(model), {layer: each.scaling for layer, each in model.adapters.items()}
+            one = {layer: (a.unsqueeze(0), b.unsqueeze(0)) for layer, (a, b) in now.items()}
+            self.largest = max(self.largest, _total(change_norms(one, self.before, scalings)) / self.size)
+            self.before = now
 
 
 def linear_norm(task: Task, heads: Sequence[str]) -> float:
@@ -131,13 +147,26 @@ def weight_change(task: Task, model: TangentModel) -> float:
     over the adapted layers m, each with its weight W as pretrained and its change since the tangents were taken: what
     they leave out is of second order in it. ∞: the run no longer gives numbers.
     """
-    return _moved(model, model.start) / _norm(task.model.get_submodule(layer) for layer in model.adapters)
+    return _total(model.changes()) / _norm(task.model.get_submodule(layer) for layer in model.adapters)
 
 
-_Factors = Mapping[str, tuple[Tensor, Tensor]]  # A and B of adapted layers
+def layer_changes(task: Task, model: TangentModel) -> float:
+    r"""Sum over the adapted layers of their relative change in a simulated run.
+
+    .. math:: \rho = \textstyle\sum_m \lVert\Delta W_m\rVert_F / \lVert W_m\rVert_F
+
+    Layers multiply each other, so that what each changes adds up. ∞: the run no longer gives numbers.
+    """
+    growth = model.growth or growth_of(task, model.adapters)
+    return _finite(float(growth.layer_changes(model.changes())))
 
 
-def _factors(model: TangentModel) -> _Factors:
+def growth_of(task: Task, layers: Iterable[str]) -> Growth:
+    """The growth of the outputs of the task's network, as its weights are, when these layers change."""
+    return Growth({layer: _norm([task.model.get_submodule(layer)]) for layer in layers})
+
+
+def _factors(model: TangentModel) -> Factors:
     """A copy of the current factors."""
     with torch.no_grad():
         return {
@@ -146,23 +175,20 @@ def _factors(model: TangentModel) -> _Factors:
         }
 
 
-def _moved(model: TangentModel, before: _Factors) -> float:
-    """Frobenius norm of ``s (B A - B0 A0)`` over all adapters; layers without factors before start from zero."""
-    total = 0.0
-    with torch.no_grad():
-        for layer, adapter in model.adapters.items():
-            a, b = (factor.double() for factor in model.factors(adapter))
-            if layer in before:
-                first_a, first_b = (factor.double() for factor in before[layer])
-                a, b = torch.cat([a, first_a]), torch.cat([b, -first_b], 1)
-            total += adapter.scaling**2 * float(((b.T @ b) * (a @ a.T)).sum().clamp_min(0))
-    return math.sqrt(total) if math.isfinite(total) else math.inf
+def _total(changes: Mapping[str, Tensor]) -> float:
+    """Norm of the changes of all layers together."""
+    return _finite(math.sqrt(sum(float(change) ** 2 for change in changes.values())))
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
 
 
 def _norm(layers: Iterable[nn.Module]) -> float:
     """Frobenius norm of the layers' weights together, of those that have one."""
     weights = (getattr(layer, "weight", None) for layer in layers)
-    return math.sqrt(sum(float(each.detach().double().square().sum()) for each in weights if isinstance(each, Tensor)))
+    sizes = (float(torch.linalg.vector_norm(each.detach())) for each in weights if isinstance(each, Tensor))
+    return math.hypot(*sizes)
 
 
 def _last_step(state: TrainerState, share: float) -> int:
@@ -177,7 +203,7 @@ def gap_sample(tangents: Tangents) -> Int[Tensor, " b"]:
 
 
 def linearity_gap(task: Task, model: TangentModel, examples: Int[Tensor, " b"], before: Float[Tensor, "b c"]) -> float:
-    r"""How far the network at the simulated weights θ is from the tangent model, relative to how far it moved.
+    r"""How far the network at the simulated weights θ is from its tangents, relative to how far it moved.
 
     .. math:: \lVert f_\theta - \tilde f_\theta\rVert / \lVert f_\theta - f_0\rVert
 
@@ -194,7 +220,7 @@ def linearity_gap(task: Task, model: TangentModel, examples: Int[Tensor, " b"], 
     rows = [task.eval[int(example) - model.tangents.num_train] for example in examples]
     with simulated_weights(task, model):
         true = all_outputs(task.model, task, rows)
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), without_growth(model), torch.no_grad():
         predicted = model(examples).logits
     f, f_linear, f0 = (centred(outputs) for outputs in (true, predicted, before))
     if not bool(torch.isfinite(torch.cat([f, f_linear])).all()):

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from foretune.forecast.network import Relinearise
+from foretune.forecast.network import Relinearise, growth_of
 from foretune.linear import Moments, TangentModel
 from foretune.tangents import Adapter, Head, Tangents, evaluating
 from foretune.task import Candidate, Task
@@ -45,15 +45,21 @@ def simulate(
     seed: int,
     *,
     refreshes: int = 0,
+    growth: bool = True,
     watch: Sequence[TrainerCallback] = (),
 ) -> tuple[Run, TangentModel]:
     """Train the tangent model as ``Trainer`` would train the network from this seed's adapters and head.
 
     On the way, tangents are taken again ``refreshes`` times at the simulated weights, each a pass over the network, and
-    the callbacks in ``watch`` see the tangent model.
+    the callbacks in ``watch`` see the tangent model. Without ``growth``, outputs are what the tangents alone say.
     """
     model = TangentModel(
-        tangents, adapters, head, config=task.model.config, accepts_loss_kwargs=accepts_loss_kwargs(task)
+        tangents,
+        adapters,
+        head,
+        config=task.model.config,
+        accepts_loss_kwargs=accepts_loss_kwargs(task),
+        growth=growth_of(task, [adapter.layer for adapter in adapters]) if growth else None,
     )
     train, evaluation = index_datasets(tangents, task)
     moments = None if refreshes else Moments(model, tangents.stored[tangents.num_train :], BATCH)

@@ -10,6 +10,9 @@ from foretune.linear.closed_form import gradient_flow as gradient_flow
 from foretune.linear.closed_form import ridge as ridge
 from foretune.linear.closed_form import sum_strength as sum_strength
 from foretune.linear.forward_mode import replaced as replaced
+from foretune.linear.growth import Factors as Factors
+from foretune.linear.growth import Growth as Growth
+from foretune.linear.growth import change_norms as change_norms
 from foretune.linear.linearise import Linearised as Linearised
 from foretune.linear.linearise import linearise as linearise
 from foretune.linear.logistic import LogisticFit as LogisticFit

@@ -33,12 +33,14 @@ class Moments:
 
     def recall(self) -> Iterator[nn.Module]:
         """A stand-in for the model at each moment that was kept; then these are forgotten."""
-        outputs = self.model.tangents.outputs
-        tables = [torch.full(outputs.shape, torch.nan, dtype=self.model.dtype) for _ in self.kept]
+        if not self.kept:
+            return iter(())
+        shape = self.model.tangents.outputs.shape
+        tables = [torch.full(shape, torch.nan, dtype=self.model.dtype) for _ in self.kept]
         with evaluating(self.model), torch.no_grad():
-            for some in self.batches if self.kept else ():
-                for table, found in zip(tables, self.model.outputs_at(self.kept, some), strict=True):
-                    table[some] = found
+            for some, found in zip(self.batches, self.model.outputs_at(self.kept, self.batches), strict=True):
+                for table, outputs in zip(tables, found, strict=True):
+                    table[some] = outputs
         self.kept.clear()
         return iter([_Recalled(table, self.model.tangents.loss) for table in tables])
 

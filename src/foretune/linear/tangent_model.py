@@ -1,10 +1,11 @@
 """The weight-space tangent model: a fine-tune in which only the adapters and the head are computed.
 
 ``f(x) = head(h0(x) + Q' t(x))`` with ``t_q(x) = sum_m sum_t g_mqt' dW_m a_mt`` and ``dW = s (B A - B0 A0)``
-(theory.md section 6): linear in the weights' change, bilinear in the adapters' factors, exact in the head.
+(theory.md section 6): linear in the weights' change, bilinear in the adapters' factors, exact in the head. With a
+``Growth`` the features change by as much more as the layers multiply each other, which is an estimate.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from foretune.linear.bilinear import Bilinear
+from foretune.linear.growth import Growth, change_norms
 from foretune.tangents import Adapter, Head, Tangents, product_dtype
 
 _Factors = dict[str, tuple[Float[Tensor, "k r i"], Float[Tensor, "k o r"]]]  # of every adapted layer
@@ -31,6 +33,7 @@ class TangentModel(nn.Module):
         head: The head at the start of training; likewise.
         config: The network's, for ``Trainer``.
         accepts_loss_kwargs: Whether ``Trainer`` leaves the averaging over accumulated batches to the model.
+        growth: How far outputs outgrow their tangents; by default not at all.
 
     Raises:
         ValueError: An adapted layer has no tangents, or several adapters.
@@ -44,12 +47,13 @@ class TangentModel(nn.Module):
         *,
         config: PretrainedConfig | None = None,
         accepts_loss_kwargs: bool = False,
+        growth: Growth | None = None,
     ) -> None:
         super().__init__()
         missing = sorted({adapter.layer for adapter in adapters} - set(tangents.layers))
         if missing:
             raise ValueError(f"no tangents of {', '.join(missing)}: collect them with modules={missing!r}")
-        self.tangents = tangents
+        self.tangents, self.growth = tangents, growth
         self.adapters = {adapter.layer: adapter for adapter in adapters}
         if len(self.adapters) < len(adapters):
             raise ValueError("several adapters on one layer: train them one at a time")
@@ -76,9 +80,9 @@ class TangentModel(nn.Module):
             return super().named_parameters(prefix, recurse, remove_duplicate)
         return iter(self._known)
 
-    def relinearise(self, tangents: Tangents) -> None:
+    def relinearise(self, tangents: Tangents, growth: Growth | None = None) -> None:
         """Go on with tangents that were taken at the weights where this model is now: ``dW`` counts from here."""
-        self.tangents = tangents
+        self.tangents, self.growth = tangents, growth
         with torch.no_grad():
             self.start = {
                 adapter.layer: tuple(factor.clone() for factor in self.factors(adapter))  # type: ignore[misc]
@@ -90,19 +94,32 @@ class TangentModel(nn.Module):
         a, b = self.names[adapter.layer]
         return self.get_parameter(a), self.get_parameter(b)
 
-    def coordinates(self, examples: Int[Tensor, " b"]) -> Float[Tensor, "b q"]:
-        """First-order change of the features' coordinates."""
-        return self._coordinates(examples, self._stacked([dict(self.named_parameters())])).squeeze(2)
+    def changes(self) -> dict[str, Float[Tensor, " 1"]]:
+        """Frobenius norm of every adapted layer's change since the tangents were taken."""
+        return self._changes(self._stacked([dict(self.named_parameters())]))
 
-    def outputs_at(
-        self, moments: Sequence[Mapping[str, Tensor]], examples: Int[Tensor, " b"]
-    ) -> list[Float[Tensor, "b c"]]:
-        """Outputs with the parameters of several moments of a run, by name; rows are read once for all of them."""
-        found = []
-        for values, change in zip(moments, self._coordinates(examples, self._stacked(moments)).unbind(2), strict=True):
-            head = {name.removeprefix("head."): value for name, value in values.items() if name.startswith("head.")}
-            found.append(functional_call(self.head, head, (self._features(examples, change),)))
-        return found
+    def _changes(self, factors: _Factors) -> dict[str, Float[Tensor, " k"]]:
+        return change_norms(factors, self.start, {layer: each.scaling for layer, each in self.adapters.items()})
+
+    def coordinates(self, examples: Int[Tensor, " b"]) -> Float[Tensor, "b q"]:
+        """Change of the features' coordinates."""
+        factors = self._stacked([dict(self.named_parameters())])
+        return (self._along_tangents(examples, factors) * self._grown(factors)).squeeze(2)
+
+    def outputs_at(self, moments: Sequence[Mapping[str, Tensor]], batches: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+        """Outputs (b c) of each batch (b) with the parameters, by name, of several moments; rows are read once."""
+        factors = self._stacked(moments)
+        grown = self._grown(factors)
+        heads = [
+            {name.removeprefix("head."): value for name, value in values.items() if name.startswith("head.")}
+            for values in moments
+        ]
+        for examples in batches:
+            changes = (self._along_tangents(examples, factors) * grown).unbind(2)
+            yield [
+                functional_call(self.head, head, (self._features(examples, change),))
+                for head, change in zip(heads, changes, strict=True)
+            ]
 
     def _stacked(self, moments: Sequence[Mapping[str, Tensor]]) -> _Factors:
         """Factors A and B of every adapter at several moments."""
@@ -114,7 +131,13 @@ class TangentModel(nn.Module):
             for layer, (a, b) in self.names.items()
         }
 
-    def _coordinates(self, examples: Int[Tensor, " b"], factors: _Factors) -> Float[Tensor, "b q k"]:
+    def _grown(self, factors: _Factors) -> Float[Tensor, " k"]:
+        """What changes along the tangents are multiplied by."""
+        if self.growth is None:
+            return torch.ones(len(next(iter(factors.values()))[0]), dtype=self.dtype)
+        return self.growth.factor(self._changes(factors)).to(self.dtype)
+
+    def _along_tangents(self, examples: Int[Tensor, " b"], factors: _Factors) -> Float[Tensor, "b q k"]:
         """Changes with k pairs of factors for every adapter, in one pass over the examples' rows."""
         tangents, count = self.tangents, len(next(iter(factors.values()))[0])
         shape = tangents.num_directions, count

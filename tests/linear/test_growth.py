@@ -1,0 +1,75 @@
+"""The growth of outputs beyond their tangents, against dense changes."""
+
+import math
+
+import pytest
+import torch
+from cases import lora_model, tiny_task
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from foretune.linear import Growth, TangentModel, change_norms
+from foretune.tangents import collect, read_adapters
+
+SHAPES = {"one": (2, 5, 7), "two": (2, 5, 7), "wide": (2, 9, 7), "other": (3, 5, 7)}  # r, i, o
+
+
+def drawn(*lead: int) -> dict[str, tuple[Tensor, Tensor]]:
+    return {
+        layer: (torch.randn(*lead, r, i, dtype=torch.float64), torch.randn(*lead, o, r, dtype=torch.float64))
+        for layer, (r, i, o) in SHAPES.items()
+    }
+
+
+@pytest.mark.parametrize("started", [(), ("one", "wide")])
+def test_norms_are_those_of_the_dense_changes(started: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    factors, first, scalings = drawn(3), drawn(), {layer: 0.5 + k for k, layer in enumerate(SHAPES)}
+    start = {layer: first[layer] for layer in started}
+    found = change_norms(factors, start, scalings)
+    for layer, (a, b) in factors.items():
+        change = b @ a - (start[layer][1] @ start[layer][0] if layer in start else 0)
+        expected = scalings[layer] * torch.linalg.matrix_norm(change)
+        assert_close(found[layer], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_what_has_not_moved_has_no_norm() -> None:
+    first = drawn()
+    still = {layer: (a.unsqueeze(0), b.unsqueeze(0)) for layer, (a, b) in first.items()}
+    for norm in change_norms(still, first, dict.fromkeys(SHAPES, 1.0)).values():
+        assert float(norm) < 1e-6
+
+
+@given(st.lists(st.floats(0, 1e3), min_size=1, max_size=5))
+def test_growth_is_between_none_and_its_bound(changes: list[float]) -> None:
+    growth = Growth({str(k): 2.0 for k in range(len(changes))})
+    moved = {str(k): torch.tensor([change], dtype=torch.float64) for k, change in enumerate(changes)}
+    factor, rho = float(growth.factor(moved)), sum(changes) / 2
+    assert float(growth.layer_changes(moved)) == pytest.approx(rho)
+    assert 1 <= factor <= 3 and factor == pytest.approx(1 + 2 * rho / (1 + rho))
+    further = moved | {"0": moved["0"] + 1}
+    assert float(growth.factor(further)) >= factor
+
+
+def test_growth_of_what_diverges() -> None:
+    growth = Growth({"one": 1.0})
+    assert float(growth.factor({"one": torch.tensor([math.inf])})) == pytest.approx(3)
+    assert math.isnan(growth.factor({"one": torch.tensor([math.nan])}))
+
+
+def test_the_model_changes_by_as_much_more() -> None:
+    tangents, adapters = collect(tiny_task("bert")), read_adapters(lora_model("bert", False))
+    examples = torch.arange(9)
+    plain = TangentModel(tangents, adapters, tangents.head)
+    growth = Growth({adapter.layer: 3.0 for adapter in adapters})
+    grown = TangentModel(tangents, adapters, tangents.head, growth=growth)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter, other in zip(plain.parameters(), grown.parameters(), strict=True):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+            other.copy_(parameter)
+        expected = growth.factor(plain.changes()) * plain.eval().coordinates(examples)
+        assert_close(grown.eval().coordinates(examples), expected, rtol=1e-10, atol=1e-10)
+        assert float(growth.factor(plain.changes())) > 1.01
