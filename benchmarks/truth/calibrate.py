@@ -26,8 +26,8 @@ from foretune.forecast.compare import Z_90
 from foretune.results import write_json
 
 SHIFT = {  # which evidence moves a quantity; chosen on tasks left out
-    "eval_metric": ("departure", "fall"),
-    "eval_loss": ("gap", "overfit", "unstable"),
+    "eval_metric": ("changes", "fall"),
+    "eval_loss": ("changes", "overfit", "unstable"),
     "train_loss": ("gap",),
 }
 SPREAD = ("constant", "gap", "unstable")
@@ -79,7 +79,7 @@ def evidence_of(simulated: dict[str, Any], task: dict[str, Any]) -> dict[str, fl
     )
 
 
-NAMES = tuple(calibration.evidence(calibration.Simulation(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5, "accuracy")))
+NAMES = tuple(calibration.evidence(calibration.Simulation(0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5, "accuracy")))
 
 
 def fit_one(quantity: str, known: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, float]]:

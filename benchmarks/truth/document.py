@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
+from scipy.stats import mannwhitneyu
 
 if __name__ == "__main__":  # not this folder: its names are common ones
     sys.path[0] = str(Path(__file__).parents[1])
@@ -262,7 +262,7 @@ def _near_the_limit(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> 
     known = pairs([*tasks, *fast])
     fell = [pair.collapsed for pair in known]
     areas = ", ".join(
-        f"{label} {roc_auc_score(fell, [min(pair.simulated[key], 1e6) for pair in known]):.2f}"
+        f"{label} {_area(fell, [pair.simulated[key] for pair in known]):.2f}"
         for key, label in (
             ("largest_step", "largest step"),
             ("weight_change", "change of the weights"),
@@ -302,6 +302,12 @@ def _mean(some: list[Pair], key: str) -> float:
 
 def _counted(names: list[str]) -> list[str]:
     return [f"{name} × {names.count(name)}" if names.count(name) > 1 else name for name in dict.fromkeys(names)]
+
+
+def _area(positive: list[bool], values: list[float]) -> float:
+    """Area under the ROC curve: how often a positive has a larger value than another."""
+    ones, others = ([v for v, is_one in zip(values, positive, strict=True) if is_one is kind] for kind in (True, False))
+    return float(mannwhitneyu(ones, others).statistic) / (len(ones) * len(others))
 
 
 def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[Prediction]) -> list[str]:

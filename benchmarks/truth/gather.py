@@ -27,24 +27,21 @@ DO = "run benchmarks/truth/train.py, forecasts.py and score.py"
 
 
 def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
-    """Real runs, simulated runs and scores below a task's folder, or as gathered before."""
+    """Real runs, simulated runs and scores below a task's folder; runs and scores that were gathered before stay."""
     gathered = RESULTS / f"{name}.json"
     before = read_json(gathered, DO) if gathered.exists() else {"runs": [], "scores": {}}
-    runs = []
+    runs = {(run["candidate"], run["seed"]): run for run in before["runs"]}
     for path in sorted([*folder.glob("train/*/result.json"), *folder.glob("train/*/seed-*/result.json")]):
         result = read_json(path, DO)
         final, cost = result["final"], result["cost"]
-        runs.append(
-            {
-                "candidate": result["candidate"],
-                "seed": result["seed"],
-                "eval_metric": round(final["eval_metric"], 5),
-                "eval_loss": round(final["eval_loss"], 5),
-                "train_loss": None if final["train_loss"] is None else round(final["train_loss"], 5),
-                "seconds": round(cost["seconds"] + cost["eval_seconds"], 1),
-            }
-        )
-    runs = runs or before["runs"]
+        runs[result["candidate"], result["seed"]] = {
+            "candidate": result["candidate"],
+            "seed": result["seed"],
+            "eval_metric": round(final["eval_metric"], 5),
+            "eval_loss": round(final["eval_loss"], 5),
+            "train_loss": None if final["train_loss"] is None else round(final["train_loss"], 5),
+            "seconds": round(cost["seconds"] + cost["eval_seconds"], 1),
+        }
     scores: dict[str, dict[str, Any]] = before["scores"]
     for place, seed in [(folder, ANY), *((path, _seed(path)) for path in sorted(folder.glob("seed-*")))]:
         for path in sorted(place.glob("scores/*.json")):
@@ -62,10 +59,14 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
             | {"seconds": round(each["cost"]["seconds"], 2)}
             for each in forecast["candidates"]
         }
-    spent = sum(run["seconds"] for run in runs)
+    spent = sum(run["seconds"] for run in runs.values())
     facts = {"name": name, "model": setting.model, "metric_name": setting.metric_name, "guess": guess}
     facts |= {"collect": collected}
-    return provenance(0, spent) | facts | {"runs": runs, "simulated": simulated, "scores": scores}
+    return (
+        provenance(0, spent)
+        | facts
+        | {"runs": [runs[key] for key in sorted(runs)], "simulated": simulated, "scores": scores}
+    )
 
 
 def _seed(folder: Path) -> str:

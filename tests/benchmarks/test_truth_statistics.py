@@ -97,7 +97,7 @@ def made_up(name: str, generator: np.random.Generator, noise: float) -> dict[str
             "fitted_loss": 0.5,
             "eval_metric_std": None,
         }
-        gaps = {"largest_step": 0.001, "linearity_gap": gap, "weight_change": 1.0, "layer_changes": 0.0}
+        gaps = {"largest_step": 0.001, "linearity_gap": gap, "weight_change": 1.0, "layer_changes": gap}
         simulated[f"c{number}"] = row | gaps | {"seconds": 1.0}
         run: dict[str, Any] = {"candidate": f"c{number}", "seed": 0, "seconds": 10.0}
         for quantity in QUANTITIES:
@@ -113,7 +113,7 @@ def test_a_known_correction_is_found_and_its_intervals_hold() -> None:
     generator = np.random.default_rng(0)
     tasks = [made_up(name, generator, noise=0.05) for name in "pqrst"]
     weights = fit(tasks)
-    assert weights["eval_metric"]["shift"]["departure"] == pytest.approx(0.4, abs=0.05)
+    assert weights["eval_metric"]["shift"]["changes"] == pytest.approx(0.4, abs=0.05)
     another = made_up("u", generator, noise=0.05)
     known = truth_of(another)
     found = evaluate([known], [prediction_of(forecast(another, weights), known)])

@@ -50,7 +50,6 @@ def test_no_scale_leaves_its_range(value: float, shift: float) -> None:
 LINEAR = Simulation(
     largest_step=0.0,
     linearity_gap=0.0,
-    weight_change=0.0,
     layer_changes=0.0,
     fitted_loss=0.4,
     eval_loss=0.5,
@@ -58,14 +57,14 @@ LINEAR = Simulation(
     guess=0.5,
     metric_name="accuracy",
 )
-NOTHING = {"constant": 1.0, "gap": 0.0, "departure": 0.0, "changes": 0.0, "overfit": 0.0, "unstable": 0.0, "fall": 0.0}
+NOTHING = {"constant": 1.0, "gap": 0.0, "changes": 0.0, "overfit": 0.0, "unstable": 0.0, "fall": 0.0}
 
 
 def test_evidence_counts_up_to_its_bounds() -> None:
-    far = LINEAR._replace(linearity_gap=3.0, weight_change=2.0, layer_changes=math.inf, fitted_loss=0.0, eval_loss=5.0)
-    assert evidence(far) == NOTHING | {"gap": 1.0, "departure": 1.0, "changes": 3.0, "overfit": 4.0}
-    near = LINEAR._replace(linearity_gap=0.5, weight_change=0.04, layer_changes=0.3, fitted_loss=1.0)
-    assert evidence(near) == pytest.approx(NOTHING | {"gap": 0.5, "departure": 0.1, "changes": 0.3})
+    far = LINEAR._replace(linearity_gap=3.0, layer_changes=math.inf, fitted_loss=0.0, eval_loss=5.0)
+    assert evidence(far) == NOTHING | {"gap": 1.0, "changes": 3.0, "overfit": 4.0}
+    near = LINEAR._replace(linearity_gap=0.5, layer_changes=0.3, fitted_loss=1.0)
+    assert evidence(near) == pytest.approx(NOTHING | {"gap": 0.5, "changes": 0.3})
 
 
 @pytest.mark.parametrize(
@@ -108,7 +107,7 @@ def test_over_fitting_starts_when_training_examples_are_learnt(
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
 def test_evidence_about_a_run_that_diverged_is_numbers(loss: float) -> None:
-    found = LINEAR._replace(linearity_gap=math.inf, weight_change=math.inf, eval_loss=loss)
+    found = LINEAR._replace(linearity_gap=math.inf, layer_changes=math.inf, eval_loss=loss)
     for each in (found, found._replace(largest_step=math.inf, fitted_loss=loss, eval_metric=math.nan)):
         assert all(map(math.isfinite, evidence(each).values()))
 

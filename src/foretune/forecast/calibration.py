@@ -1,7 +1,7 @@
 r"""From a simulated run to a forecast: what real runs did that their tangents did not show.
 
-Runs that leave the region where their tangents hold fit faster and further than simulated, and learn features on the
-way: their metric is usually higher, and their evaluation loss rises further where they over-fit. How much was learnt
+Runs whose layers move far learn features on the way: their metric is usually higher than simulated, and their
+evaluation loss rises further where they over-fit. How much was learnt
 from runs that were really trained (``benchmarks/truth/calibrate.py``, ``docs/truth.md``): on a scale without bounds
 
 .. math:: z_{real} = z_{simulated} + \sum_j w_j\, x_j \pm \sigma,\qquad \log\sigma = \sum_j v_j\, x_j
@@ -72,7 +72,6 @@ class Simulation(NamedTuple):
     Attributes:
         largest_step: Largest relative change of the linear weights in one of the first steps.
         linearity_gap: Linearity gap at the end.
-        weight_change: Relative change of the adapted weights at the end.
         layer_changes: Sum of the adapted layers' relative changes at the end.
         fitted_loss: Loss of the training examples at the end.
         eval_loss: Evaluation loss at the end.
@@ -83,7 +82,6 @@ class Simulation(NamedTuple):
 
     largest_step: float
     linearity_gap: float
-    weight_change: float
     layer_changes: float
     fitted_loss: float
     eval_loss: float
@@ -96,9 +94,8 @@ def evidence(found: Simulation) -> dict[str, float]:
     """What a simulated run tells about the real one beyond its result.
 
     Returns:
-        ``constant`` (1) and, where the largest step is at most ``UNSTABLE``, ``gap`` (up to 1), ``departure``, the gap
-        times the square root of the weights' change (up to 1), ``changes``, the sum of the layers' relative changes
-        (up to ``CHANGES``), and ``overfit``, the gap times
+        ``constant`` (1) and, where the largest step is at most ``UNSTABLE``, ``gap`` (up to 1), ``changes``, the sum of
+        the layers' relative changes (up to ``CHANGES``), and ``overfit``, the gap times
         ``log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which it is where the run diverged), in which an
         ``eval_loss`` of classes counts up to log 2: while the labels of training examples are not yet more probable
         than all others, nothing is over-fitted. Else, where a run may collapse, ``unstable`` (1) and ``fall``, how far
@@ -113,7 +110,6 @@ def evidence(found: Simulation) -> dict[str, float]:
     return {
         "constant": 1.0,
         "gap": near,
-        "departure": near * math.sqrt(_inside(found.weight_change, 0.0, 1.0)),
         "changes": _inside(found.layer_changes, 0.0, CHANGES) if stable else 0.0,
         "overfit": near * _inside(ratio, 0.0, OVERFIT),
         "unstable": float(not stable),

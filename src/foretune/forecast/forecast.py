@@ -91,7 +91,9 @@ class Forecast:
         losses = without(self.excess, {"fitted_loss": self.fitted_loss, "eval_loss": final["eval_loss"]})
         return evidence(
             Simulation(
-                **asdict(self.reach),
+                largest_step=self.reach.largest_step,
+                linearity_gap=self.reach.linearity_gap,
+                layer_changes=self.reach.layer_changes,
                 **losses,
                 eval_metric=final["eval_metric"],
                 guess=self.guess,
