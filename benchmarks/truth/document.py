@@ -108,6 +108,11 @@ def _head(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
             f"Models: {_list(sorted({task['model'] for task in tasks}))}; all corrections were learnt on minilm, so "
             "that the others show how they carry over. What there is not: an acceptability task on which these models "
             "do better than guessing (`agreement` is built, but not run)."
+            + "".join(
+                f" Of {task['name']} {len(task['simulated'])} of {truth.metric.shape[1]} seeds were forecast."
+                for task, truth in zip(tasks, truths, strict=True)
+                if len(task["simulated"]) < truth.metric.shape[1]
+            )
         ),
         "| task | model | metric | candidates trained | seeds | worst and best, % |",
         "|---|---|---|---|---|---|",
