@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.pytorch_utils import Conv1D
 
 from foretune.kernel.bounds import nonlinearity
-from foretune.linear import Factors, Growth, TangentModel, change_norms, replaced
+from foretune.linear import Factors, Growth, TangentModel, replaced
 from foretune.tangents import Tangents, all_outputs, centred, collect, evaluating, select_layers
 from foretune.task import Task
 
@@ -128,10 +128,8 @@ class LargestStep(TrainerCallback):
         """Measure, if it is early."""
         if state.global_step <= max(_last_step(state, EARLY), args.get_warmup_steps(state.max_steps)):
             model: TangentModel = kwargs["model"]
-            now, scalings = _factors(model), {layer: each.scaling for layer, each in model.adapters.items()}
-            one = {layer: (a.unsqueeze(0), b.unsqueeze(0)) for layer, (a, b) in now.items()}
-            self.largest = max(self.largest, _total(change_norms(one, self.before, scalings)) / self.size)
-            self.before = now
+            self.largest = max(self.largest, _total(model.changes(self.before)) / self.size)
+            self.before = _factors(model)
 
 
 def linear_norm(task: Task, heads: Sequence[str]) -> float:
@@ -177,7 +175,7 @@ def _factors(model: TangentModel) -> Factors:
 
 def _total(changes: Mapping[str, Tensor]) -> float:
     """Norm of the changes of all layers together."""
-    return _finite(math.sqrt(sum(float(change) ** 2 for change in changes.values())))
+    return _finite(math.hypot(*map(float, changes.values())))
 
 
 def _finite(value: float) -> float:

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from foretune.linear.bilinear import Bilinear
-from foretune.linear.growth import Growth, change_norms
+from foretune.linear.growth import Factors, Growth, change_norms
 from foretune.tangents import Adapter, Head, Tangents, product_dtype
 
 _Factors = dict[str, tuple[Float[Tensor, "k r i"], Float[Tensor, "k o r"]]]  # of every adapted layer
@@ -94,12 +94,12 @@ class TangentModel(nn.Module):
         a, b = self.names[adapter.layer]
         return self.get_parameter(a), self.get_parameter(b)
 
-    def changes(self) -> dict[str, Float[Tensor, " 1"]]:
-        """Frobenius norm of every adapted layer's change since the tangents were taken."""
-        return self._changes(self._stacked([dict(self.named_parameters())]))
+    def changes(self, since: Factors | None = None) -> dict[str, Float[Tensor, " 1"]]:
+        """Frobenius norm of every adapted layer's change since these factors, by default since the tangents' own."""
+        return self._changes(self._stacked([dict(self.named_parameters())]), self.start if since is None else since)
 
-    def _changes(self, factors: _Factors) -> dict[str, Float[Tensor, " k"]]:
-        return change_norms(factors, self.start, {layer: each.scaling for layer, each in self.adapters.items()})
+    def _changes(self, factors: _Factors, since: Factors) -> dict[str, Float[Tensor, " k"]]:
+        return change_norms(factors, since, {layer: each.scaling for layer, each in self.adapters.items()})
 
     def coordinates(self, examples: Int[Tensor, " b"]) -> Float[Tensor, "b q"]:
         """Change of the features' coordinates."""
@@ -135,7 +135,7 @@ class TangentModel(nn.Module):
         """What changes along the tangents are multiplied by."""
         if self.growth is None:
             return torch.ones(len(next(iter(factors.values()))[0]), dtype=self.dtype)
-        return self.growth.factor(self._changes(factors)).to(self.dtype)
+        return self.growth.factor(self._changes(factors, self.start)).to(self.dtype)
 
     def _along_tangents(self, examples: Int[Tensor, " b"], factors: _Factors) -> Float[Tensor, "b q k"]:
         """Changes with k pairs of factors for every adapter, in one pass over the examples' rows."""
