@@ -26,11 +26,11 @@ from foretune.forecast.compare import Z_90
 from foretune.results import write_json
 
 SHIFT = {  # which evidence moves a quantity; chosen on tasks left out
-    "eval_metric": ("changes", "fall"),
+    "eval_metric": ("learnt", "fall"),
     "eval_loss": ("changes", "overfit", "unstable"),
     "train_loss": ("gap",),
 }
-SPREAD = ("constant", "gap", "unstable")
+SPREAD = ("constant", "correlation", "gap", "unstable")
 RIDGE = 0.3  # on standardised evidence, so that few runs do not make large weights
 Weights = dict[str, dict[str, dict[str, float]]]
 

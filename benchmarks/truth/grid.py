@@ -133,6 +133,7 @@ TASKS = {
     "movie": Setting("movie", epochs=8, batch=32, max_length=128),
     "tweets": Setting("tweets", epochs=8, batch=32, max_length=128),
     "amazon": Setting("amazon", task="regression"),
+    "editorials": Setting("editorials", task="regression", curve=False),
     "subjectivity": Setting("subjectivity"),
     "newsgroups": Setting("newsgroups", train=600, epochs=3, max_length=32, rate=2e-3, curve=False),
     "agreement": Setting("agreement", train=1000, epochs=3, max_length=48),
@@ -151,6 +152,8 @@ TASKS = {
     "subjectivity-fast": Setting("subjectivity", curve=False, grid=fast),
     "questions-fast": Setting("questions", train=512, epochs=3, data=QUESTIONS, curve=False, grid=fast),
     "tweets-fast": Setting("tweets", epochs=8, batch=32, max_length=128, curve=False, grid=fast),
+    "amazon-fast": Setting("amazon", task="regression", curve=False, grid=fast),
+    "editorials-fast": Setting("editorials", task="regression", curve=False, grid=fast),
 }
 EVAL_SAMPLES = 600
 

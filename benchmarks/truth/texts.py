@@ -86,6 +86,12 @@ def amazon() -> Iterator[Grouped]:
         yield text, {"text": text, "label": value}
 
 
+def editorials() -> Iterator[Grouped]:
+    """Mean human rating of a sentence from a newspaper's editorial, likewise."""
+    for value, text in rated("editorials"):
+        yield text, {"text": text, "label": value}
+
+
 def subjectivity() -> Iterator[Grouped]:
     """A critic's sentence or a sentence of the plot, as many of each; a film is on one side."""
     rows: dict[str, list[Grouped]] = {"review": [], "plot": []}
@@ -172,5 +178,5 @@ def _package(package: Package) -> Path:
 
 
 BUILDERS: dict[str, Callable[[], Iterator[Grouped]]] = {
-    each.__name__: each for each in (amazon, subjectivity, party, newsgroups, agreement, questions)
+    each.__name__: each for each in (amazon, editorials, subjectivity, party, newsgroups, agreement, questions)
 }

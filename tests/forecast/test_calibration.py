@@ -57,14 +57,25 @@ LINEAR = Simulation(
     guess=0.5,
     metric_name="accuracy",
 )
-NOTHING = {"constant": 1.0, "gap": 0.0, "changes": 0.0, "overfit": 0.0, "unstable": 0.0, "fall": 0.0}
+NOTHING = {
+    "constant": 1.0,
+    "correlation": 0.0,
+    "gap": 0.0,
+    "changes": 0.0,
+    "overfit": 0.0,
+    "learnt": 0.0,
+    "unstable": 0.0,
+    "fall": 0.0,
+}
 
 
 def test_evidence_counts_up_to_its_bounds() -> None:
     far = LINEAR._replace(linearity_gap=3.0, layer_changes=math.inf, fitted_loss=0.0, eval_loss=5.0)
-    assert evidence(far) == NOTHING | {"gap": 1.0, "changes": 3.0, "overfit": 4.0}
+    assert evidence(far) == NOTHING | {"gap": 1.0, "changes": 3.0, "overfit": 4.0, "learnt": 0.8}
     near = LINEAR._replace(linearity_gap=0.5, layer_changes=0.3, fitted_loss=1.0)
     assert evidence(near) == pytest.approx(NOTHING | {"gap": 0.5, "changes": 0.3})
+    fitted = LINEAR._replace(layer_changes=3.0, fitted_loss=0.1, eval_loss=0.1 * math.exp(1.5), metric_name="pearson")
+    assert evidence(fitted) == pytest.approx(NOTHING | {"correlation": 1.0, "changes": 3.0, "learnt": 0.75 * 0.6})
 
 
 @pytest.mark.parametrize(
@@ -84,7 +95,8 @@ def test_what_may_collapse_falls_towards_guessing(metric_name: str, guess: float
         guess=guess,
         eval_metric=metric,
     )
-    assert evidence(wild) == pytest.approx(NOTHING | {"unstable": 1.0, "fall": fall})
+    correlation = float(metric_name == "pearson")
+    assert evidence(wild) == pytest.approx(NOTHING | {"correlation": correlation, "unstable": 1.0, "fall": fall})
     assert corrections(evidence(wild))["eval_metric"].shift == pytest.approx(fall, rel=0.2)
 
 

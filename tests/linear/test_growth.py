@@ -43,14 +43,14 @@ def test_what_has_not_moved_has_no_norm() -> None:
 
 
 @given(st.lists(st.floats(0, 1e3), min_size=1, max_size=5))
-def test_growth_is_between_none_and_its_bound(changes: list[float]) -> None:
-    growth = Growth({str(k): 2.0 for k in range(len(changes))})
+def test_growth_goes_with_the_sum_of_the_changes(changes: list[float]) -> None:
+    norms = {str(k): 2.0 for k in range(len(changes))}
     moved = {str(k): torch.tensor([change], dtype=torch.float64) for k, change in enumerate(changes)}
-    factor, rho = float(growth.factor(moved)), sum(changes) / 2
-    assert float(growth.layer_changes(moved)) == pytest.approx(rho)
-    assert 1 <= factor <= 3 and factor == pytest.approx(1 + 2 * rho / (1 + rho))
-    further = moved | {"0": moved["0"] + 1}
-    assert float(growth.factor(further)) >= factor
+    rho = sum(changes) / 2
+    free, normalised = Growth(norms), Growth(norms, normalised=True)
+    assert float(free.layer_changes(moved)) == pytest.approx(rho)
+    assert float(normalised.factor(moved)) == pytest.approx(1 + 2 * rho)
+    assert float(free.factor(moved)) == pytest.approx(1 + 2 * rho / (1 + rho))
 
 
 def test_growth_of_what_diverges() -> None:
@@ -73,3 +73,22 @@ def test_the_model_changes_by_as_much_more() -> None:
         expected = growth.factor(plain.changes()) * plain.eval().coordinates(examples)
         assert_close(grown.eval().coordinates(examples), expected, rtol=1e-10, atol=1e-10)
         assert float(growth.factor(plain.changes())) > 1.01
+
+
+def test_normalised_features_keep_to_their_bound() -> None:
+    tangents, adapters = collect(tiny_task("roberta")), read_adapters(lora_model("roberta", True))
+    examples = torch.arange(9)
+    plain = TangentModel(tangents, adapters, tangents.head).eval()
+    grown = TangentModel(tangents, adapters, tangents.head, growth=Growth({a.layer: 3.0 for a in adapters}, True))
+    with torch.no_grad():
+        for model in (plain, grown):
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.mul_(30)
+        shift = torch.einsum("bq,bqd->bd", grown.eval().coordinates(examples), tangents.basis)
+        expected = tangents.features + shift
+        expected = expected / (1 + shift.square().sum(1) / tangents.features.square().sum(1)).sqrt().unsqueeze(1)
+        assert float(shift.norm(dim=1).max()) > float(tangents.radii.max())
+        assert_close(grown(examples).logits, tangents.head(expected), rtol=1e-10, atol=1e-10)
+        far = tangents.features + torch.einsum("bq,bqd->bd", plain.coordinates(examples), tangents.basis)
+        assert_close(plain(examples).logits, tangents.head(far), rtol=1e-10, atol=1e-10)

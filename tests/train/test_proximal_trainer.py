@@ -194,7 +194,7 @@ def test_the_command_line_trains_forecasts_and_compares(
     )
     out = tmp_path / "out"
     # how far the outputs of pretrained networks outgrow their tangents says nothing about a random one
-    monkeypatch.setattr("foretune.forecast.simulate.growth_of", lambda task, layers: None)
+    monkeypatch.setattr("foretune.forecast.simulate.growth_of", lambda *_: None)
     for arguments in (
         ("forecast", run, "-o", out, "--seeds", 1),
         ("train", run, "-o", out),

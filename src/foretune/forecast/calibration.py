@@ -1,7 +1,7 @@
 r"""From a simulated run to a forecast: what real runs did that their tangents did not show.
 
-Runs whose layers move far learn features on the way: their metric is usually higher than simulated, and their
-evaluation loss rises further where they over-fit. How much was learnt
+Runs whose layers move far, until they fit the training examples, learn features on the way: their metric is usually
+higher than simulated, and their evaluation loss rises further where they over-fit. How much was learnt
 from runs that were really trained (``benchmarks/truth/calibrate.py``, ``docs/truth.md``): on a scale without bounds
 
 .. math:: z_{real} = z_{simulated} + \sum_j w_j\, x_j \pm \sigma,\qquad \log\sigma = \sum_j v_j\, x_j
@@ -94,24 +94,28 @@ def evidence(found: Simulation) -> dict[str, float]:
     """What a simulated run tells about the real one beyond its result.
 
     Returns:
-        ``constant`` (1) and, where the largest step is at most ``UNSTABLE``, ``gap`` (up to 1), ``changes``, the sum of
-        the layers' relative changes (up to ``CHANGES``), and ``overfit``, the gap times
-        ``log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which it is where the run diverged), in which an
-        ``eval_loss`` of classes counts up to log 2: while the labels of training examples are not yet more probable
-        than all others, nothing is over-fitted. Else, where a run may collapse, ``unstable`` (1) and ``fall``, how far
-        guessing is from the simulated metric on its scale.
+        ``constant`` (1), ``correlation`` (1 where that is the metric) and, where the largest step is at most
+        ``UNSTABLE``, ``gap`` (up to 1), ``changes``, the sum ρ of the layers' relative changes (up to ``CHANGES``),
+        ``overfit``, the gap times ``q = log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which it is where the
+        run diverged), in which an ``eval_loss`` of classes counts up to log 2: while the labels of training examples
+        are not yet more probable than all others, nothing is over-fitted; and ``learnt``, ``ρ/(1+ρ) · q/(1+q)``. Else,
+        where a run may collapse, ``unstable`` (1) and ``fall``, how far guessing is from the simulated metric on its
+        scale.
     """
     on, stable = scale("eval_metric", found.metric_name), not unstable(found.largest_step)
     near = min(found.linearity_gap, 1.0) if stable else 0.0
     diverged = not math.isfinite(found.eval_loss + found.fitted_loss)
     unlearnt = min(found.eval_loss, math.log(2)) if found.metric_name == "accuracy" else found.eval_loss
     ratio = OVERFIT if diverged else math.log(max(unlearnt, 1e-6) / max(found.fitted_loss, 1e-6))
+    fitted, rho = _inside(ratio, 0.0, OVERFIT), found.layer_changes if stable else 0.0
     metric = found.eval_metric if math.isfinite(found.eval_metric) else found.guess
     return {
         "constant": 1.0,
+        "correlation": float(found.metric_name == "pearson"),
         "gap": near,
-        "changes": _inside(found.layer_changes, 0.0, CHANGES) if stable else 0.0,
-        "overfit": near * _inside(ratio, 0.0, OVERFIT),
+        "changes": _inside(rho, 0.0, CHANGES),
+        "overfit": near * fitted,
+        "learnt": (1 - 1 / (1 + rho)) * fitted / (1 + fitted),
         "unstable": float(not stable),
         "fall": 0.0 if stable else on.to(found.guess) - on.to(metric),
     }

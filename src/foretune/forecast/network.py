@@ -80,7 +80,7 @@ class Relinearise(TrainerCallback):
                     dtype=model.tangents.dtype,
                     sample=model.tangents.num_train,
                 )
-                growth = None if model.growth is None else growth_of(self.task, model.adapters)
+                growth = None if model.growth is None else growth_of(self.task, found, model.adapters)
             model.relinearise(found, growth)
 
 
@@ -155,13 +155,14 @@ def layer_changes(task: Task, model: TangentModel) -> float:
 
     Layers multiply each other, so that what each changes adds up. ∞: the run no longer gives numbers.
     """
-    growth = model.growth or growth_of(task, model.adapters)
+    growth = model.growth or growth_of(task, model.tangents, model.adapters)
     return _finite(float(growth.layer_changes(model.changes())))
 
 
-def growth_of(task: Task, layers: Iterable[str]) -> Growth:
-    """The growth of the outputs of the task's network, as its weights are, when these layers change."""
-    return Growth({layer: _norm([task.model.get_submodule(layer)]) for layer in layers})
+def growth_of(task: Task, tangents: Tangents, layers: Iterable[str]) -> Growth:
+    """The growth of the features of the task's network, as its weights are, when these layers change."""
+    norms = {layer: _norm([task.model.get_submodule(layer)]) for layer in layers}
+    return Growth(norms, normalised=bool(tangents.radii.isfinite().all()))
 
 
 def _factors(model: TangentModel) -> Factors:

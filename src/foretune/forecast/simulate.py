@@ -59,7 +59,7 @@ def simulate(
         head,
         config=task.model.config,
         accepts_loss_kwargs=accepts_loss_kwargs(task),
-        growth=growth_of(task, [adapter.layer for adapter in adapters]) if growth else None,
+        growth=growth_of(task, tangents, [adapter.layer for adapter in adapters]) if growth else None,
     )
     train, evaluation = index_datasets(tangents, task)
     moments = None if refreshes else Moments(model, tangents.stored[tangents.num_train :], BATCH)

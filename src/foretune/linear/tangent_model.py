@@ -2,7 +2,9 @@
 
 ``f(x) = head(h0(x) + Q' t(x))`` with ``t_q(x) = sum_m sum_t g_mqt' dW_m a_mt`` and ``dW = s (B A - B0 A0)``
 (theory.md section 6): linear in the weights' change, bilinear in the adapters' factors, exact in the head. With a
-``Growth`` the features change by as much more as the layers multiply each other, which is an estimate.
+``Growth`` the features change by as much more as the layers multiply each other, and no further than the network's last
+normalisation lets them; of directions that were not taken the adapters get noise (``foretune.linear.left_out``). These
+are estimates.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +17,8 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from foretune.linear.bilinear import Bilinear
-from foretune.linear.growth import Factors, Growth, change_norms
+from foretune.linear.growth import Factors, Growth, bounded, change_norms
+from foretune.linear.left_out import LeftOut
 from foretune.tangents import Adapter, Head, Tangents, product_dtype
 
 _Factors = dict[str, tuple[Float[Tensor, "k r i"], Float[Tensor, "k o r"]]]  # of every adapted layer
@@ -33,7 +36,8 @@ class TangentModel(nn.Module):
         head: The head at the start of training; likewise.
         config: The network's, for ``Trainer``.
         accepts_loss_kwargs: Whether ``Trainer`` leaves the averaging over accumulated batches to the model.
-        growth: How far outputs outgrow their tangents; by default not at all.
+        growth: How far outputs outgrow their tangents, within the bounds of the last normalisation; by default they
+            are what the tangents say.
 
     Raises:
         ValueError: An adapted layer has no tangents, or several adapters.
@@ -71,6 +75,8 @@ class TangentModel(nn.Module):
             if bool(first[1].any()):
                 self.start[adapter.layer] = first
         self._known = tuple(super().named_parameters())
+        trained = (self.get_parameter(name) for pair in self.names.values() for name in pair)
+        self.left_out = LeftOut(trained) if tangents.beyond.shape[1] else None
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -175,13 +181,17 @@ class TangentModel(nn.Module):
     def _features(self, examples: Int[Tensor, " b"], change: Float[Tensor, "b q"]) -> Float[Tensor, "b d"]:
         """The features, given the change of their coordinates."""
         tangents = self.tangents
-        basis = tangents.basis[examples if len(tangents.basis) > 1 else [0]].to(self.dtype)
+        basis = tangents.directions(tangents.basis, examples).to(self.dtype)
         shift = torch.einsum("bq,bqd->bd", change, basis.expand(len(examples), -1, -1))
-        return tangents.features[examples].to(self.dtype) + shift
+        features = tangents.features[examples].to(self.dtype)
+        return features + shift if self.growth is None else bounded(features, shift, tangents.radii[examples])
 
     def forward(self, index: Int[Tensor, " b"], labels: Tensor | None = None, **_: object) -> SequenceClassifierOutput:
         """Outputs of the numbered examples and, given labels, their mean loss."""
-        logits = self.head(self._features(index, self.coordinates(index)))
+        features, tangents = self._features(index, self.coordinates(index)), self.tangents
+        if self.left_out:
+            self.left_out.watch(features, *(tangents.directions(q, index) for q in (tangents.basis, tangents.beyond)))
+        logits = self.head(features)
         loss = None if labels is None else mean_loss(self.tangents.loss, logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 

@@ -1,6 +1,7 @@
 """The output basis: the few directions of the head's features along which tangents are taken (theory.md section 6)."""
 
 import copy
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -29,7 +30,19 @@ def centred(outputs: Float[Tensor, "n c"]) -> Float[Tensor, "n k"]:
     return outputs.double() @ centring(outputs.shape[1]).T
 
 
-def task_directions(head: Head, features: Float[Tensor, "n d"], labels: Tensor, classes: int) -> Float[Tensor, "k d"]:
+class TaskDirections(NamedTuple):
+    """What a head needs of its features to learn a task.
+
+    Attributes:
+        rows: Where the head turns, scaled by how far.
+        pushes: Second moments of the loss's gradients in the features, summed over examples and moments.
+    """
+
+    rows: Float[Tensor, "k d"]
+    pushes: Float[Tensor, "d d"]
+
+
+def task_directions(head: Head, features: Float[Tensor, "n d"], labels: Tensor, classes: int) -> TaskDirections:
     """The k = max(classes - 1, 1) directions of the features towards which the head turns as it learns the task.
 
     A copy of the head is trained on the frozen features (``STEPS`` steps of Adam on all of them, rate ``RATE``, the
@@ -37,29 +50,31 @@ def task_directions(head: Head, features: Float[Tensor, "n d"], labels: Tensor, 
     the first ones, have these leading directions: in a fine-tune, layers are pushed along where the head comes to look.
     """
     head = copy.deepcopy(head).cpu().double().requires_grad_(True).eval()
-    x, mix = features.detach().double().cpu(), centring(classes)
+    x, mix = features.detach().double().cpu().requires_grad_(), centring(classes)
     y = labels.cpu().long() if classes > 1 else labels.cpu().double()
     optimiser = torch.optim.Adam(head.parameters(), RATE)
-    rows = []
+    rows, pushes = [], torch.zeros(x.shape[1], x.shape[1], dtype=x.dtype)
     with torch.enable_grad():
         for step in range(STEPS + 1):
-            if step % (STEPS // 8) == 0:
-                some = x[:SAMPLE].clone().requires_grad_()
-                rows.append(mix @ gradients_in(some, head(some)).mean(0))
-            optimiser.zero_grad()
             out = head(x)
             loss = nn.functional.cross_entropy(out, y) if classes > 1 else nn.functional.mse_loss(out.squeeze(1), y)
-            loss.backward()
+            if step % (STEPS // 8) == 0:
+                some = x[:SAMPLE].detach().requires_grad_()
+                rows.append(mix @ gradients_in(some, head(some)).mean(0))
+                (push,) = torch.autograd.grad(loss, x, retain_graph=True)
+                pushes += push.T @ push
+            optimiser.zero_grad()
+            loss.backward(inputs=list(head.parameters()))
             optimiser.step()
     _, sizes, first = torch.linalg.svd(rows[0], full_matrices=False)
     first = first[sizes > 1e-12]
     path = torch.cat(rows[1:])
     _, values, directions = torch.linalg.svd(path - (path @ first.T) @ first, full_matrices=False)
-    return (values[:, None] * directions)[: len(mix)]
+    return TaskDirections((values[:, None] * directions)[: len(mix)], pushes)
 
 
 def num_directions(head_rows: Float[Tensor, "b k d"], task_rows: Float[Tensor, "m d"], linear: bool) -> int:
-    """How many directions the output basis needs, at most ``MAX_DIRECTIONS``: one number for all examples.
+    """How many directions hold the outputs' gradients and the task's: one number for all examples.
 
     With a ``linear`` head it is the rank of both kinds of rows together. Otherwise the head's rows differ from
     example to example and are counted in full.
@@ -68,7 +83,7 @@ def num_directions(head_rows: Float[Tensor, "b k d"], task_rows: Float[Tensor, "
         rank = _rank(torch.cat([_normalised(head_rows)[0], task_rows.double()]))
     else:
         rank = head_rows.shape[1] + _rank(task_rows.double())
-    return max(1, min(rank, head_rows.shape[2], MAX_DIRECTIONS))
+    return max(1, min(rank, head_rows.shape[2]))
 
 
 def output_basis(
@@ -87,6 +102,20 @@ def output_basis(
     together = torch.linalg.qr(torch.cat([own, added], 1).mT).Q.mT
     assert together.shape[1] == count
     return together
+
+
+def limited(
+    basis: Float[Tensor, "b q d"], pushes: Float[Tensor, "d d"]
+) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b m d"]]:
+    """At most ``MAX_DIRECTIONS`` rows in the span of a basis, and the others.
+
+    Those are kept that hold most of the loss's gradients while the head learns (``TaskDirections.pushes``).
+    """
+    if basis.shape[1] <= MAX_DIRECTIONS:
+        return basis, basis[:, :0]
+    _, turn = torch.linalg.eigh(basis @ pushes @ basis.mT)
+    turned = turn.mT @ basis  # what holds most comes last
+    return turned[:, -MAX_DIRECTIONS:], turned[:, :-MAX_DIRECTIONS]
 
 
 def _normalised(rows: Float[Tensor, "b k d"]) -> Float[Tensor, "b k d"]:

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from foretune.errors import InputError
 from foretune.tangents import store
 from foretune.tangents.arena import Arena
-from foretune.tangents.basis import centring, num_directions, output_basis, task_directions
+from foretune.tangents.basis import TaskDirections, centring, limited, num_directions, output_basis, task_directions
 from foretune.tangents.compress import TOLERANCE, Ranks, padded, product_dtype, ranks_for
 from foretune.tangents.head import Head, entering, features_of, find_head, head_names, outputs_of, watched
 from foretune.tangents.hooks import Call, layer_gradients, token_mask
 from foretune.tangents.lengths import alike, alike_in_splits, lengths
+from foretune.tangents.radius import last_normalised, radii
 from foretune.tangents.rules import check_supported, supported
 from foretune.tangents.tangents import Tangents
 from foretune.task import Task
@@ -132,7 +132,9 @@ class _Pass:
         self.kind = torch.promote_types(task.model.dtype, torch.float32)  # of the basis
         self.count: int | None = None  # its directions
         self.centring = centring(task.num_outputs).to(self.device)
-        self.summary: dict[str, list[Tensor]] = {"features": [], "outputs": [], "basis": [], "labels": []}
+        self.summary: dict[str, list[Tensor]] = {
+            name: [] for name in ("features", "radii", "outputs", "basis", "beyond", "labels")
+        }
         train, evaluation = lengths(task.train), lengths(task.eval)
         self.lengths = train + evaluation
         self.batches = alike_in_splits(train, evaluation, batch_size)
@@ -145,11 +147,14 @@ class _Pass:
         rows = [train[i] if i < self.num_train else evaluation[i - self.num_train] for i in examples]
         return {name: value.to(self.device) for name, value in self.task.collator(rows).items()}
 
-    def task_rows(self) -> Float[Tensor, "k d"]:
+    def task_directions(self) -> TaskDirections:
         """Directions of the task in the head's features, from a sample of the training examples.
 
+        Without a head these are the outputs, and all of their directions are alike.
         Features to bfloat16's precision do where rows are kept in it: they turn the directions by less than 1%.
         """
+        if not self.head.names:
+            return TaskDirections(self.centring, torch.eye(len(self.centring.T)).to(self.centring))
         chosen = self.task.drawn(PROBE_EXAMPLES)
         short = product_dtype(self.dtype) == torch.bfloat16
         features, labels = [], []
@@ -159,19 +164,24 @@ class _Pass:
                 features.append(features_of(self.task.model, self.head, batch).double().cpu())
             labels.append(batch["labels"].cpu())
         classes = self.task.num_outputs if self.task.loss == "cross_entropy" else 1
-        return task_directions(self.head, torch.cat(features), torch.cat(labels), classes)
+        found = task_directions(self.head, torch.cat(features), torch.cat(labels), classes)
+        return TaskDirections(*(values.to(self.device) for values in found))
 
-    def forward(self, batch: dict[str, Tensor], task_rows: Tensor) -> Tensor:
+    def forward(self, batch: dict[str, Tensor], directions: TaskDirections) -> Tensor:
         """Coordinates of the head's features in the output basis (b, q), keeping the summary of the batch."""
-        with watched(self.task.model, self.head.names) as watch:
-            logits = outputs_of(self.task.model, batch)
+        model = self.task.model
+        with watched(model, self.head.names) as watch, last_normalised(model) as normalised:
+            logits = outputs_of(model, batch)
             features, jacobian = entering(self.head, watch, logits)
+        self.summary["radii"].append(radii(features.detach(), next(iter(normalised), None), token_mask(batch)))
         if not (self.head.linear and self.summary["basis"]):
             rows = torch.einsum("kc,bcd->bkd", self.centring, jacobian.double())
             rows = rows[:1] if self.head.linear else rows
             if self.count is None:
-                self.count = num_directions(rows, task_rows, self.head.linear)
-            self.summary["basis"].append(output_basis(rows, task_rows, self.count).to(self.kind))
+                self.count = num_directions(rows, directions.rows, self.head.linear)
+            found = limited(output_basis(rows, directions.rows, self.count), directions.pushes)
+            for name, values in zip(("basis", "beyond"), found, strict=True):
+                self.summary[name].append(values.to(self.kind))
         self.summary["features"].append(features.detach())
         self.summary["outputs"].append(logits.detach())
         self.summary["labels"].append(batch["labels"])
@@ -185,11 +195,11 @@ class _Pass:
         Raises:
             InputError: None of the layers runs.
         """
-        task_rows = self.task_rows().to(self.device) if self.head.names else self.centring
+        directions = self.task_directions()
         some = min(PILOT_EXAMPLES, len(self.order))
         pilot = self.batch([self.order[(2 * i + 1) * len(self.order) // (2 * some)] for i in range(some)])
         scout, calls, inputs, gradients = layer_gradients(
-            self.task.model, self.layers, lambda: self.forward(pilot, task_rows), token_mask(pilot)
+            self.task.model, self.layers, lambda: self.forward(pilot, directions), token_mask(pilot)
         )
         if not calls:
             raise InputError("modules", "none of these layers runs", "name layers that the model uses")
@@ -209,7 +219,7 @@ class _Pass:
             layer_gradients(
                 self.task.model,
                 self.layers,
-                lambda b=batch: self.forward(b, task_rows),  # type: ignore[misc]
+                lambda b=batch: self.forward(b, directions),  # type: ignore[misc]
                 token_mask(batch),
                 room,
             )

@@ -49,8 +49,10 @@ class Tangents:
         place: Where each example stands in the stored order; training examples come first.
         counts: Tokens of each example, in stored order.
         features: What enters the head (n d), in the order of the examples, as everything below.
+        radii: How long the normalised vectors are that the features are made of (n), ∞ if they are not, see ``radii``.
         outputs: The model's outputs (n c).
         basis: Orthonormal directions (1 q d), or (n q d) where the head is not affine.
+        beyond: Orthonormal directions (1 m d) or (n m d) that matter as well, but are more than are taken.
         labels: Targets (n).
         head: The trained head as it was when the tangents were taken.
         num_train: How many of the examples are for training.
@@ -64,8 +66,10 @@ class Tangents:
     place: Int[Tensor, " n"]
     counts: Int[Tensor, " n"]
     features: Float[Tensor, "n d"]
+    radii: Float[Tensor, " n"]
     outputs: Float[Tensor, "n c"]
-    basis: Float[Tensor, "m q d"]
+    basis: Float[Tensor, "k q d"]
+    beyond: Float[Tensor, "k m d"]
     labels: Tensor
     head: Head
     num_train: int
@@ -140,11 +144,17 @@ class Tangents:
             place=torch.arange(len(examples)),
             counts=self.counts[self.place[examples]],
             features=self.features[examples],
+            radii=self.radii[examples],
             outputs=self.outputs[examples],
-            basis=self.basis[examples] if len(self.basis) > 1 else self.basis,
+            basis=self.directions(self.basis, examples),
+            beyond=self.directions(self.beyond, examples),
             labels=self.labels[examples],
             num_train=len(examples),
         )
+
+    def directions(self, which: Float[Tensor, "k q d"], examples: Int[Tensor, " b"]) -> Float[Tensor, "m q d"]:
+        """``basis`` or ``beyond`` of some examples: one for all of them (k = 1), or one for each."""
+        return which[examples] if len(which) > 1 else which
 
     def inputs(self, entry: int) -> Float[Tensor, "rows i"]:
         """What entered a call."""
@@ -161,7 +171,7 @@ class Tangents:
         features = self.features[chosen].double().requires_grad_()
         with torch.enable_grad():
             gradients = gradients_in(features, head(features)).expand(len(examples), -1, -1)
-        basis = (self.basis[examples] if len(self.basis) > 1 else self.basis).double()
+        basis = self.directions(self.basis, examples).double()
         return torch.einsum("bcd,bqd->bcq", gradients, basis.expand(len(examples), -1, -1))
 
     def save(self, folder: Path) -> None:
@@ -202,4 +212,4 @@ class Tangents:
         return cls(entries=tuple(entries), tensors=tensors, head=modules, reused=True, **rest, **keys)
 
 
-_SMALL = ("place", "counts", "features", "outputs", "basis", "labels")
+_SMALL = ("place", "counts", "features", "radii", "outputs", "basis", "beyond", "labels")

@@ -1,0 +1,82 @@
+"""Noise in the place of gradients along directions that were not taken."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from cases import lora_model, tiny_task
+from torch import nn
+from torch.testing import assert_close
+
+from foretune.linear import TangentModel
+from foretune.linear.left_out import LeftOut
+from foretune.tangents import basis, collect, read_adapters
+
+
+def test_noise_has_the_size_that_the_directions_beyond_call_for() -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(6, 20000, dtype=torch.float64))
+    left_out = LeftOut([weight])
+    q = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
+    pull = torch.randn(4, 6, dtype=torch.float64)  # of the loss, at the features of four examples
+    inputs = torch.randn(4, 20000, dtype=torch.float64)
+    features = inputs @ weight.T
+    left_out.watch(features, q[None, :4], q[None, 4:])
+    (features * pull).sum().backward()
+    exact = pull.T @ inputs
+    assert weight.grad is not None
+    noise = weight.grad - exact
+    ratio = (pull @ q[4:].T).square().sum() / (pull @ q[:4].T).square().sum()
+    assert_close(left_out.ratio, float(ratio), rtol=1e-10, atol=0)
+    assert_close(noise.square().sum(), ratio * exact.square().sum(), rtol=0.02, atol=0)
+    assert abs(float((noise * exact).sum() / noise.norm() / exact.norm())) < 0.02
+
+
+def test_where_nothing_pushes_along_the_directions_taken_there_is_no_noise() -> None:
+    weight = nn.Parameter(torch.ones(2, 3))
+    left_out = LeftOut([weight])
+    features = torch.ones(1, 3) @ weight.T
+    left_out.watch(features, torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]]))
+    features[:, 1].sum().backward()
+    assert_close(weight.grad, torch.tensor([[0.0] * 3, [1.0] * 3]))
+
+
+def test_a_run_with_fewer_directions_than_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(basis, "MAX_DIRECTIONS", 3)
+    task = tiny_task("bert")
+    tangents = collect(task, directory=tmp_path)
+    assert tangents.basis.shape[1:] == (3, 16) and tangents.beyond.shape[1:] == (1, 16)
+    again = collect(task, directory=tmp_path)
+    assert again.reused and torch.equal(again.beyond, tangents.beyond)
+    assert torch.equal(tangents.sample(torch.arange(2)).beyond, tangents.beyond)
+
+    def gradient(model: TangentModel) -> torch.Tensor:
+        torch.manual_seed(0)
+        model.zero_grad()
+        model(torch.arange(6), tangents.labels[:6]).loss.backward()
+        return torch.cat(
+            [p.grad.flatten() for name, p in model.named_parameters() if p.grad is not None and "lora" in name]
+        )
+
+    noisy, quiet = (
+        TangentModel(tangents, read_adapters(lora_model("bert", True)), tangents.head).train() for _ in range(2)
+    )
+    quiet.left_out = None
+    for parameter in quiet.parameters():
+        if parameter._backward_hooks:
+            parameter._backward_hooks.clear()
+    first, exact = gradient(noisy), gradient(quiet)
+    assert noisy.left_out is not None
+    assert torch.equal(first, gradient(noisy))
+    ratio = noisy.left_out.ratio
+    assert 0 < ratio < 10
+    share = (first - exact).square().sum() / exact.square().sum()
+    assert_close(float(share), ratio, rtol=0.3, atol=0)
+    with torch.no_grad():
+        assert_close(noisy(torch.arange(9)).logits, quiet(torch.arange(9)).logits)
+
+
+def test_few_classes_are_without_noise() -> None:
+    tangents = collect(tiny_task("bert"))
+    assert tangents.beyond.shape[1] == 0
+    assert TangentModel(tangents, read_adapters(lora_model("bert", False)), tangents.head).left_out is None
