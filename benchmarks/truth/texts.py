@@ -82,14 +82,12 @@ def write(rows: Iterator[Grouped], folder: Path) -> None:
 
 def amazon() -> Iterator[Grouped]:
     """Mean human rating of a sentence from a product review, -4 to 4: regression (Hutto and Gilbert, ICWSM 2014)."""
-    for value, text in rated("amazon"):
-        yield text, {"text": text, "label": value}
+    yield from _ratings("amazon")
 
 
 def editorials() -> Iterator[Grouped]:
     """Mean human rating of a sentence from a newspaper's editorial, likewise."""
-    for value, text in rated("editorials"):
-        yield text, {"text": text, "label": value}
+    yield from _ratings("editorials")
 
 
 def subjectivity() -> Iterator[Grouped]:
@@ -162,6 +160,11 @@ def questions() -> Iterator[Grouped]:
                     nearest = max(fitting, key=lambda text: len(words & set(re.findall(r"\w+", text.casefold()))))
                     pair = {"text": clean(asked["question"]), "sentence": nearest}
                     yield article["title"], pair | {"label": "answer" if holds else "other"}
+
+
+def _ratings(source: str) -> Iterator[Grouped]:
+    for value, text in rated(source):
+        yield text, {"text": text, "label": value}
 
 
 def _films() -> Iterator[dict[str, str]]:
