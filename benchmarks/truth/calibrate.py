@@ -75,7 +75,7 @@ def evidence_of(simulated: dict[str, Any], task: dict[str, Any]) -> dict[str, fl
     """The evidence about a gathered simulation of a task."""
     known = simulated | {name: task[name] for name in ("guess", "metric_name")}
     return calibration.evidence(
-        calibration.Simulation(**{name: known[name] for name in calibration.Simulation._fields})
+        calibration.Simulation(**{name: known[name] for name in calibration.Simulation._fields if name in known})
     )
 
 

@@ -23,7 +23,8 @@ from truth.metrics import Prediction, Truth, another_seed, bootstrap, evaluate, 
 from truth.ours import left_out, simulated
 
 from foretune.forecast.advice import WIDE
-from foretune.forecast.calibration import UNSTABLE, unstable
+from foretune.forecast.beginning import BEGIN
+from foretune.forecast.calibration import FOLLOWED, UNSTABLE, too_large, unstable
 from foretune.results import read_json
 
 OURS = "foretune"
@@ -229,6 +230,16 @@ class Pair:
         promised = self.simulated["eval_metric"] - self.task["guess"]
         return promised >= GAIN and self.metric - self.task["guess"] < COLLAPSED * promised
 
+    @property
+    def large(self) -> bool:
+        """Whether its first steps, as simulated, are too large."""
+        return too_large(self.simulated["largest_step"])
+
+    @property
+    def unstable(self) -> bool:
+        """Whether it was expected to collapse, after its beginning where that was made."""
+        return unstable(self.simulated["largest_step"], self.simulated.get("followed", 0.0))
+
 
 def pairs(tasks: list[dict[str, Any]]) -> list[Pair]:
     """Every real run of the tasks whose seed was forecast too."""
@@ -241,24 +252,28 @@ def pairs(tasks: list[dict[str, Any]]) -> list[Pair]:
 
 
 def _collapse(tasks: list[dict[str, Any]]) -> list[str]:
-    found, missed, false, healthy = [], [], [], 0
-    for pair in pairs(tasks):
-        flag = unstable(pair.simulated["largest_step"])
-        if pair.collapsed:
-            (found if flag else missed).append(pair.name)
-        else:
-            healthy += 1
-            false += [pair.name] if flag else []
+    known = pairs(tasks)
+    healthy = sum(not pair.collapsed for pair in known)
+
+    def caught(called: list[Pair]) -> str:
+        found, false = ([pair.name for pair in called if pair.collapsed is kind] for kind in (True, False))
+        others = f"{len(false)} of {healthy} other runs ({_list(_counted(false))})"
+        return f"{len(found)} of {len(known) - healthy} and {others}"
+
+    fell, large, unstable = ([pair for pair in known if getattr(pair, of)] for of in ("collapsed", "large", "unstable"))
+    missed = [pair.name for pair in fell if not pair.unstable]
     return [
         "## Runs that collapse",
         "",
         *paragraph(
             f"A run counts as collapsed if it gains less than {COLLAPSED:.0%} of what its simulation gains over "
-            f"guessing, if that is {100 * GAIN:.0f} points or more. `foretune forecast` warns where one of the first "
-            f"steps changes the network's linear weights by more than {UNSTABLE:.1%}, a limit that was chosen on these "
-            f"very tasks and the runs below: it found {len(found)} of {len(found) + len(missed)} "
-            f"({_list(_counted(found))}; missed: {_list(_counted(missed))}) and warned of {len(false)} of {healthy} "
-            f"other runs ({_list(_counted(false))}). Of one configuration a seed may collapse and another do well."
+            f"guessing, if that is {100 * GAIN:.0f} points or more ({_list(_counted([pair.name for pair in fell]))}). "
+            f"`foretune forecast` warns where one of the first steps changes the network's linear weights by more than "
+            f"{UNSTABLE:.1%}, a limit that was chosen on these very tasks and the runs below: before anything is "
+            f"trained that finds {caught(large)}. Of these runs it then makes the "
+            f"first {BEGIN:.0%} and expects those to collapse whose training loss has fallen by less than "
+            f"{FOLLOWED:.0%} of what was simulated for these steps: {caught(unstable)}; "
+            f"missed: {_list(_counted(missed))}. Of one configuration a seed may collapse and another do well."
         ),
     ]
 
@@ -285,13 +300,15 @@ def _near_the_limit(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> 
             f"All runs with steps of {NEAR:.1%} or more, {sum(len(task['runs']) for task in fast)} runs at learning "
             f"rates that were chosen to find the limit (`{'`, `'.join(task['name'] for task in fast)}`) among them. "
             f"Area under the ROC curve, over all {len(known)} runs: {areas}. Step, gap and simulation are means over "
-            "the seeds."
+            "the seeds; followed: the share of what the simulation learnt in the first quarter that the real beginning "
+            "learnt too."
         ),
-        "| task | candidate | step | gap | simulated | true, each seed | |",
-        "|---|---|---|---|---|---|---|",
+        "| task | candidate | step | gap | followed, each seed | simulated | true, each seed | |",
+        "|---|---|---|---|---|---|---|---|",
         *(
             f"| {some[0].task['name']} | {some[0].candidate} | {_mean(some, 'largest_step'):.1%} "
-            f"| {_mean(some, 'linearity_gap'):.2f} | {100 * _mean(some, 'eval_metric'):.1f} "
+            f"| {_mean(some, 'linearity_gap'):.2f} "
+            f"| {_followed(some)} | {100 * _mean(some, 'eval_metric'):.1f} "
             f"| {', '.join(f'{100 * pair.metric:.1f}' for pair in some)} "
             f"| {'collapsed' if any(pair.collapsed for pair in some) else ''} |"
             for some in shown
@@ -299,6 +316,10 @@ def _near_the_limit(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> 
         ),
         "",
     ]
+
+
+def _followed(some: list[Pair]) -> str:
+    return ", ".join(f"{pair.simulated['followed']:.2f}" for pair in some if "followed" in pair.simulated)
 
 
 def _mean(some: list[Pair], key: str) -> float:
@@ -325,16 +346,16 @@ def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[
             steps = _of_simulations(task, truth, "largest_step")
             if averaged:
                 truth, forecast, steps = truth.averaged(), forecast.averaged(), np.nanmean(steps, 1, keepdims=True)
-            errors, may_collapse = np.abs(forecast.metric - truth.metric), np.vectorize(unstable)(steps)
+            errors, may_collapse = np.abs(forecast.metric - truth.metric), np.vectorize(too_large)(steps)
             warned = may_collapse | ((forecast.high - forecast.low) / 2 >= WIDE)
             known = ~np.isnan(errors)
             far += warned[known & (errors > 0.05)].tolist()
             near += warned[known & (errors <= 0.05)].tolist()
             stable += errors[known & ~may_collapse].tolist()
         lines += paragraph(
-            f"{len(far)} forecasts are off by more than 5 points of {what}; {sum(far)} of them were warned of, as "
-            f"unstable or by an error bar of ±{100 * WIDE:.0f} points or more, and so were {sum(near)} of the "
-            f"{len(near)} others. Without the candidates that are called unstable the mean error is "
+            f"{len(far)} forecasts are off by more than 5 points of {what}; {sum(far)} of them were warned of, for "
+            f"their steps or by an error bar of ±{100 * WIDE:.0f} points or more, and so were {sum(near)} of the "
+            f"{len(near)} others. Without the candidates whose steps are too large the mean error is "
             f"{100 * np.mean(stable):.1f} points."
         )
     return lines

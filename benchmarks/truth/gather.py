@@ -56,6 +56,7 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
         simulated[_seed(path.parent)] = {
             each["name"]: {key: _short(value) for key, value in each["simulated"].items()}
             | {key: _short(each[key]) for key in ("largest_step", "linearity_gap", "weight_change", "layer_changes")}
+            | ({"followed": _short(each["beginning"]["followed"])} if each.get("beginning") else {})
             | {"seconds": round(each["cost"]["seconds"], 2)}
             for each in forecast["candidates"]
         }

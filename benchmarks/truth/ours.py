@@ -25,7 +25,7 @@ def forecast(task: dict[str, Any], weights: Weights) -> dict[str, Any]:
     def score(found: dict[str, Any]) -> dict[str, Any]:
         said = corrected(found, corrections(evidence_of(found, task), weights), 1.0, task["metric_name"])
         metric, half = said["eval_metric"], Z_90 * said["eval_metric_std"]
-        flagged = unstable(found["largest_step"])
+        flagged = unstable(found["largest_step"], found.get("followed", 0.0))
         return {
             "rank": metric - BEHIND * flagged,
             "metric": metric,

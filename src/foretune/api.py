@@ -10,7 +10,8 @@ from peft import LoraConfig
 from transformers import TrainingArguments
 
 from foretune import linear, tangents
-from foretune.forecast.forecast import SEEDS, Forecast, forecast
+from foretune.forecast.beginning import BEGIN
+from foretune.forecast.forecast import SEEDS, Forecast, begun, forecast
 from foretune.forecast.starts import Starts
 from foretune.kernel import Kernel as BaseKernel
 from foretune.kernel import ntk
@@ -63,7 +64,13 @@ class Tangents:
         return Kernel(**{each.name: getattr(base, each.name) for each in dataclasses.fields(base)})
 
     def forecast(
-        self, peft_config: LoraConfig, args: TrainingArguments | None = None, *, seeds: int = SEEDS, refreshes: int = 0
+        self,
+        peft_config: LoraConfig,
+        args: TrainingArguments | None = None,
+        *,
+        seeds: int = SEEDS,
+        refreshes: int = 0,
+        begin: float = BEGIN,
     ) -> Forecast:
         """Simulate the fine-tune that peft and ``Trainer`` would make of these.
 
@@ -72,9 +79,11 @@ class Tangents:
             args: As they would be given to ``Trainer``; only what differs from the defaults counts.
             seeds: Simulated seeds, counted up from that of ``args`` (42 if it has none).
             refreshes: How often tangents are taken again in each simulated run, each time by a pass over the network.
+            begin: Share of the real run that is made if its steps are too large to be simulated; 0: none.
         """
         candidate = Candidate("forecast", peft_config, given_arguments(args))
-        return forecast(self._starts, self.task, [candidate], seeds=seeds, refreshes=refreshes)[0]
+        found = forecast(self._starts, self.task, [candidate], seeds=seeds, refreshes=refreshes)
+        return begun(found, self.task, begin)[0]
 
 
 def collect(

@@ -87,6 +87,19 @@ def test_forecast_train_compare_report(
     assert "query" in (out / "report.html").read_text()
 
 
+def test_what_may_collapse_is_begun_unless_it_is_not_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("foretune.forecast.calibration.UNSTABLE", 1e-6)
+    run = write_tiny_run(tmp_path)
+    assert foretune(monkeypatch, "forecast", run, "-o", tmp_path) == 0
+    assert "begun for 3 of 12 steps, this one does" in " ".join(capsys.readouterr().out.split())
+    assert foretune(monkeypatch, "forecast", run, "-o", tmp_path, "--begin", "0") == 0
+    assert "whatever the forecast says" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "forecast.json").read_text())["candidates"][0]["beginning"] is None
+    assert foretune(monkeypatch, "forecast", run, "-o", tmp_path, "--begin", "2") == 2
+
+
 def test_doctor_shows_all_numbers_beside_long_class_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

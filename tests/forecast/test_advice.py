@@ -7,6 +7,7 @@ import pytest
 from helpers import write_tiny_run
 
 from foretune.forecast.advice import advice
+from foretune.forecast.beginning import Beginning
 from foretune.forecast.calibration import MeanPoint
 from foretune.forecast.network import Reach
 from foretune.task import load_task
@@ -46,3 +47,11 @@ def test_accumulation_that_adds_up_is_named(tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path, training={"gradient_accumulation_steps": 4}))
     said = advice(curve_of([0.7, 0.6], 0.02), task.candidates[0], task, LINEAR)
     assert any("accumulated batches" in text for text in said)
+
+
+@pytest.mark.parametrize(("loss", "word"), [(0.69, "does (training loss 0.69,"), (0.3, "does not, so far (training")])
+def test_a_real_beginning_is_told(loss: float, word: str, tmp_path: Path) -> None:
+    task = load_task(write_tiny_run(tmp_path))
+    beginning = Beginning(16, 64, loss, simulated_loss=0.4, guess_loss=0.69, seconds=1.0)
+    (said,) = advice(curve_of([0.7, 0.6, 0.5], 0.3), task.candidates[0], task, WILD, beginning)
+    assert "begun for 16 of 64 steps" in said and word in said and "whatever" not in said

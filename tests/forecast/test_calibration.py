@@ -19,6 +19,7 @@ from foretune.forecast.calibration import (
     corrections,
     evidence,
     scale,
+    unstable,
 )
 from foretune.forecast.forecast import forecast
 from foretune.forecast.network import LargestStep
@@ -98,6 +99,14 @@ def test_what_may_collapse_falls_towards_guessing(metric_name: str, guess: float
     correlation = float(metric_name == "pearson")
     assert evidence(wild) == pytest.approx(NOTHING | {"correlation": correlation, "unstable": 1.0, "fall": fall})
     assert corrections(evidence(wild))["eval_metric"].shift == pytest.approx(fall, rel=0.2)
+    half = evidence(wild._replace(followed=0.5))
+    assert half == pytest.approx(evidence(wild) | {"fall": fall / 2})
+
+
+def test_a_run_that_learns_all_the_same_is_not_expected_to_collapse() -> None:
+    limit = calibration.UNSTABLE
+    assert [unstable(step, 0.0) for step in (limit, 2 * limit, math.inf)] == [False, True, True]
+    assert [unstable(2 * limit, followed) for followed in (0.0, 0.2, 0.25, 1.0)] == [True, True, False, False]
 
 
 @pytest.mark.parametrize(

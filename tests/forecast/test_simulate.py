@@ -10,7 +10,7 @@ from helpers import write_tiny_run
 from foretune.cli.console import progress_bar
 from foretune.forecast.forecast import forecast
 from foretune.forecast.run import forecast_run
-from foretune.forecast.simulate import collate, index_datasets, simulate
+from foretune.forecast.simulate import CHECKPOINTING, collate, index_datasets, simulate
 from foretune.forecast.starts import Starts
 from foretune.linear.tangent_model import TangentModel
 from foretune.tangents import Tangents, collect, read_adapters
@@ -139,6 +139,17 @@ def test_a_schedule_that_needs_evaluations_gets_them(tmp_path: Path) -> None:
     start = Starts(task, tangents).draw(candidate, candidate.seed)
     losses = [point["eval_loss"] for point in simulate(tangents, task, candidate, *start, candidate.seed)[0].curve]
     assert losses[-1] == pytest.approx(losses[-2], abs=1e-6) and losses[0] != pytest.approx(losses[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTING)
+def test_recomputing_activations_changes_no_forecast(name: str, tmp_path: Path, recwarn: Any) -> None:
+    task, candidate, tangents = loaded(tmp_path)
+    start = Starts(task, tangents).draw(candidate, candidate.seed)
+    plain, _ = simulate(tangents, task, candidate, *start, candidate.seed)
+    assert not [each for each in recwarn if "`gradient_checkpointing` is deprecated" in str(each.message)]
+    saving = Candidate("saving", candidate.peft, candidate.training | {name: True})
+    start = Starts(task, tangents).draw(candidate, candidate.seed)
+    assert simulate(tangents, task, saving, *start, candidate.seed)[0].curve == plain.curve
 
 
 def test_forecast_ranks_best_first_and_is_reproducible(tmp_path: Path) -> None:

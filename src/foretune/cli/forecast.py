@@ -26,17 +26,33 @@ def command(
             min=2, help="Training examples that stand for all of them, for data too large to keep tangents of."
         ),
     ] = None,
+    begin: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of the real run made of candidates whose steps are too large to be simulated; 0: none.",
+        ),
+    ] = 0.25,
 ) -> None:
     """Predict every candidate's training curve and final metric; writes forecast.json, best first.
 
-    Candidates whose first steps leave the tangents may collapse: they are ranked last, whatever their forecast.
+    Candidates whose first steps are too large may collapse: a quarter of their real run is made to see whether they
+    do. Those that do, or are not begun, are ranked last, whatever their forecast.
 
     The pass over the model is made once and kept: forecasting again, or other candidates on the same layers, reuses it.
     """
     from foretune.forecast.run import forecast_run
 
     found = forecast_run(
-        run, output, names=candidate, seeds=seeds, refreshes=refreshes, sample=sample, bar=progress_bar
+        run,
+        output,
+        names=candidate,
+        seeds=seeds,
+        refreshes=refreshes,
+        sample=sample,
+        begin=begin,
+        bar=progress_bar,
     )
     show(found)
     out.print(f"wrote {output / 'forecast.json'}; next: foretune train {run} -c NAME -o {output}")

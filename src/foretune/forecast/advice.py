@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from foretune.forecast.calibration import UNSTABLE, MeanPoint, unstable
+from foretune.forecast.beginning import Beginning
+from foretune.forecast.calibration import UNSTABLE, MeanPoint, too_large, unstable
 from foretune.forecast.compare import Z_90
 from foretune.forecast.network import Reach
 from foretune.forecast.simulate import accepts_loss_kwargs
@@ -13,13 +14,15 @@ WIDE = 0.06  # half of the 90% interval of the metric from which a forecast is s
 RISE = 1.1  # eval loss at the end over its best, from which a run is called over-fitting
 
 
-def advice(curve: Sequence[MeanPoint], candidate: Candidate, task: Task, reach: Reach) -> list[str]:
+def advice(
+    curve: Sequence[MeanPoint], candidate: Candidate, task: Task, reach: Reach, beginning: Beginning | None = None
+) -> list[str]:
     """Warnings about a candidate: unstable, uncertain, over-fitting, no learning, traps of arguments."""
     said, metric_std = [], curve[-1]["eval_metric_std"]
-    if unstable(reach.largest_step):
+    if too_large(reach.largest_step):
         said.append(
             f"single steps change the network's linear weights by {reach.largest_step:.1%}: above {UNSTABLE:.1%} runs "
-            "can collapse and learn nothing, whatever the forecast says; lower the learning rate or the scaling"
+            f"can collapse and learn nothing{_begun(beginning)}; lower the learning rate or the scaling"
         )
     elif metric_std is not None and Z_90 * metric_std >= WIDE:
         said.append(
@@ -41,3 +44,15 @@ def advice(curve: Sequence[MeanPoint], candidate: Candidate, task: Task, reach: 
             "(its forward takes keyword arguments): the gradient is that many times larger; the forecast does the same"
         )
     return said
+
+
+def _begun(beginning: Beginning | None) -> str:
+    """What the real beginning adds to the warning of a collapse."""
+    if beginning is None:
+        return ", whatever the forecast says"
+    losses = (
+        f"training loss {beginning.train_loss:.3g}, simulated {beginning.simulated_loss:.3g}, of guessing "
+        f"{beginning.guess_loss:.3g}"
+    )
+    verdict = "does" if unstable(math.inf, beginning.followed) else "does not, so far"
+    return f"; begun for {beginning.steps} of {beginning.max_steps} steps, this one {verdict} ({losses})"

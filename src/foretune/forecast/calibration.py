@@ -23,6 +23,7 @@ from foretune.train.loop import Point
 OVERFIT = 4.0  # where evidence of over-fitting stops to count
 CHANGES = 3.0  # where the sum of relative changes stops to count
 UNSTABLE = 0.017  # relative size of a step from which runs were seen to collapse, from some seeds or all
+FOLLOWED = 0.25  # of what its simulation learnt in the beginning: a run that learnt less then collapses
 QUANTITIES = ("eval_metric", "eval_loss", "train_loss")
 
 
@@ -61,9 +62,14 @@ def scale(quantity: str, metric_name: str) -> Scale:
     return SCALES[metric_name] if quantity == "eval_metric" else _LOGARITHM
 
 
-def unstable(largest_step: float) -> bool:
-    """Whether a run may collapse: its first steps change too much of the weights."""
-    return largest_step > UNSTABLE
+def too_large(step: float) -> bool:
+    """Whether a run whose first steps change that much of the weights may collapse."""
+    return step > UNSTABLE
+
+
+def unstable(largest_step: float, followed: float) -> bool:
+    """Whether a run is expected to collapse: its first steps are too large, and it did not learn all the same."""
+    return too_large(largest_step) and followed < FOLLOWED
 
 
 class Simulation(NamedTuple):
@@ -78,6 +84,7 @@ class Simulation(NamedTuple):
         eval_metric: Metric at the end.
         guess: Metric of guessing.
         metric_name: What the metric is.
+        followed: How much of what it learnt in its beginning the real run learnt too, where that was begun.
     """
 
     largest_step: float
@@ -88,6 +95,7 @@ class Simulation(NamedTuple):
     eval_metric: float
     guess: float
     metric_name: str
+    followed: float = 0.0
 
 
 def evidence(found: Simulation) -> dict[str, float]:
@@ -100,9 +108,9 @@ def evidence(found: Simulation) -> dict[str, float]:
         run diverged), in which an ``eval_loss`` of classes counts up to log 2: while the labels of training examples
         are not yet more probable than all others, nothing is over-fitted; and ``learnt``, ``ρ/(1+ρ) · q/(1+q)``. Else,
         where a run may collapse, ``unstable`` (1) and ``fall``, how far guessing is from the simulated metric on its
-        scale.
+        scale, times the share that a real beginning did not follow.
     """
-    on, stable = scale("eval_metric", found.metric_name), not unstable(found.largest_step)
+    on, stable = scale("eval_metric", found.metric_name), not too_large(found.largest_step)
     near = min(found.linearity_gap, 1.0) if stable else 0.0
     diverged = not math.isfinite(found.eval_loss + found.fitted_loss)
     unlearnt = min(found.eval_loss, math.log(2)) if found.metric_name == "accuracy" else found.eval_loss
@@ -117,7 +125,7 @@ def evidence(found: Simulation) -> dict[str, float]:
         "overfit": near * fitted,
         "learnt": (1 - 1 / (1 + rho)) * fitted / (1 + fitted),
         "unstable": float(not stable),
-        "fall": 0.0 if stable else on.to(found.guess) - on.to(metric),
+        "fall": 0.0 if stable else (1 - found.followed) * (on.to(found.guess) - on.to(metric)),
     }
 
 

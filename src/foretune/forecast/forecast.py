@@ -1,17 +1,28 @@
 """The forecast of a run: every candidate simulated from one cache, ranked best first."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
 
 from foretune.forecast.advice import advice
-from foretune.forecast.calibration import Correction, MeanPoint, Simulation, corrected, corrections, evidence, unstable
+from foretune.forecast.beginning import Beginning, begin
+from foretune.forecast.calibration import (
+    Correction,
+    MeanPoint,
+    Simulation,
+    corrected,
+    corrections,
+    evidence,
+    too_large,
+    unstable,
+)
 from foretune.forecast.compare import higher_is_better
+from foretune.forecast.figures import Figures, Kernels
 from foretune.forecast.network import (
     LargestStep,
     Reach,
@@ -24,20 +35,12 @@ from foretune.forecast.network import (
 from foretune.forecast.sample import Sample, without
 from foretune.forecast.simulate import fitted_loss, simulate
 from foretune.forecast.starts import Starts
-from foretune.kernel import RiskBounds, Spectrum, Summary, ntk, risk_summary, summary
-from foretune.linear import Modes, best_strength
-from foretune.tangents import Adapter, Tangents
+from foretune.tangents import Tangents
 from foretune.task import Candidate, Task
 from foretune.train.loop import Point, Run
 
-ENTRIES = 1024  # rows of a kernel whose figures are given: its eigenvalues take the cube of it
+Bar = Callable[[str], AbstractContextManager[Any]]
 SEEDS = 1  # simulated seeds of a candidate: error bars hold what other seeds change
-
-
-class Figures(Summary):
-    """The figures of a candidate's NTK; risks after as many steps as its run takes."""
-
-    risk_bounds: RiskBounds
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Forecast:
         kernel: The figures of its NTK, as in ``forecast.json``.
         seconds: Time all of this took.
         trainable_parameters: Parameters of adapters and head.
+        beginning: That of the real run, where it was begun.
         warnings: What to know before believing it.
     """
 
@@ -72,6 +76,7 @@ class Forecast:
     kernel: Figures
     seconds: float
     trainable_parameters: int
+    beginning: Beginning | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -98,6 +103,7 @@ class Forecast:
                 eval_metric=final["eval_metric"],
                 guess=self.guess,
                 metric_name=self.metric_name,
+                followed=self.followed,
             )
         )
 
@@ -120,8 +126,13 @@ class Forecast:
 
     @property
     def unstable(self) -> bool:
-        """Whether the run may collapse."""
-        return unstable(self.reach.largest_step)
+        """Whether the run is expected to collapse."""
+        return unstable(self.reach.largest_step, self.followed)
+
+    @property
+    def followed(self) -> float:
+        """How much of what the simulation learnt in its beginning the real run learnt too; 0 where it was not begun."""
+        return 0.0 if self.beginning is None else self.beginning.followed
 
     @property
     def steps(self) -> int:
@@ -148,6 +159,7 @@ class Forecast:
             "simulated": _values(self.simulated[-1]) | {"fitted_loss": self.fitted_loss},
             **asdict(self.reach),
             "unstable": self.unstable,
+            "beginning": self.beginning and asdict(self.beginning) | {"followed": self.followed},
             "kernel": self.kernel,
             "cost": {"seconds": self.seconds, "trainable_parameters": self.trainable_parameters},
             "warnings": self.warnings,
@@ -177,7 +189,7 @@ def forecast(
         progress: Called with simulations done and in all.
     """
     starts = tangents if isinstance(tangents, Starts) else Starts(task, tangents)
-    kernels, size = _Kernels(), linear_norm(task, starts.first.head.names)
+    kernels, size = Kernels(), linear_norm(task, starts.first.head.names)
     guess = task.majority_metric or 0.0
     forecasts = []
     for number, candidate in enumerate(candidates):
@@ -218,39 +230,33 @@ def forecast(
         )
         found.warnings = advice(found.curve, candidate, task, reach)
         forecasts.append(found)
+    return _ranked(forecasts, task)
+
+
+def begun(
+    forecasts: Sequence[Forecast], task: Task, share: float, bar: Bar = lambda _: nullcontext()
+) -> list[Forecast]:
+    """The same forecasts, ranked again, after the real runs of those whose steps are too large have been begun.
+
+    Args:
+        forecasts: Of the task.
+        task: The task.
+        share: Of a run's steps; 0 begins none.
+        bar: Makes a progress bar for a label; by default there is none.
+    """
+    for each in forecasts:
+        if share > 0 and too_large(each.reach.largest_step):
+            with bar(f"beginning {each.candidate.name} for real") as progress:
+                losses = each.runs[0].step_losses
+                each.beginning = begin(task, each.candidate, losses, share=share, progress=progress)
+            each.seconds += each.beginning.seconds
+            each.warnings = advice(each.curve, each.candidate, task, each.reach, each.beginning)
+    return _ranked(forecasts, task)
+
+
+def _ranked(forecasts: Sequence[Forecast], task: Task) -> list[Forecast]:
     sign = -1 if higher_is_better(task.metric_name) else 1
     return sorted(forecasts, key=lambda each: (each.unstable, sign * each.eval_metric, each.eval_loss))
-
-
-class _Kernels:
-    """The figures of NTKs, each factored once: candidates that differ only in training share one."""
-
-    def __init__(self) -> None:
-        self.seen: dict[str, tuple[Summary, Spectrum, torch.Tensor]] = {}
-        self.examples: dict[int, Tangents] = {}  # by the seed of the tangents that they are of
-
-    def figures(self, tangents: Tangents, candidate: Candidate, adapters: Sequence[Adapter], steps: int) -> Figures:
-        """The figures of the candidate's NTK with the adapters that it starts from, with λ chosen by leave-one-out."""
-        key = json.dumps([candidate.peft_dict(), candidate.seed], sort_keys=True)
-        if key not in self.seen:
-            if candidate.seed not in self.examples:
-                self.examples[candidate.seed] = _spread(tangents)
-            modes = Modes.of(ntk(self.examples[candidate.seed], adapters))
-            found = summary(modes.kernel, best_strength(modes))
-            self.seen[key] = found, replace(modes.spectrum, eigenvectors=None), modes.coefficients
-        found, spectrum, coefficients = self.seen[key]
-        risks = risk_summary(
-            spectrum, coefficients, num_train=found["examples"], strength=found["strength"], steps=steps
-        )
-        return Figures(**found, risk_bounds=risks)
-
-
-def _spread(tangents: Tangents) -> Tangents:
-    """As many training examples, of all lengths, as make a kernel of ``ENTRIES`` rows at most."""
-    outputs = max(1, tangents.outputs.shape[1] - 1)
-    count = min(tangents.num_train, max(2, ENTRIES // outputs))
-    chosen = torch.linspace(0, tangents.num_train - 1, count).long()
-    return tangents.sample(tangents.stored[: tangents.num_train][chosen])
 
 
 def _values(point: MeanPoint) -> dict[str, Any]:

@@ -1,19 +1,17 @@
 """``forecast.json`` from ``run.yaml``."""
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from foretune.errors import InputError
-from foretune.forecast.forecast import SEEDS, forecast
+from foretune.forecast.beginning import BEGIN
+from foretune.forecast.forecast import SEEDS, Bar, begun, forecast
 from foretune.forecast.starts import Starts
 from foretune.results import provenance, writable_directory, write_json
 from foretune.tangents import Tangents, check_forecastable, collect
 from foretune.task import Task, load_run
-
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
 
 def forecast_run(
@@ -24,6 +22,7 @@ def forecast_run(
     seeds: int = SEEDS,
     refreshes: int = 0,
     sample: int | None = None,
+    begin: float = BEGIN,
     bar: Bar,
 ) -> dict[str, Any]:
     """Forecast the candidates of a ``run.yaml`` and write ``forecast.json``; tangents are kept beside it.
@@ -35,6 +34,7 @@ def forecast_run(
         seeds: Simulated seeds of each candidate, each with tangents of its own head where that is new.
         refreshes: How often tangents are taken again in each simulated run.
         sample: Training examples that stand for all of them; by default each for itself.
+        begin: Share of the real run that is made where its steps are too large to be simulated; 0: of none.
         bar: Makes a progress bar for a label.
 
     Raises:
@@ -66,6 +66,7 @@ def forecast_run(
         starts.tangents(seed)
     with bar("forecasting") as progress:
         forecasts = forecast(starts, task, task.candidates, seeds=seeds, refreshes=refreshes, progress=progress)
+    forecasts = begun(forecasts, task, begin, bar)
     result = provenance(task.candidates[0].seed, time.perf_counter() - started) | {
         "task": describe(task, str(loaded.config.model.path)),
         "collect": {

@@ -1,5 +1,6 @@
 """A simulated fine-tune: the user's own training arguments, run on the tangent model."""
 
+import dataclasses
 import gc
 import inspect
 import tempfile
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from foretune.forecast.network import Relinearise, growth_of
 from foretune.linear import Moments, TangentModel
@@ -18,13 +19,19 @@ from foretune.tangents import Adapter, Head, Tangents, evaluating
 from foretune.task import Candidate, Task
 from foretune.train.loop import Run, loop_arguments, run_trainer
 
+# what recomputing activations is called: the name of today, which outranks the one of before
+CHECKPOINTING = [
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in {each.name for each in dataclasses.fields(TrainingArguments)}
+]
 BATCH = 64  # of evaluations: rows of larger ones do not stay near the processor
 # what only concerns the hardware or the files of the real run
-_NEUTRAL = {
+_NEUTRAL: dict[str, Any] = {
     "bf16": False,
     "fp16": False,
     "use_cpu": True,
-    "gradient_checkpointing": False,
+    **dict.fromkeys(CHECKPOINTING[:1], False),
     "torch_compile": False,
     "save_strategy": "no",
     "load_best_model_at_end": False,

@@ -7,7 +7,7 @@ are those of the real run by construction.
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -45,11 +45,13 @@ class Run:
         curve: A point before the first step, at the end, and between them as often as ``eval_strategy`` says.
         train_seconds: Time spent in steps.
         eval_seconds: Time spent in evaluations.
+        step_losses: Training loss of every step that was made, as ``Trainer`` logs it.
     """
 
     curve: list[Point]
     train_seconds: float
     eval_seconds: float
+    step_losses: list[float] = field(default_factory=list)
 
     @property
     def final(self) -> Point:
@@ -61,10 +63,18 @@ class _Trainer(Trainer):
     eval_seconds = 0.0
     proximal: ProximalSpec | None = None
     moments: Moments | None = None
+    blind = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pending: list[dict[str, Any]] = []  # entries of the history without their evaluation yet
+        self.losses: dict[int, torch.Tensor] = {}  # by the steps made before
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        step = self.state.global_step
+        self.losses[step] = self.losses[step] + loss if step in self.losses else loss
+        return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         made = self.optimizer is None
@@ -76,12 +86,13 @@ class _Trainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         started = time.perf_counter()
-        if self.moments is None:
+        if self.moments is None and not self.blind:
             metrics = super().evaluate(*args, **kwargs)
         else:
             metrics = {}
-            self.moments.take()
             next(iter(self.get_eval_dataloader()))  # which draws a random number: later ones stay those of the real run
+        if self.moments is not None:
+            self.moments.take()
             self.pending.append({"step": self.state.global_step, "epoch": self.state.epoch or 0.0})
             self.state.log_history.append(self.pending[-1])
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -125,11 +136,12 @@ def run_trainer(
     resume: bool = False,
     proximal: ProximalSpec | None = None,
     moments: Moments | None = None,
+    blind: bool = False,
 ) -> tuple[Run, Trainer]:
     """Train a model that returns ``loss`` and ``logits``; evaluate as ``args`` say: see ``loop_arguments``.
 
     A proximal term acts on the adapters, and not on modules trained in full, such as a new head. Given ``moments``,
-    evaluations are made later, several at a time, unless the run itself depends on them.
+    evaluations are made later, several at a time, and ``blind`` not at all, unless the run itself depends on them.
     """
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -149,19 +161,20 @@ def run_trainer(
             callbacks=[*callbacks, *([_OnStep(progress)] if progress else [])],
         )
         trainer.proximal = proximal
-        trainer.moments = None if _depends_on_evaluations(args) else moments
+        if not _depends_on_evaluations(args):
+            trainer.moments, trainer.blind = moments, blind
         for chatty in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(chatty)
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=resume or None)
-        if args.eval_strategy == "no":  # the end is a point of every curve
+        if args.eval_strategy == "no" and not blind:  # the end is a point of every curve
             trainer.evaluate()
         settling = time.perf_counter()
         trainer.settle()
         trainer.eval_seconds += time.perf_counter() - settling
         seconds = time.perf_counter() - started
-    curve = _curve(trainer.state.log_history)
-    return Run(curve, seconds - trainer.eval_seconds, trainer.eval_seconds), trainer
+    curve, losses = _curve(trainer.state.log_history), [float(loss) for loss in trainer.losses.values()]
+    return Run(curve, seconds - trainer.eval_seconds, trainer.eval_seconds, losses), trainer
 
 
 def loop_arguments(given: dict[str, Any]) -> dict[str, Any]:

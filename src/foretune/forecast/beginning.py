@@ -1,0 +1,112 @@
+"""The beginning of a real run, where its steps are too large to be simulated.
+
+Of runs whose first steps change too much of the network's weights most collapse and some do well. Nothing about their
+simulation or the first tenth of the real run tells which (``docs/log.md``), the training loss of its first quarter
+mostly does. So these runs, and no others, are begun for real: with the seed, the batches and the schedule of the whole
+run.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from foretune.task import Candidate, Task
+from foretune.train import build_peft_model, loop_arguments, run_trainer
+
+BEGIN = 0.25  # share of the steps
+LEAST = 0.05  # of the loss of guessing, that a simulation must have learnt for a real run to be held against it
+_NO_FILES = {"save_strategy": "no", "load_best_model_at_end": False, "push_to_hub": False, "report_to": "none"}
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a real run did in its beginning; losses are means over the last half of it, as ``Trainer`` logs them.
+
+    Attributes:
+        steps: Steps that were made.
+        max_steps: Steps of the whole run.
+        train_loss: Its training loss.
+        simulated_loss: That of its simulation in the same steps.
+        guess_loss: The loss of saying the same of every training example, see ``guess_loss``.
+        seconds: Time it took.
+    """
+
+    steps: int
+    max_steps: int
+    train_loss: float
+    simulated_loss: float
+    guess_loss: float
+    seconds: float
+
+    @property
+    def followed(self) -> float:
+        """How much of what the simulation learnt the real run learnt too, from 0 to 1."""
+        promised = max(self.guess_loss - self.simulated_loss, LEAST * self.guess_loss)
+        share = (self.guess_loss - self.train_loss) / promised
+        return min(max(share, 0.0), 1.0) if share == share else 0.0  # 0 where a loss is not a number
+
+
+class _Stop(TrainerCallback):
+    """Ends a run after a share of its steps."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        control.should_training_stop = state.global_step >= self.share * state.max_steps
+
+
+def begin(
+    task: Task,
+    candidate: Candidate,
+    simulated: Sequence[float],
+    *,
+    share: float = BEGIN,
+    progress: Callable[[int, int], None] | None = None,
+) -> Beginning:
+    """Train a candidate for the first share of its steps.
+
+    Args:
+        task: Model, data and loss.
+        candidate: What to begin, from its own seed.
+        simulated: Training losses of its simulated run, step by step.
+        share: Of the steps, rounded up.
+        progress: Called with steps done and the steps of the whole run.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        run, _ = run_trainer(
+            build_peft_model(task, candidate, candidate.seed),
+            candidate.training_arguments(scratch, **loop_arguments(candidate.training) | _NO_FILES),
+            task.train,
+            task.eval,
+            task.compute_metrics,
+            collator=task.collator,
+            tokenizer=task.tokenizer,
+            progress=progress,
+            callbacks=[_Stop(share)],
+            proximal=candidate.proximal,
+            blind=True,
+        )
+    steps = len(run.step_losses)
+    looked_at = slice(steps // 2, steps)
+    return Beginning(
+        steps=steps,
+        max_steps=len(simulated),
+        train_loss=float(np.mean(run.step_losses[looked_at])),
+        simulated_loss=float(np.mean(simulated[looked_at])),
+        guess_loss=guess_loss(task),
+        seconds=run.train_seconds,
+    )
+
+
+def guess_loss(task: Task) -> float:
+    """The least mean training loss of the same outputs for all examples: entropy or variance of the labels."""
+    labels = task.train["labels"]
+    if task.loss != "cross_entropy":
+        return float(np.var(labels))
+    shares = np.array(list(Counter(map(int, labels)).values())) / len(labels)
+    return float(-(shares * np.log(shares)).sum())

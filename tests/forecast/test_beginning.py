@@ -1,0 +1,88 @@
+"""A real run is begun as it would begin, where its steps are too large, and what it does there counts."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_simulate import SCHEDULE, loaded, real_run
+
+from foretune.forecast.beginning import Beginning, begin, guess_loss
+from foretune.forecast.forecast import begun, forecast
+
+
+def beginning(train: float, simulated: float, guess: float = 0.7) -> Beginning:
+    return Beginning(16, 64, train, simulated, guess, seconds=1.0)
+
+
+@pytest.mark.parametrize(
+    ("train", "simulated", "followed"),
+    [
+        (0.7, 0.3, 0.0),
+        (0.9, 0.3, 0.0),
+        (0.5, 0.3, 0.5),
+        (0.1, 0.3, 1.0),
+        (0.7 - 0.0175, 0.7, 0.5),  # little was promised: a twentieth of guessing's loss is asked for
+        (0.6, 0.9, 1.0),
+        (math.nan, 0.3, 0.0),
+        (math.inf, 0.3, 0.0),
+        (0.7, math.nan, 0.0),
+    ],
+)
+def test_what_the_real_run_learnt_is_held_against_its_simulation(
+    train: float, simulated: float, followed: float
+) -> None:
+    assert beginning(train, simulated).followed == pytest.approx(followed)
+
+
+@given(*[st.floats(allow_nan=True, allow_infinity=True)] * 2)
+def test_a_share_is_between_nothing_and_all(train: float, simulated: float) -> None:
+    assert 0 <= beginning(train, simulated).followed <= 1
+
+
+@pytest.mark.parametrize("training", [{}, SCHEDULE], ids=["plain", "schedule"])
+def test_a_beginning_makes_the_first_steps_of_the_real_run(training: dict[str, Any], tmp_path: Path) -> None:
+    """Past the evaluations, which are left out, but draw random numbers."""
+    task, candidate, _ = loaded(tmp_path, num_train_epochs=3, **training)
+    real, _, _ = real_run(task, candidate, tmp_path / "real")
+    total = len(real.step_losses)
+    assert total == real.final["step"]
+    last = real.step_losses[real.curve[-2]["step"] :]  # of the last epoch
+    assert np.mean(last) == pytest.approx(real.final["train_loss"], rel=1e-4)
+    told: list[tuple[int, int]] = []
+    found = begin(task, candidate, [1.0] * total, share=0.5, progress=lambda *at: told.append(at))
+    half = math.ceil(total / 2)
+    assert (found.steps, found.max_steps, found.simulated_loss) == (half, total, 1.0)
+    assert found.train_loss == np.mean(real.step_losses[half // 2 : half])
+    assert told[-1] == (half, total) and list(tmp_path.glob("**/checkpoint-*")) == []
+
+
+def test_guessing_has_the_entropy_or_the_variance_of_the_labels(tmp_path: Path) -> None:
+    task, _, _ = loaded(tmp_path)
+    ones = np.mean(task.train["labels"])
+    assert guess_loss(task) == pytest.approx(-ones * math.log(ones) - (1 - ones) * math.log(1 - ones))
+    task.loss = "mse"
+    assert guess_loss(task) == pytest.approx(ones * (1 - ones))
+
+
+def test_only_runs_whose_steps_are_too_large_are_begun(tmp_path: Path, monkeypatch: Any) -> None:
+    task, candidate, tangents = loaded(tmp_path, learning_rate=0.004, num_train_epochs=12)
+    weak = candidate.__class__("weak", candidate.peft, candidate.training | {"learning_rate": 1e-5})
+    strong, other = forecast(tangents, task, [candidate, weak])
+    assert strong.candidate is candidate
+    assert all(each.beginning is None for each in begun([strong, other], task, 0.25))
+    before = strong.seconds
+    monkeypatch.setattr("foretune.forecast.calibration.UNSTABLE", strong.reach.largest_step - 1e-9)
+    assert strong.unstable and [each.beginning for each in begun([strong, other], task, 0.0)] == [None, None]
+    fallen = strong.eval_metric
+    ranked = begun([strong, other], task, 0.5)
+    assert other.beginning is None and strong.beginning is not None and strong.seconds > before
+    assert strong.beginning.simulated_loss == np.mean(
+        strong.runs[0].step_losses[strong.beginning.steps // 2 : strong.beginning.steps]
+    )
+    assert strong.followed > 0.25 and not strong.unstable and ranked[0] is strong and strong.eval_metric > fallen
+    assert strong.to_json()["beginning"]["followed"] == strong.followed
+    assert other.to_json()["beginning"] is None and any("begun for" in text for text in strong.warnings)
