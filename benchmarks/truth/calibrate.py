@@ -27,10 +27,10 @@ from foretune.results import write_json
 
 SHIFT = {  # which evidence moves a quantity; chosen on tasks left out
     "eval_metric": ("learnt", "fall"),
-    "eval_loss": ("changes", "overfit", "unstable"),
+    "eval_loss": ("changes", "overfit", "loss_fall"),
     "train_loss": ("gap",),
 }
-SPREAD = ("constant", "correlation", "gap", "unstable")
+SPREAD = ("constant", "correlation", "gap", "unstable", "followed")
 RIDGE = 0.3  # on standardised evidence, so that few runs do not make large weights
 Weights = dict[str, dict[str, dict[str, float]]]
 
@@ -73,13 +73,14 @@ def rows(task: dict[str, Any], quantity: str) -> tuple[np.ndarray, np.ndarray]:
 
 def evidence_of(simulated: dict[str, Any], task: dict[str, Any]) -> dict[str, float]:
     """The evidence about a gathered simulation of a task."""
-    known = simulated | {name: task[name] for name in ("guess", "metric_name")}
+    not_begun = {"followed": 0.0, "guess_loss": math.nan}
+    known = not_begun | simulated | {name: task[name] for name in ("guess", "metric_name")}
     return calibration.evidence(
-        calibration.Simulation(**{name: known[name] for name in calibration.Simulation._fields if name in known})
+        calibration.Simulation(**{name: known[name] for name in calibration.Simulation._fields})
     )
 
 
-NAMES = tuple(calibration.evidence(calibration.Simulation(0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5, "accuracy")))
+NAMES = tuple(calibration.evidence(calibration.Simulation(0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5, 1.0, "accuracy", 0.0)))
 
 
 def fit_one(quantity: str, known: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, float]]:

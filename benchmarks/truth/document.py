@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import mannwhitneyu
+from scipy.stats import mannwhitneyu, norm
 
 if __name__ == "__main__":  # not this folder: its names are common ones
     sys.path[0] = str(Path(__file__).parents[1])
@@ -25,6 +25,7 @@ from truth.ours import left_out, simulated
 from foretune.forecast.advice import WIDE
 from foretune.forecast.beginning import BEGIN
 from foretune.forecast.calibration import FOLLOWED, UNSTABLE, too_large, unstable
+from foretune.forecast.compare import Z_90
 from foretune.results import read_json
 
 OURS = "foretune"
@@ -107,8 +108,8 @@ def _head(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
         ),
         *paragraph(
             f"Models: {_list(sorted({task['model'] for task in tasks}))}; all corrections were learnt on minilm, so "
-            "that the others show how they carry over. What there is not: an acceptability task on which these models "
-            "do better than guessing (`agreement` is built, but not run)."
+            "that the others show how they carry over. Acceptability is that of the order of words (`order`); on the "
+            "agreement of subject and verb (`agreement`) these models do no better than guessing."
             + "".join(
                 f" Of {task['name']} {len(task['simulated'])} of {truth.metric.shape[1]} seeds were forecast."
                 for task, truth in zip(tasks, truths, strict=True)
@@ -342,6 +343,7 @@ def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[
         far: list[bool] = []
         near: list[bool] = []
         stable: list[float] = []
+        chances: list[tuple[float, bool]] = []  # of being that far off, by the error bar alone
         for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
             steps = _of_simulations(task, truth, "largest_step")
             if averaged:
@@ -352,11 +354,16 @@ def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[
             far += warned[known & (errors > 0.05)].tolist()
             near += warned[known & (errors <= 0.05)].tolist()
             stable += errors[known & ~may_collapse].tolist()
+            sigma = (forecast.high - forecast.low)[known] / (2 * Z_90)
+            chances += zip(2 * norm.sf(0.05 / sigma), warned[known], strict=True)
+        chance, warned = map(np.array, zip(*chances, strict=True))
+        caught, others = chance[warned].sum() / chance.sum(), (1 - chance)[warned].sum() / (1 - chance).sum()
         lines += paragraph(
             f"{len(far)} forecasts are off by more than 5 points of {what}; {sum(far)} of them were warned of, for "
             f"their steps or by an error bar of ±{100 * WIDE:.0f} points or more, and so were {sum(near)} of the "
             f"{len(near)} others. Without the candidates whose steps are too large the mean error is "
             f"{100 * np.mean(stable):.1f} points."
+            + ("" if averaged else f" If runs fell just as the error bars say, {caught:.0%} and {others:.0%} would be.")
         )
     return lines
 

@@ -137,6 +137,7 @@ TASKS = {
     "subjectivity": Setting("subjectivity"),
     "newsgroups": Setting("newsgroups", train=600, epochs=3, max_length=32, rate=2e-3, curve=False),
     "agreement": Setting("agreement", train=1000, epochs=3, max_length=48),
+    "order": Setting("order", train=512, epochs=3, max_length=48, rate=2e-3, curve=False),
     "questions": Setting("questions", train=512, epochs=3, data=QUESTIONS, curve=False),
     "party": Setting("party", max_length=48, curve=False),
     "pooler": Setting("movie", epochs=8, batch=32, max_length=128, rate=2e-3, pooling="model"),

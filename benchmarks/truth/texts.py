@@ -139,6 +139,19 @@ def agreement() -> Iterator[Grouped]:
                 yield beginning, {"text": clean(f"{beginning} {verbs[0]}"), "label": label}
 
 
+def order() -> Iterator[Grouped]:
+    """Acceptability: is a sentence of a plot as it was written, or are two words of it each before their neighbour?"""
+    for row in _films():
+        for text in _sentences(row["text"]) if row["category"] == "plot" else []:
+            words = text.split()
+            if 8 <= len(words) <= 24:
+                good = uniform(f"order of {text}") < 0.5
+                for share in () if good else (0.2, 0.6):
+                    at = 1 + int((share + 0.2 * uniform(f"{share} of {text}")) * (len(words) - 3))
+                    words[at : at + 2] = words[at + 1], words[at]
+                yield row["movie_name"], {"text": " ".join(words), "label": "written" if good else "swapped"}
+
+
 def questions() -> Iterator[Grouped]:
     """Does the sentence hold the answer, or is it another one of the paragraph? Made as GLUE made QNLI from SQuAD."""
     content = json.loads((_package(BIGBENCH) / "questions.json").read_text(encoding="utf-8"))
@@ -181,5 +194,5 @@ def _package(package: Package) -> Path:
 
 
 BUILDERS: dict[str, Callable[[], Iterator[Grouped]]] = {
-    each.__name__: each for each in (amazon, editorials, subjectivity, party, newsgroups, agreement, questions)
+    each.__name__: each for each in (amazon, editorials, subjectivity, party, newsgroups, agreement, order, questions)
 }

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_simulate import SCHEDULE, loaded, real_run
 
-from foretune.forecast.beginning import Beginning, begin, guess_loss
+from foretune.forecast.beginning import Beginning, begin
 from foretune.forecast.forecast import begun, forecast
 
 
@@ -63,9 +63,9 @@ def test_a_beginning_makes_the_first_steps_of_the_real_run(training: dict[str, A
 def test_guessing_has_the_entropy_or_the_variance_of_the_labels(tmp_path: Path) -> None:
     task, _, _ = loaded(tmp_path)
     ones = np.mean(task.train["labels"])
-    assert guess_loss(task) == pytest.approx(-ones * math.log(ones) - (1 - ones) * math.log(1 - ones))
+    assert task.guess_loss == pytest.approx(-ones * math.log(ones) - (1 - ones) * math.log(1 - ones))
     task.loss = "mse"
-    assert guess_loss(task) == pytest.approx(ones * (1 - ones))
+    assert task.guess_loss == pytest.approx(ones * (1 - ones))
 
 
 def test_only_runs_whose_steps_are_too_large_are_begun(tmp_path: Path, monkeypatch: Any) -> None:

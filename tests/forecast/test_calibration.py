@@ -56,7 +56,9 @@ LINEAR = Simulation(
     eval_loss=0.5,
     eval_metric=0.8,
     guess=0.5,
+    guess_loss=0.7,
     metric_name="accuracy",
+    followed=0.0,
 )
 NOTHING = {
     "constant": 1.0,
@@ -66,7 +68,9 @@ NOTHING = {
     "overfit": 0.0,
     "learnt": 0.0,
     "unstable": 0.0,
+    "followed": 0.0,
     "fall": 0.0,
+    "loss_fall": 0.0,
 }
 
 
@@ -97,10 +101,11 @@ def test_what_may_collapse_falls_towards_guessing(metric_name: str, guess: float
         eval_metric=metric,
     )
     correlation = float(metric_name == "pearson")
-    assert evidence(wild) == pytest.approx(NOTHING | {"correlation": correlation, "unstable": 1.0, "fall": fall})
+    known = NOTHING | {"correlation": correlation, "unstable": 1.0, "fall": fall, "loss_fall": math.log(0.7 / 0.5)}
+    assert evidence(wild) == pytest.approx(known)
     assert corrections(evidence(wild))["eval_metric"].shift == pytest.approx(fall, rel=0.2)
-    half = evidence(wild._replace(followed=0.5))
-    assert half == pytest.approx(evidence(wild) | {"fall": fall / 2})
+    half = {"followed": 0.5, "fall": fall / 2, "loss_fall": known["loss_fall"] / 2}
+    assert evidence(wild._replace(followed=0.5)) == pytest.approx(known | half)
 
 
 def test_a_run_that_learns_all_the_same_is_not_expected_to_collapse() -> None:

@@ -7,7 +7,6 @@ run.
 """
 
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +30,7 @@ class Beginning:
         max_steps: Steps of the whole run.
         train_loss: Its training loss.
         simulated_loss: That of its simulation in the same steps.
-        guess_loss: The loss of saying the same of every training example, see ``guess_loss``.
+        guess_loss: That of saying the same of every training example.
         seconds: Time it took.
     """
 
@@ -98,15 +97,6 @@ def begin(
         max_steps=len(simulated),
         train_loss=float(np.mean(run.step_losses[looked_at])),
         simulated_loss=float(np.mean(simulated[looked_at])),
-        guess_loss=guess_loss(task),
+        guess_loss=task.guess_loss,
         seconds=run.train_seconds,
     )
-
-
-def guess_loss(task: Task) -> float:
-    """The least mean training loss of the same outputs for all examples: entropy or variance of the labels."""
-    labels = task.train["labels"]
-    if task.loss != "cross_entropy":
-        return float(np.var(labels))
-    shares = np.array(list(Counter(map(int, labels)).values())) / len(labels)
-    return float(-(shares * np.log(shares)).sum())

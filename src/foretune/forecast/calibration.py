@@ -83,6 +83,7 @@ class Simulation(NamedTuple):
         eval_loss: Evaluation loss at the end.
         eval_metric: Metric at the end.
         guess: Metric of guessing.
+        guess_loss: Loss of guessing.
         metric_name: What the metric is.
         followed: How much of what it learnt in its beginning the real run learnt too, where that was begun.
     """
@@ -94,8 +95,9 @@ class Simulation(NamedTuple):
     eval_loss: float
     eval_metric: float
     guess: float
+    guess_loss: float
     metric_name: str
-    followed: float = 0.0
+    followed: float
 
 
 def evidence(found: Simulation) -> dict[str, float]:
@@ -107,8 +109,8 @@ def evidence(found: Simulation) -> dict[str, float]:
         ``overfit``, the gap times ``q = log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which it is where the
         run diverged), in which an ``eval_loss`` of classes counts up to log 2: while the labels of training examples
         are not yet more probable than all others, nothing is over-fitted; and ``learnt``, ``ρ/(1+ρ) · q/(1+q)``. Else,
-        where a run may collapse, ``unstable`` (1) and ``fall``, how far guessing is from the simulated metric on its
-        scale, times the share that a real beginning did not follow.
+        where a run may collapse, ``unstable`` (1), ``followed`` and, how far guessing is from the simulation on
+        their scales, times the share that a real beginning did not follow, ``fall`` of the metric and ``loss_fall``.
     """
     on, stable = scale("eval_metric", found.metric_name), not too_large(found.largest_step)
     near = min(found.linearity_gap, 1.0) if stable else 0.0
@@ -117,6 +119,11 @@ def evidence(found: Simulation) -> dict[str, float]:
     ratio = OVERFIT if diverged else math.log(max(unlearnt, 1e-6) / max(found.fitted_loss, 1e-6))
     fitted, rho = _inside(ratio, 0.0, OVERFIT), found.layer_changes if stable else 0.0
     metric = found.eval_metric if math.isfinite(found.eval_metric) else found.guess
+    loss = found.eval_loss if math.isfinite(found.eval_loss) else found.guess_loss
+
+    def fall(on: Scale, guess: float, simulated: float) -> float:
+        return 0.0 if stable else (1 - found.followed) * (on.to(guess) - on.to(simulated))
+
     return {
         "constant": 1.0,
         "correlation": float(found.metric_name == "pearson"),
@@ -125,7 +132,9 @@ def evidence(found: Simulation) -> dict[str, float]:
         "overfit": near * fitted,
         "learnt": (1 - 1 / (1 + rho)) * fitted / (1 + fitted),
         "unstable": float(not stable),
-        "fall": 0.0 if stable else (1 - found.followed) * (on.to(found.guess) - on.to(metric)),
+        "followed": 0.0 if stable else found.followed,
+        "fall": fall(on, found.guess, metric),
+        "loss_fall": fall(_LOGARITHM, found.guess_loss, loss),
     }
 
 

@@ -51,6 +51,7 @@ class Forecast:
         candidate: The candidate.
         metric_name: What the metric is.
         guess: The metric of guessing.
+        guess_loss: The loss of guessing.
         runs: One simulated run a seed, the user's own seed first.
         seeds: Their seeds.
         refreshes: How often tangents were taken again in each.
@@ -67,6 +68,7 @@ class Forecast:
     candidate: Candidate
     metric_name: str
     guess: float
+    guess_loss: float
     runs: list[Run]
     seeds: list[int]
     refreshes: int
@@ -102,6 +104,7 @@ class Forecast:
                 **losses,
                 eval_metric=final["eval_metric"],
                 guess=self.guess,
+                guess_loss=self.guess_loss,
                 metric_name=self.metric_name,
                 followed=self.followed,
             )
@@ -218,6 +221,7 @@ def forecast(
             candidate=candidate,
             metric_name=task.metric_name,
             guess=guess,
+            guess_loss=task.guess_loss,
             runs=runs,
             seeds=own,
             refreshes=refreshes,

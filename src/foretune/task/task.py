@@ -79,6 +79,15 @@ class Task:
         return float(np.bincount(self.eval["labels"]).max() / len(self.eval))
 
     @property
+    def guess_loss(self) -> float:
+        """Least mean loss of the same outputs for all training examples: entropy, or variance, of their labels."""
+        labels = np.asarray(self.train["labels"])
+        if self.loss != "cross_entropy":
+            return float(labels.var())
+        shares = np.unique(labels, return_counts=True)[1] / len(labels)
+        return float(-(shares * np.log(shares)).sum())
+
+    @property
     def collator(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Makes a padded batch of rows."""
         return default_data_collator if self.tokenizer is None else DataCollatorWithPadding(self.tokenizer)
