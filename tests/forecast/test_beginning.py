@@ -64,7 +64,7 @@ def test_guessing_has_the_entropy_or_the_variance_of_the_labels(tmp_path: Path) 
     task, _, _ = loaded(tmp_path)
     ones = np.mean(task.train["labels"])
     assert task.guess_loss == pytest.approx(-ones * math.log(ones) - (1 - ones) * math.log(1 - ones))
-    task.loss = "mse"
+    task.loss = "mean_squared_error"
     assert task.guess_loss == pytest.approx(ones * (1 - ones))
 
 
