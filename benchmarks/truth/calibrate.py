@@ -32,6 +32,8 @@ SHIFT = {  # which evidence moves a quantity; chosen on tasks left out
 }
 SPREAD = ("constant", "correlation", "gap", "unstable", "followed")
 RIDGE = 0.3  # on standardised evidence, so that few runs do not make large weights
+# of runs that were not begun, and of simulations of before, whose weights change less than what this is for
+UNKNOWN = {"followed": 0.0, "guess_loss": math.nan, "change_before_learning": 0.0}
 Weights = dict[str, dict[str, dict[str, float]]]
 
 
@@ -73,14 +75,15 @@ def rows(task: dict[str, Any], quantity: str) -> tuple[np.ndarray, np.ndarray]:
 
 def evidence_of(simulated: dict[str, Any], task: dict[str, Any]) -> dict[str, float]:
     """The evidence about a gathered simulation of a task."""
-    not_begun = {"followed": 0.0, "guess_loss": math.nan}
-    known = not_begun | simulated | {name: task[name] for name in ("guess", "metric_name")}
+    known = UNKNOWN | simulated | {name: task[name] for name in ("guess", "metric_name")}
     return calibration.evidence(
         calibration.Simulation(**{name: known[name] for name in calibration.Simulation._fields})
     )
 
 
-NAMES = tuple(calibration.evidence(calibration.Simulation(0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5, 1.0, "accuracy", 0.0)))
+NAMES = tuple(
+    calibration.evidence(calibration.Simulation(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5, 1.0, "accuracy", 0.0))
+)
 
 
 def fit_one(quantity: str, known: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, float]]:

@@ -16,7 +16,7 @@ if __name__ == "__main__":  # not this folder: its names are common ones
 
 from paper.plot import Axis, Series, picture
 from paper.reading import DOCS, paragraph
-from truth.calibrate import learnt_on
+from truth.calibrate import UNKNOWN, learnt_on
 from truth.gather import RESULTS, prediction_of, read_fast, read_sizes, read_tasks, simulation, truth_of
 from truth.grid import TASKS
 from truth.metrics import Prediction, Truth, another_seed, bootstrap, evaluate, interval
@@ -24,7 +24,7 @@ from truth.ours import left_out, simulated
 
 from foretune.forecast.advice import WIDE
 from foretune.forecast.beginning import BEGIN
-from foretune.forecast.calibration import FOLLOWED, UNSTABLE, too_large, unstable
+from foretune.forecast.calibration import ASTRAY, FOLLOWED, UNSTABLE, may_collapse, unstable
 from foretune.forecast.compare import Z_90
 from foretune.results import read_json
 
@@ -232,20 +232,20 @@ class Pair:
         return promised >= GAIN and self.metric - self.task["guess"] < COLLAPSED * promised
 
     @property
-    def large(self) -> bool:
-        """Whether its first steps, as simulated, are too large."""
-        return too_large(self.simulated["largest_step"])
+    def risky(self) -> bool:
+        """Whether it may collapse, as simulated."""
+        return may_collapse(self.simulated["largest_step"], self.simulated["change_before_learning"])
 
     @property
     def unstable(self) -> bool:
         """Whether it was expected to collapse, after its beginning where that was made."""
-        return unstable(self.simulated["largest_step"], self.simulated.get("followed", 0.0))
+        return self.risky and unstable(self.simulated["followed"])
 
 
 def pairs(tasks: list[dict[str, Any]]) -> list[Pair]:
     """Every real run of the tasks whose seed was forecast too."""
     return [
-        Pair(task, run["candidate"], found, run["eval_metric"])
+        Pair(task, run["candidate"], UNKNOWN | found, run["eval_metric"])
         for task in tasks
         for run in task["runs"]
         if (found := simulation(task, run["candidate"], run["seed"]))
@@ -261,7 +261,7 @@ def _collapse(tasks: list[dict[str, Any]]) -> list[str]:
         others = f"{len(false)} of {healthy} other runs ({_list(_counted(false))})"
         return f"{len(found)} of {len(known) - healthy} and {others}"
 
-    fell, large, unstable = ([pair for pair in known if getattr(pair, of)] for of in ("collapsed", "large", "unstable"))
+    fell, risky, called = ([pair for pair in known if getattr(pair, of)] for of in ("collapsed", "risky", "unstable"))
     missed = [pair.name for pair in fell if not pair.unstable]
     return [
         "## Runs that collapse",
@@ -270,11 +270,12 @@ def _collapse(tasks: list[dict[str, Any]]) -> list[str]:
             f"A run counts as collapsed if it gains less than {COLLAPSED:.0%} of what its simulation gains over "
             f"guessing, if that is {100 * GAIN:.0f} points or more ({_list(_counted([pair.name for pair in fell]))}). "
             f"`foretune forecast` warns where one of the first steps changes the network's linear weights by more than "
-            f"{UNSTABLE:.1%}, a limit that was chosen on these very tasks and the runs below: before anything is "
-            f"trained that finds {caught(large)}. Of these runs it then makes the "
-            f"first {BEGIN:.0%} and expects those to collapse whose training loss has fallen by less than "
-            f"{FOLLOWED:.0%} of what was simulated for these steps: {caught(unstable)}; "
-            f"missed: {_list(_counted(missed))}. Of one configuration a seed may collapse and another do well."
+            f"{UNSTABLE:.1%} or all steps before the training loss begins to fall by more than {ASTRAY:.1%}, limits "
+            "that were chosen on these very tasks and the runs below: before anything is trained that finds "
+            f"{caught(risky)}. Of these runs it then makes the first {BEGIN:.0%} and expects those to collapse whose "
+            f"training loss has fallen by less than {FOLLOWED:.0%} of what was simulated for these steps: "
+            f"{caught(called)}; missed: {_list(_counted(missed))}. Of one configuration a seed may collapse and "
+            "another do well."
         ),
     ]
 
@@ -286,6 +287,7 @@ def _near_the_limit(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> 
         f"{label} {_area(fell, [pair.simulated[key] for pair in known]):.2f}"
         for key, label in (
             ("largest_step", "largest step"),
+            ("change_before_learning", "change before learning"),
             ("weight_change", "change of the weights"),
             ("linearity_gap", "linearity gap"),
         )
@@ -300,15 +302,15 @@ def _near_the_limit(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> 
         *paragraph(
             f"All runs with steps of {NEAR:.1%} or more, {sum(len(task['runs']) for task in fast)} runs at learning "
             f"rates that were chosen to find the limit (`{'`, `'.join(task['name'] for task in fast)}`) among them. "
-            f"Area under the ROC curve, over all {len(known)} runs: {areas}. Step, gap and simulation are means over "
-            "the seeds; followed: the share of what the simulation learnt in the first quarter that the real beginning "
-            "learnt too."
+            f"Area under the ROC curve, over all {len(known)} runs: {areas}. Step, change before learning, gap and "
+            "simulation are means over the seeds; followed: the share of what the simulation "
+            f"learnt in the first {BEGIN:.0%} that the real beginning learnt too."
         ),
-        "| task | candidate | step | gap | followed, each seed | simulated | true, each seed | |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | candidate | step | before learning | gap | followed, each seed | simulated | true, each seed | |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(
             f"| {some[0].task['name']} | {some[0].candidate} | {_mean(some, 'largest_step'):.1%} "
-            f"| {_mean(some, 'linearity_gap'):.2f} "
+            f"| {_mean(some, 'change_before_learning'):.1%} | {_mean(some, 'linearity_gap'):.2f} "
             f"| {_followed(some)} | {100 * _mean(some, 'eval_metric'):.1f} "
             f"| {', '.join(f'{100 * pair.metric:.1f}' for pair in some)} "
             f"| {'collapsed' if any(pair.collapsed for pair in some) else ''} |"
@@ -320,7 +322,7 @@ def _near_the_limit(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> 
 
 
 def _followed(some: list[Pair]) -> str:
-    return ", ".join(f"{pair.simulated['followed']:.2f}" for pair in some if "followed" in pair.simulated)
+    return ", ".join(f"{pair.simulated['followed']:.2f}" for pair in some if pair.risky)
 
 
 def _mean(some: list[Pair], key: str) -> float:
@@ -345,23 +347,24 @@ def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[
         stable: list[float] = []
         chances: list[tuple[float, bool]] = []  # of being that far off, by the error bar alone
         for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
-            steps = _of_simulations(task, truth, "largest_step")
+            steps, ways = (_of_simulations(task, truth, key) for key in ("largest_step", "change_before_learning"))
             if averaged:
-                truth, forecast, steps = truth.averaged(), forecast.averaged(), np.nanmean(steps, 1, keepdims=True)
-            errors, may_collapse = np.abs(forecast.metric - truth.metric), np.vectorize(too_large)(steps)
-            warned = may_collapse | ((forecast.high - forecast.low) / 2 >= WIDE)
+                truth, forecast = truth.averaged(), forecast.averaged()
+                steps, ways = (np.nanmean(each, 1, keepdims=True) for each in (steps, ways))
+            errors, risky = np.abs(forecast.metric - truth.metric), np.vectorize(may_collapse)(steps, ways)
+            warned = risky | ((forecast.high - forecast.low) / 2 >= WIDE)
             known = ~np.isnan(errors)
             far += warned[known & (errors > 0.05)].tolist()
             near += warned[known & (errors <= 0.05)].tolist()
-            stable += errors[known & ~may_collapse].tolist()
+            stable += errors[known & ~risky].tolist()
             sigma = (forecast.high - forecast.low)[known] / (2 * Z_90)
             chances += zip(2 * norm.sf(0.05 / sigma), warned[known], strict=True)
         chance, warned = map(np.array, zip(*chances, strict=True))
         caught, others = chance[warned].sum() / chance.sum(), (1 - chance)[warned].sum() / (1 - chance).sum()
         lines += paragraph(
-            f"{len(far)} forecasts are off by more than 5 points of {what}; {sum(far)} of them were warned of, for "
-            f"their steps or by an error bar of ±{100 * WIDE:.0f} points or more, and so were {sum(near)} of the "
-            f"{len(near)} others. Without the candidates whose steps are too large the mean error is "
+            f"{len(far)} forecasts are off by more than 5 points of {what}; {sum(far)} of them were warned of, as "
+            f"runs that may collapse or by an error bar of ±{100 * WIDE:.0f} points or more, and so were {sum(near)} "
+            f"of the {len(near)} others. Without the candidates that may collapse the mean error is "
             f"{100 * np.mean(stable):.1f} points."
             + ("" if averaged else f" If runs fell just as the error bars say, {caught:.0%} and {others:.0%} would be.")
         )

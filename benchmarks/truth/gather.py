@@ -22,6 +22,7 @@ from foretune.results import provenance, read_json, write_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "truth"
 ANY = "any"  # the seed of who is asked once for all
+REACH = ("largest_step", "change_before_learning", "linearity_gap", "weight_change", "layer_changes")
 BEGUN = ("followed", "guess_loss")  # what is kept of a real beginning
 ENOUGH, FEW = 8, 4  # candidates, for a rank correlation to mean something, and for errors alone
 DO = "run benchmarks/truth/train.py, forecasts.py and score.py"
@@ -56,7 +57,7 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
         guess = forecast["task"]["majority_metric"] or 0.0
         simulated[_seed(path.parent)] = {
             each["name"]: {key: _short(value) for key, value in each["simulated"].items()}
-            | {key: _short(each[key]) for key in ("largest_step", "linearity_gap", "weight_change", "layer_changes")}
+            | {key: _short(each[key]) for key in REACH if key in each}
             | {key: _short(value) for key, value in (each.get("beginning") or {}).items() if key in BEGUN}
             | {"seconds": round(each["cost"]["seconds"], 2)}
             for each in forecast["candidates"]

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from truth.calibrate import Weights, evidence_of, fit
+from truth.calibrate import UNKNOWN, Weights, evidence_of, fit
 from truth.grid import TASKS
 
-from foretune.forecast.calibration import corrected, corrections, unstable
+from foretune.forecast.calibration import corrected, corrections, may_collapse, unstable
 from foretune.forecast.compare import BEHIND, Z_90
 
 
@@ -25,7 +25,8 @@ def forecast(task: dict[str, Any], weights: Weights) -> dict[str, Any]:
     def score(found: dict[str, Any]) -> dict[str, Any]:
         said = corrected(found, corrections(evidence_of(found, task), weights), 1.0, task["metric_name"])
         metric, half = said["eval_metric"], Z_90 * said["eval_metric_std"]
-        flagged = unstable(found["largest_step"], found.get("followed", 0.0))
+        known = UNKNOWN | found
+        flagged = may_collapse(known["largest_step"], known["change_before_learning"]) and unstable(known["followed"])
         return {
             "rank": metric - BEHIND * flagged,
             "metric": metric,

@@ -79,7 +79,7 @@ class Tangents:
             args: As they would be given to ``Trainer``; only what differs from the defaults counts.
             seeds: Simulated seeds, counted up from that of ``args`` (42 if it has none).
             refreshes: How often tangents are taken again in each simulated run, each time by a pass over the network.
-            begin: Share of the real run that is made if its steps are too large to be simulated; 0: none.
+            begin: Share of the real run that is made if it may collapse; 0: none.
         """
         candidate = Candidate("forecast", peft_config, given_arguments(args))
         found = forecast(self._starts, self.task, [candidate], seeds=seeds, refreshes=refreshes)

@@ -138,7 +138,10 @@ def test_who_is_asked_once_is_held_against_every_seed() -> None:
 def test_evidence_is_read_from_what_was_gathered() -> None:
     gaps = {"largest_step": 0.03, "linearity_gap": 2.0, "weight_change": 0.2, "layer_changes": 1.0}
     row = gaps | {"fitted_loss": 0.1, "eval_loss": 0.5, "eval_metric": 0.8}
-    assert evidence_of(row, {"guess": 0.5, "metric_name": "accuracy"})["unstable"] == 1
+    task = {"guess": 0.5, "metric_name": "accuracy"}
+    assert evidence_of(row, task)["unstable"] == 1 and evidence_of(row | {"largest_step": 0.01}, task)["unstable"] == 0
+    astray = row | {"largest_step": 0.01, "change_before_learning": 0.2, "followed": 0.5, "guess_loss": 0.7}
+    assert evidence_of(astray, task)["unstable"] == 1 and evidence_of(astray, task)["followed"] > 0
 
 
 def test_every_task_has_candidates_of_its_own() -> None:

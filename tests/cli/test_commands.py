@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from helpers import write_jsonl, write_tiny_run
 from task.bad_inputs import CASES, BadInput
 
 import foretune.cli as cli
+from foretune.forecast.beginning import BEGIN
 
 
 def foretune(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -93,7 +95,9 @@ def test_what_may_collapse_is_begun_unless_it_is_not_to_be(
     monkeypatch.setattr("foretune.forecast.calibration.UNSTABLE", 1e-6)
     run = write_tiny_run(tmp_path)
     assert foretune(monkeypatch, "forecast", run, "-o", tmp_path) == 0
-    assert "begun for 3 of 12 steps, this one does" in " ".join(capsys.readouterr().out.split())
+    assert "begun for 5 of 12 steps, this one does" in " ".join(capsys.readouterr().out.split())
+    (row,) = json.loads((tmp_path / "forecast.json").read_text())["candidates"]
+    assert row["beginning"]["steps"] == math.ceil(BEGIN * 12), "the command line has the library's default"
     assert foretune(monkeypatch, "forecast", run, "-o", tmp_path, "--begin", "0") == 0
     assert "whatever the forecast says" in " ".join(capsys.readouterr().out.split())
     assert json.loads((tmp_path / "forecast.json").read_text())["candidates"][0]["beginning"] is None

@@ -9,7 +9,7 @@ from helpers import write_tiny_run
 from foretune.forecast.advice import advice
 from foretune.forecast.beginning import Beginning
 from foretune.forecast.calibration import MeanPoint
-from foretune.forecast.network import Reach
+from foretune.forecast.movement import Reach
 from foretune.task import load_task
 
 
@@ -18,9 +18,10 @@ def curve_of(losses: list[float], metric_std: float | None) -> list[MeanPoint]:
     return [MeanPoint(step=k, epoch=float(k), eval_loss=loss, **known) for k, loss in enumerate(losses)]  # type: ignore[typeddict-item]
 
 
-LINEAR = Reach(largest_step=0.001, weight_change=0.01, layer_changes=0.5, linearity_gap=0.1)
-WIDE = Reach(largest_step=0.01, weight_change=0.1, layer_changes=0.5, linearity_gap=1.2)
-WILD = Reach(largest_step=0.03, weight_change=0.1, layer_changes=0.5, linearity_gap=0.8)
+LINEAR = Reach(0.001, change_before_learning=0.02, weight_change=0.01, layer_changes=0.5, linearity_gap=0.1)
+WIDE = Reach(0.01, change_before_learning=0.02, weight_change=0.1, layer_changes=0.5, linearity_gap=1.2)
+WILD = Reach(0.03, change_before_learning=0.02, weight_change=0.1, layer_changes=0.5, linearity_gap=0.8)
+ASTRAY = Reach(0.01, change_before_learning=0.12, weight_change=0.2, layer_changes=2.0, linearity_gap=0.8)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,7 @@ WILD = Reach(largest_step=0.03, weight_change=0.1, layer_changes=0.5, linearity_
         ([0.7, math.nan, math.nan], 0.02, LINEAR, ["diverges"]),
         ([0.7, 0.6, 0.5], 0.07, WIDE, ["±12 points"]),
         ([0.7, 0.6, 0.5], 0.3, WILD, ["by 3.0%: above 1.7% runs can collapse"]),
+        ([0.7, 0.6, 0.5], 0.3, ASTRAY, ["by 12% before the training loss falls: above 5.6% runs can collapse"]),
     ],
 )
 def test_the_curve_the_error_bar_and_the_gaps_decide(

@@ -69,6 +69,7 @@ def test_guessing_has_the_entropy_or_the_variance_of_the_labels(tmp_path: Path) 
 
 
 def test_only_runs_whose_steps_are_too_large_are_begun(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("foretune.forecast.calibration.ASTRAY", math.inf)
     task, candidate, tangents = loaded(tmp_path, learning_rate=0.004, num_train_epochs=12)
     weak = candidate.__class__("weak", candidate.peft, candidate.training | {"learning_rate": 1e-5})
     strong, other = forecast(tangents, task, [candidate, weak])

@@ -18,11 +18,12 @@ from foretune.forecast.calibration import (
     corrected,
     corrections,
     evidence,
+    may_collapse,
     scale,
     unstable,
 )
 from foretune.forecast.forecast import forecast
-from foretune.forecast.network import LargestStep
+from foretune.forecast.movement import Movement
 from foretune.forecast.simulate import fitted_loss, simulate
 from foretune.forecast.starts import Starts
 
@@ -50,6 +51,7 @@ def test_no_scale_leaves_its_range(value: float, shift: float) -> None:
 
 LINEAR = Simulation(
     largest_step=0.0,
+    change_before_learning=0.0,
     linearity_gap=0.0,
     layer_changes=0.0,
     fitted_loss=0.4,
@@ -108,10 +110,14 @@ def test_what_may_collapse_falls_towards_guessing(metric_name: str, guess: float
     assert evidence(wild._replace(followed=0.5)) == pytest.approx(known | half)
 
 
-def test_a_run_that_learns_all_the_same_is_not_expected_to_collapse() -> None:
-    limit = calibration.UNSTABLE
-    assert [unstable(step, 0.0) for step in (limit, 2 * limit, math.inf)] == [False, True, True]
-    assert [unstable(2 * limit, followed) for followed in (0.0, 0.2, 0.25, 1.0)] == [True, True, False, False]
+def test_large_steps_and_long_ways_may_collapse_unless_the_run_learns_all_the_same() -> None:
+    step, way = calibration.UNSTABLE, calibration.ASTRAY
+    assert [may_collapse(*each) for each in ((step, way), (2 * step, 0.0), (0.0, 2 * way), (math.inf, 0.0))] == [
+        *(False, True, True, True)
+    ]
+    assert [unstable(followed) for followed in (0.0, 0.2, 0.25, 1.0)] == [True, True, False, False]
+    astray = LINEAR._replace(change_before_learning=2 * way)
+    assert evidence(astray)["unstable"] == 1 and evidence(astray)["fall"] < 0
 
 
 @pytest.mark.parametrize(
@@ -169,11 +175,11 @@ def test_what_is_not_a_number_stays_so() -> None:
 
 def test_looking_at_steps_changes_nothing_of_the_run(tmp_path: Path) -> None:
     task, candidate, tangents = loaded(tmp_path)
-    starts, largest = Starts(task, tangents), LargestStep(1.0)
+    starts, movement = Starts(task, tangents), Movement(1.0)
     adapters, head = starts.draw(candidate, candidate.seed)
-    watched, _ = simulate(tangents, task, candidate, adapters, head, candidate.seed, watch=[largest])
+    watched, _ = simulate(tangents, task, candidate, adapters, head, candidate.seed, watch=[movement])
     plain, model = simulate(tangents, task, candidate, *starts.draw(candidate, candidate.seed), candidate.seed)
-    assert watched.curve == plain.curve and largest.largest > 0
+    assert watched.curve == plain.curve and movement.largest_step > 0
     with torch.no_grad():
         alone = [
             float(model.eval()(each, tangents.labels[each]).loss) for each in torch.arange(tangents.num_train).split(1)

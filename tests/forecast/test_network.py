@@ -12,15 +12,8 @@ from test_simulate import loaded, real_run
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from foretune.forecast.network import (
-    LargestStep,
-    Relinearise,
-    gap_sample,
-    linear_norm,
-    linearity_gap,
-    simulated_weights,
-    weight_change,
-)
+from foretune.forecast.movement import Movement, change_before_learning, linear_norm, weight_change
+from foretune.forecast.network import Relinearise, gap_sample, linearity_gap, simulated_weights
 from foretune.forecast.simulate import simulate
 from foretune.forecast.starts import Starts
 from foretune.linear.tangent_model import TangentModel
@@ -108,12 +101,24 @@ class Norms(TrainerCallback):
 def test_the_largest_step_is_that_of_the_network_while_it_is_early(warmup: int, tmp_path: Path) -> None:
     task, candidate, tangents = loaded(tmp_path, **FAR, warmup_steps=warmup)
     heads = tangents.head.names
-    largest, norms = LargestStep(linear_norm(task, heads)), Norms(task, heads)
+    movement, norms = Movement(linear_norm(task, heads)), Norms(task, heads)
     start = Starts(task, tangents).draw(candidate, candidate.seed)
-    run, _ = simulate(tangents, task, candidate, *start, candidate.seed, watch=[largest, norms])
+    run, _ = simulate(tangents, task, candidate, *start, candidate.seed, watch=[movement, norms])
     sizes = [float((b - a).norm() / norms.seen[0].norm()) for a, b in pairwise(norms.seen)]
     early = max(warmup, round(run.final["step"] / 10), 1)
-    assert early < len(sizes) and largest.largest == pytest.approx(max(sizes[:early]), rel=1e-4)
+    assert early < len(sizes) and movement.largest_step == pytest.approx(max(sizes[:early]), rel=1e-4)
+    ways = [float((now - norms.seen[0]).norm() / norms.seen[0].norm()) for now in norms.seen[1:]]
+    assert movement.changes == pytest.approx(ways, rel=1e-4) and len(ways) == len(run.step_losses)
+
+
+def test_learning_begins_when_the_mean_loss_has_fallen_by_a_tenth() -> None:
+    changes = [float(step) for step in range(1, 33)]
+    falls = [1.0] * 20 + [0.7] * 12
+    assert change_before_learning(changes, falls, guess_loss=1.0) == 21  # two steps are a sixteenth of the run
+    assert change_before_learning(changes, [0.5] * 32, guess_loss=1.0) == 2
+    for never in ([1.0] * 32, [math.nan] * 32, [1.0] * 30 + [math.inf, math.inf]):
+        assert change_before_learning(changes, never, guess_loss=1.0) == 32
+    assert change_before_learning([7.0], [0.3], guess_loss=1.0) == 7  # a run of one step
 
 
 def test_layers_without_a_weight_of_their_own_do_not_count(tmp_path: Path) -> None:
@@ -129,11 +134,11 @@ def test_layers_without_a_weight_of_their_own_do_not_count(tmp_path: Path) -> No
 
 def test_a_step_to_no_numbers_is_infinitely_large(tmp_path: Path) -> None:
     task, _, tangents = loaded(tmp_path)
-    largest = LargestStep(1.0)
+    movement = Movement(1.0)
     args, state, control = TrainingArguments(str(tmp_path)), TrainerState(max_steps=1, global_step=1), TrainerControl()
-    largest.on_train_begin(args, state, control, model=moved(task, tangents, 0.0))
-    largest.on_step_end(args, state, control, model=moved(task, tangents, math.inf))
-    assert largest.largest == math.inf
+    movement.on_train_begin(args, state, control, model=moved(task, tangents, 0.0))
+    movement.on_step_end(args, state, control, model=moved(task, tangents, math.inf))
+    assert movement.largest_step == math.inf and movement.changes == [math.inf]
 
 
 def test_the_gap_vanishes_with_the_distance(tmp_path: Path) -> None:

@@ -31,14 +31,14 @@ def command(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Share of the real run made of candidates whose steps are too large to be simulated; 0: none.",
+            help="Share of the real run that is made of candidates that may collapse; 0: none.",
         ),
-    ] = 0.25,
+    ] = 0.375,
 ) -> None:
     """Predict every candidate's training curve and final metric; writes forecast.json, best first.
 
-    Candidates whose first steps are too large may collapse: a quarter of their real run is made to see whether they
-    do. Those that do, or are not begun, are ranked last, whatever their forecast.
+    Candidates whose steps are too large may collapse: three eighths of their real run are made to see whether they do.
+    Those that do, or are not begun, are ranked last, whatever their forecast.
 
     The pass over the model is made once and kept: forecasting again, or other candidates on the same layers, reuses it.
     """

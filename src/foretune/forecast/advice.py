@@ -4,13 +4,14 @@ import math
 from collections.abc import Sequence
 
 from foretune.forecast.beginning import Beginning
-from foretune.forecast.calibration import UNSTABLE, MeanPoint, too_large, unstable
+from foretune.forecast.calibration import ASTRAY, UNSTABLE, MeanPoint, may_collapse, unstable
 from foretune.forecast.compare import Z_90
-from foretune.forecast.network import Reach
+from foretune.forecast.movement import Reach
 from foretune.forecast.simulate import accepts_loss_kwargs
 from foretune.task import Candidate, Task
 
 WIDE = 0.06  # half of the 90% interval of the metric from which a forecast is said to be uncertain (docs/truth.md)
+LESS = "lower the learning rate or the scaling"
 RISE = 1.1  # eval loss at the end over its best, from which a run is called over-fitting
 
 
@@ -19,11 +20,8 @@ def advice(
 ) -> list[str]:
     """Warnings about a candidate: unstable, uncertain, over-fitting, no learning, traps of arguments."""
     said, metric_std = [], curve[-1]["eval_metric_std"]
-    if too_large(reach.largest_step):
-        said.append(
-            f"single steps change the network's linear weights by {reach.largest_step:.1%}: above {UNSTABLE:.1%} runs "
-            f"can collapse and learn nothing{_begun(beginning)}; lower the learning rate or the scaling"
-        )
+    if may_collapse(reach.largest_step, reach.change_before_learning):
+        said.append(f"{_movement(reach)} runs can collapse and learn nothing{_begun(beginning)}; {LESS}")
     elif metric_std is not None and Z_90 * metric_std >= WIDE:
         said.append(
             f"its error bar is wide, ±{100 * Z_90 * metric_std:.0f} points: that much did such runs of other tasks "
@@ -46,6 +44,15 @@ def advice(
     return said
 
 
+def _movement(reach: Reach) -> str:
+    """Why a run may collapse."""
+    if reach.largest_step > UNSTABLE:
+        change = f"single steps change the network's linear weights by {reach.largest_step:.1%}"
+        return f"{change}: above {UNSTABLE:.1%}"
+    change = f"the network's linear weights change by {reach.change_before_learning:.0%} before the training loss falls"
+    return f"{change}: above {ASTRAY:.1%}"
+
+
 def _begun(beginning: Beginning | None) -> str:
     """What the real beginning adds to the warning of a collapse."""
     if beginning is None:
@@ -54,5 +61,5 @@ def _begun(beginning: Beginning | None) -> str:
         f"training loss {beginning.train_loss:.3g}, simulated {beginning.simulated_loss:.3g}, of guessing "
         f"{beginning.guess_loss:.3g}"
     )
-    verdict = "does" if unstable(math.inf, beginning.followed) else "does not, so far"
+    verdict = "does" if unstable(beginning.followed) else "does not, so far"
     return f"; begun for {beginning.steps} of {beginning.max_steps} steps, this one {verdict} ({losses})"

@@ -1,9 +1,9 @@
-"""The beginning of a real run, where its steps are too large to be simulated.
+"""The beginning of a real run that may collapse.
 
-Of runs whose first steps change too much of the network's weights most collapse and some do well. Nothing about their
-simulation or the first tenth of the real run tells which (``docs/log.md``), the training loss of its first quarter
-mostly does. So these runs, and no others, are begun for real: with the seed, the batches and the schedule of the whole
-run.
+Of runs whose steps change too much of the network's weights most collapse and some do well. Nothing about their
+simulation or the first tenth of the real run tells which (``docs/log.md``), the training loss of its first three
+eighths mostly does. So these runs, and no others, are begun for real: with the seed, the batches and the schedule of
+the whole run.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from foretune.task import Candidate, Task
 from foretune.train import build_peft_model, loop_arguments, run_trainer
 
-BEGIN = 0.25  # share of the steps
+BEGIN = 0.375  # share of the steps
 LEAST = 0.05  # of the loss of guessing, that a simulation must have learnt for a real run to be held against it
 _NO_FILES = {"save_strategy": "no", "load_best_model_at_end": False, "push_to_hub": False, "report_to": "none"}
 

@@ -23,6 +23,7 @@ from foretune.train.loop import Point
 OVERFIT = 4.0  # where evidence of over-fitting stops to count
 CHANGES = 3.0  # where the sum of relative changes stops to count
 UNSTABLE = 0.017  # relative size of a step from which runs were seen to collapse, from some seeds or all
+ASTRAY = 0.056  # relative change of the weights before anything is learnt, likewise
 FOLLOWED = 0.25  # of what its simulation learnt in the beginning: a run that learnt less then collapses
 QUANTITIES = ("eval_metric", "eval_loss", "train_loss")
 
@@ -62,14 +63,14 @@ def scale(quantity: str, metric_name: str) -> Scale:
     return SCALES[metric_name] if quantity == "eval_metric" else _LOGARITHM
 
 
-def too_large(step: float) -> bool:
-    """Whether a run whose first steps change that much of the weights may collapse."""
-    return step > UNSTABLE
+def may_collapse(largest_step: float, change_before_learning: float) -> bool:
+    """Whether such runs were seen to collapse: single steps are too large, or many lead astray before it learns."""
+    return largest_step > UNSTABLE or change_before_learning > ASTRAY
 
 
-def unstable(largest_step: float, followed: float) -> bool:
-    """Whether a run is expected to collapse: its first steps are too large, and it did not learn all the same."""
-    return too_large(largest_step) and followed < FOLLOWED
+def unstable(followed: float) -> bool:
+    """Whether a run that may collapse is expected to: it has not learnt all the same in its beginning."""
+    return followed < FOLLOWED
 
 
 class Simulation(NamedTuple):
@@ -77,6 +78,7 @@ class Simulation(NamedTuple):
 
     Attributes:
         largest_step: Largest relative change of the linear weights in one of the first steps.
+        change_before_learning: Their relative change when training losses begin to fall.
         linearity_gap: Linearity gap at the end.
         layer_changes: Sum of the adapted layers' relative changes at the end.
         fitted_loss: Loss of the training examples at the end.
@@ -89,6 +91,7 @@ class Simulation(NamedTuple):
     """
 
     largest_step: float
+    change_before_learning: float
     linearity_gap: float
     layer_changes: float
     fitted_loss: float
@@ -104,15 +107,18 @@ def evidence(found: Simulation) -> dict[str, float]:
     """What a simulated run tells about the real one beyond its result.
 
     Returns:
-        ``constant`` (1), ``correlation`` (1 where that is the metric) and, where the largest step is at most
-        ``UNSTABLE``, ``gap`` (up to 1), ``changes``, the sum ρ of the layers' relative changes (up to ``CHANGES``),
+        ``constant`` (1), ``correlation`` (1 where that is the metric) and, unless the run may collapse, ``gap`` (up to
+        1), ``changes``, the sum ρ of the layers' relative changes (up to ``CHANGES``),
         ``overfit``, the gap times ``q = log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which it is where the
         run diverged), in which an ``eval_loss`` of classes counts up to log 2: while the labels of training examples
         are not yet more probable than all others, nothing is over-fitted; and ``learnt``, ``ρ/(1+ρ) · q/(1+q)``. Else,
         where a run may collapse, ``unstable`` (1), ``followed`` and, how far guessing is from the simulation on
         their scales, times the share that a real beginning did not follow, ``fall`` of the metric and ``loss_fall``.
     """
-    on, stable = scale("eval_metric", found.metric_name), not too_large(found.largest_step)
+    on, stable = (
+        scale("eval_metric", found.metric_name),
+        not may_collapse(found.largest_step, found.change_before_learning),
+    )
     near = min(found.linearity_gap, 1.0) if stable else 0.0
     diverged = not math.isfinite(found.eval_loss + found.fitted_loss)
     unlearnt = min(found.eval_loss, math.log(2)) if found.metric_name == "accuracy" else found.eval_loss

@@ -18,20 +18,20 @@ from foretune.forecast.calibration import (
     corrected,
     corrections,
     evidence,
-    too_large,
+    may_collapse,
     unstable,
 )
 from foretune.forecast.compare import higher_is_better
 from foretune.forecast.figures import Figures, Kernels
-from foretune.forecast.network import (
-    LargestStep,
+from foretune.forecast.movement import (
+    Movement,
     Reach,
-    gap_sample,
+    change_before_learning,
     layer_changes,
     linear_norm,
-    linearity_gap,
     weight_change,
 )
+from foretune.forecast.network import gap_sample, linearity_gap
 from foretune.forecast.sample import Sample, without
 from foretune.forecast.simulate import fitted_loss, simulate
 from foretune.forecast.starts import Starts
@@ -99,6 +99,7 @@ class Forecast:
         return evidence(
             Simulation(
                 largest_step=self.reach.largest_step,
+                change_before_learning=self.reach.change_before_learning,
                 linearity_gap=self.reach.linearity_gap,
                 layer_changes=self.reach.layer_changes,
                 **losses,
@@ -130,7 +131,12 @@ class Forecast:
     @property
     def unstable(self) -> bool:
         """Whether the run is expected to collapse."""
-        return unstable(self.reach.largest_step, self.followed)
+        return self.may_collapse and unstable(self.followed)
+
+    @property
+    def may_collapse(self) -> bool:
+        """Whether such runs were seen to collapse."""
+        return may_collapse(self.reach.largest_step, self.reach.change_before_learning)
 
     @property
     def followed(self) -> float:
@@ -206,12 +212,17 @@ def forecast(
             with torch.no_grad():
                 before = head.eval()(taken.features[examples])
             first = not runs  # the user's own seed, whose run is looked at
-            largest = LargestStep(size)
-            watch = [largest] if first else []
+            movement = Movement(size)
+            watch = [movement] if first else []
             run, model = simulate(taken, task, candidate, adapters, head, seed, refreshes=refreshes, watch=watch)
             if first:
-                gap = linearity_gap(task, model, examples, before)
-                reach = Reach(largest.largest, weight_change(task, model), layer_changes(task, model), gap)
+                reach = Reach(
+                    largest_step=movement.largest_step,
+                    change_before_learning=change_before_learning(movement.changes, run.step_losses, task.guess_loss),
+                    weight_change=weight_change(task, model),
+                    layer_changes=layer_changes(task, model),
+                    linearity_gap=linearity_gap(task, model, examples, before),
+                )
                 fitted = fitted_loss(model)
                 kernel = kernels.figures(taken, candidate, adapters, int(run.final["step"]))
             runs.append(run)
@@ -249,7 +260,7 @@ def begun(
         bar: Makes a progress bar for a label; by default there is none.
     """
     for each in forecasts:
-        if share > 0 and too_large(each.reach.largest_step):
+        if share > 0 and each.may_collapse:
             with bar(f"beginning {each.candidate.name} for real") as progress:
                 losses = each.runs[0].step_losses
                 each.beginning = begin(task, each.candidate, losses, share=share, progress=progress)

@@ -1,9 +1,8 @@
 """Back to the network: the simulated weights put into it, to see how far the tangents hold and to take new ones."""
 
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
+from foretune.forecast.movement import growth_of
 from foretune.kernel.bounds import nonlinearity
-from foretune.linear import Factors, Growth, TangentModel, replaced
-from foretune.tangents import Tangents, all_outputs, centred, collect, evaluating, select_layers
+from foretune.linear import TangentModel, replaced
+from foretune.tangents import Tangents, all_outputs, centred, collect, evaluating
 from foretune.task import Task
 
 SAMPLE = 64  # evaluation examples on which the linearity gap is measured
-EARLY = 0.1  # share of the steps whose largest is looked for
 
 
 @contextmanager
@@ -82,112 +81,6 @@ class Relinearise(TrainerCallback):
                 )
                 growth = None if model.growth is None else growth_of(self.task, found, model.adapters)
             model.relinearise(found, growth)
-
-
-@dataclass(frozen=True)
-class Reach:
-    """How far a simulated run goes.
-
-    Attributes:
-        largest_step: Largest early step, see ``LargestStep``.
-        weight_change: Relative change of the adapted weights, see the function of that name.
-        layer_changes: Sum of the adapted layers' relative changes, see ``foretune.linear.growth``.
-        linearity_gap: How far the network is from its tangents at the end, see the function of that name.
-    """
-
-    largest_step: float
-    weight_change: float
-    layer_changes: float
-    linearity_gap: float
-
-
-class LargestStep(TrainerCallback):
-    r"""Measures the largest change of the network's linear weights in one step, relative to their size.
-
-    .. math:: \max_t \lVert\Delta W_{t+1} - \Delta W_t\rVert_F / \lVert W\rVert_F
-
-    over the first tenth of the steps and those of the warm-up; norms are of all linear layers together but the head's,
-    adapted or not. Real runs collapse when it is too large (``docs/truth.md``). ∞: the run no longer gives numbers.
-
-    Args:
-        size: The norm of the linear weights, see ``linear_norm``.
-    """
-
-    def __init__(self, size: float) -> None:
-        self.size = size
-        self.largest = 0.0
-        self.before: Factors = {}
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Remember the start."""
-        self.before = _factors(kwargs["model"])
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure, if it is early."""
-        if state.global_step <= max(_last_step(state, EARLY), args.get_warmup_steps(state.max_steps)):
-            model: TangentModel = kwargs["model"]
-            self.largest = max(self.largest, _total(model.changes(self.before)) / self.size)
-            self.before = _factors(model)
-
-
-def linear_norm(task: Task, heads: Sequence[str]) -> float:
-    """Frobenius norm of all linear layers' weights together, but the head's, whose modules are named."""
-    return _norm(select_layers(task.model, "all-linear", heads).values())
-
-
-def weight_change(task: Task, model: TangentModel) -> float:
-    r"""How far a simulated run has moved the adapted weights, relative to their size.
-
-    .. math:: \sqrt{\textstyle\sum_m \lVert\Delta W_m\rVert_F^2 / \sum_m \lVert W_m\rVert_F^2}
-
-    over the adapted layers m, each with its weight W as pretrained and its change since the tangents were taken: what
-    they leave out is of second order in it. ∞: the run no longer gives numbers.
-    """
-    return _total(model.changes()) / _norm(task.model.get_submodule(layer) for layer in model.adapters)
-
-
-def layer_changes(task: Task, model: TangentModel) -> float:
-    r"""Sum over the adapted layers of their relative change in a simulated run.
-
-    .. math:: \rho = \textstyle\sum_m \lVert\Delta W_m\rVert_F / \lVert W_m\rVert_F
-
-    Layers multiply each other, so that what each changes adds up. ∞: the run no longer gives numbers.
-    """
-    growth = model.growth or growth_of(task, model.tangents, model.adapters)
-    return _finite(float(growth.layer_changes(model.changes())))
-
-
-def growth_of(task: Task, tangents: Tangents, layers: Iterable[str]) -> Growth:
-    """The growth of the features of the task's network, as its weights are, when these layers change."""
-    norms = {layer: _norm([task.model.get_submodule(layer)]) for layer in layers}
-    return Growth(norms, normalised=bool(tangents.radii.isfinite().all()))
-
-
-def _factors(model: TangentModel) -> Factors:
-    """A copy of the current factors."""
-    with torch.no_grad():
-        return {
-            layer: tuple(factor.clone() for factor in model.factors(adapter))  # type: ignore[misc]
-            for layer, adapter in model.adapters.items()
-        }
-
-
-def _total(changes: Mapping[str, Tensor]) -> float:
-    """Norm of the changes of all layers together."""
-    return _finite(math.hypot(*map(float, changes.values())))
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else math.inf
-
-
-def _norm(layers: Iterable[nn.Module]) -> float:
-    """Frobenius norm of the layers' weights together, of those that have one."""
-    weights = (getattr(layer, "weight", None) for layer in layers)
-    sizes = (float(torch.linalg.vector_norm(each.detach())) for each in weights if isinstance(each, Tensor))
-    return math.hypot(*sizes)
 
 
 def _last_step(state: TrainerState, share: float) -> int:

@@ -34,7 +34,7 @@ def forecast_run(
         seeds: Simulated seeds of each candidate, each with tangents of its own head where that is new.
         refreshes: How often tangents are taken again in each simulated run.
         sample: Training examples that stand for all of them; by default each for itself.
-        begin: Share of the real run that is made where its steps are too large to be simulated; 0: of none.
+        begin: Share of the real run that is made where it may collapse; 0: of none.
         bar: Makes a progress bar for a label.
 
     Raises:

@@ -13,7 +13,8 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
-from foretune.forecast.network import Relinearise, growth_of
+from foretune.forecast.movement import growth_of
+from foretune.forecast.network import Relinearise
 from foretune.linear import Moments, TangentModel
 from foretune.tangents import Adapter, Head, Tangents, evaluating
 from foretune.task import Candidate, Task
