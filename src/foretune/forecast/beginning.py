@@ -17,7 +17,7 @@ from foretune.task import Candidate, Task
 from foretune.train import build_peft_model, loop_arguments, run_trainer
 
 BEGIN = 0.375  # share of the steps
-LEAST = 0.05  # of the loss of guessing, that a simulation must have learnt for a real run to be held against it
+LEAST = 0.1  # of the loss of guessing, that a simulation must have learnt for a real run to be held against it
 _NO_FILES = {"save_strategy": "no", "load_best_model_at_end": False, "push_to_hub": False, "report_to": "none"}
 
 
