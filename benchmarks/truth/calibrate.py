@@ -30,10 +30,10 @@ SHIFT = {  # which evidence moves a quantity; chosen on tasks left out
     "eval_loss": ("changes", "overfit", "loss_fall"),
     "train_loss": ("gap",),
 }
-SPREAD = ("constant", "correlation", "gap", "unstable", "followed")
+SPREAD = ("constant", "correlation", "gap", "unstable", "followed", "blind")
 RIDGE = 0.3  # on standardised evidence, so that few runs do not make large weights
 # of runs that were not begun, and of simulations of before, whose weights change less than what this is for
-UNKNOWN = {"followed": 0.0, "guess_loss": math.nan, "change_before_learning": 0.0}
+UNKNOWN = {"followed": None, "guess_loss": math.nan, "change_before_learning": 0.0}
 Weights = dict[str, dict[str, dict[str, float]]]
 
 
@@ -68,8 +68,11 @@ def rows(task: dict[str, Any], quantity: str) -> tuple[np.ndarray, np.ndarray]:
         simulated = simulation(task, run["candidate"], run["seed"])
         if simulated is None or run[quantity] is None:
             continue
-        evidence.append(list(evidence_of(simulated, task).values()))
-        errors.append(on.to(run[quantity]) - on.to(simulated[quantity]))
+        known = [evidence_of(simulated, task)]
+        if known[0]["unstable"] and not known[0]["blind"]:  # what is known of it if it is not begun
+            known.append(evidence_of(simulated | {"followed": None}, task))
+        evidence += [list(each.values()) for each in known]
+        errors += [on.to(run[quantity]) - on.to(simulated[quantity])] * len(known)
     return np.array(evidence), np.array(errors)
 
 
@@ -91,8 +94,9 @@ def fit_one(quantity: str, known: Sequence[tuple[np.ndarray, np.ndarray]]) -> di
     evidence, errors = map(np.concatenate, zip(*known, strict=True))
     x = evidence[:, [NAMES.index(name) for name in SHIFT[quantity]]]
     size = np.sqrt(np.square(x).mean(0)) + 1e-12
-    scaled = x / size
-    shift = np.linalg.solve(scaled.T @ scaled + RIDGE * np.eye(len(size)), scaled.T @ errors) / size
+    begun = evidence[:, NAMES.index("blind")] == 0  # others only widen error bars
+    scaled = (x / size)[begun]
+    shift = np.linalg.solve(scaled.T @ scaled + RIDGE * np.eye(len(size)), scaled.T @ errors[begun]) / size
     left = errors - x @ shift
     s = evidence[:, [NAMES.index(name) for name in SPREAD]]
 
@@ -102,7 +106,7 @@ def fit_one(quantity: str, known: Sequence[tuple[np.ndarray, np.ndarray]]) -> di
         return float((log_sigma + np.square(left) * np.exp(-2 * log_sigma) / 2).mean() + penalty)
 
     start = np.array([math.log(float(left.std()) + 1e-6), *[0.0] * (len(SPREAD) - 1)])
-    spread = minimize(loss, start, method="Nelder-Mead").x
+    spread = minimize(loss, start, method="BFGS").x
     return {
         "shift": dict(zip(SHIFT[quantity], map(float, shift), strict=True)),
         "spread": dict(zip(SPREAD, map(float, spread), strict=True)),
@@ -124,7 +128,7 @@ if __name__ == "__main__":
     content = {
         "learnt_by": "python benchmarks/truth/calibrate.py",
         "tasks": [task["name"] for task in tasks],
-        "runs": sum(len(rows(task, "eval_metric")[1]) for task in tasks),
+        "runs": sum(len(task["runs"]) for task in tasks),
         "weights": fit(tasks),
     }
     path = Path(calibration.__file__).with_name("calibration.json")

@@ -322,7 +322,7 @@ def _near_the_limit(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> 
 
 
 def _followed(some: list[Pair]) -> str:
-    return ", ".join(f"{pair.simulated['followed']:.2f}" for pair in some if pair.risky)
+    return ", ".join(f"{pair.simulated['followed']:.2f}" for pair in some if pair.simulated["followed"] is not None)
 
 
 def _mean(some: list[Pair], key: str) -> float:

@@ -84,6 +84,8 @@ def test_only_runs_whose_steps_are_too_large_are_begun(tmp_path: Path, monkeypat
     assert strong.beginning.simulated_loss == np.mean(
         strong.runs[0].step_losses[strong.beginning.steps // 2 : strong.beginning.steps]
     )
-    assert strong.followed > 0.25 and not strong.unstable and ranked[0] is strong and strong.eval_metric > fallen
+    assert (
+        strong.beginning.followed > 0.25 and not strong.unstable and ranked[0] is strong and strong.eval_metric > fallen
+    )
     assert strong.to_json()["beginning"]["followed"] == strong.followed
     assert other.to_json()["beginning"] is None and any("begun for" in text for text in strong.warnings)

@@ -60,7 +60,7 @@ LINEAR = Simulation(
     guess=0.5,
     guess_loss=0.7,
     metric_name="accuracy",
-    followed=0.0,
+    followed=None,
 )
 NOTHING = {
     "constant": 1.0,
@@ -70,6 +70,7 @@ NOTHING = {
     "overfit": 0.0,
     "learnt": 0.0,
     "unstable": 0.0,
+    "blind": 0.0,
     "followed": 0.0,
     "fall": 0.0,
     "loss_fall": 0.0,
@@ -104,9 +105,10 @@ def test_what_may_collapse_falls_towards_guessing(metric_name: str, guess: float
     )
     correlation = float(metric_name == "pearson")
     known = NOTHING | {"correlation": correlation, "unstable": 1.0, "fall": fall, "loss_fall": math.log(0.7 / 0.5)}
+    known["blind"] = 1.0
     assert evidence(wild) == pytest.approx(known)
     assert corrections(evidence(wild))["eval_metric"].shift == pytest.approx(fall, rel=0.2)
-    half = {"followed": 0.5, "fall": fall / 2, "loss_fall": known["loss_fall"] / 2}
+    half = {"blind": 0.0, "followed": 0.5, "fall": fall / 2, "loss_fall": known["loss_fall"] / 2}
     assert evidence(wild._replace(followed=0.5)) == pytest.approx(known | half)
 
 
@@ -115,7 +117,7 @@ def test_large_steps_and_long_ways_may_collapse_unless_the_run_learns_all_the_sa
     assert [may_collapse(*each) for each in ((step, way), (2 * step, 0.0), (0.0, 2 * way), (math.inf, 0.0))] == [
         *(False, True, True, True)
     ]
-    assert [unstable(followed) for followed in (0.0, 0.2, 0.25, 1.0)] == [True, True, False, False]
+    assert [unstable(followed) for followed in (None, 0.0, 0.2, 0.25, 1.0)] == [*[True] * 3, False, False]
     astray = LINEAR._replace(change_before_learning=2 * way)
     assert evidence(astray)["unstable"] == 1 and evidence(astray)["fall"] < 0
 

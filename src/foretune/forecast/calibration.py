@@ -68,9 +68,9 @@ def may_collapse(largest_step: float, change_before_learning: float) -> bool:
     return largest_step > UNSTABLE or change_before_learning > ASTRAY
 
 
-def unstable(followed: float) -> bool:
-    """Whether a run that may collapse is expected to: it has not learnt all the same in its beginning."""
-    return followed < FOLLOWED
+def unstable(followed: float | None) -> bool:
+    """Whether a run that may collapse is expected to: unless it was begun and learnt all the same."""
+    return followed is None or followed < FOLLOWED
 
 
 class Simulation(NamedTuple):
@@ -87,7 +87,7 @@ class Simulation(NamedTuple):
         guess: Metric of guessing.
         guess_loss: Loss of guessing.
         metric_name: What the metric is.
-        followed: How much of what it learnt in its beginning the real run learnt too, where that was begun.
+        followed: How much of what it learnt in its beginning the real run learnt too; None if that was not begun.
     """
 
     largest_step: float
@@ -100,7 +100,7 @@ class Simulation(NamedTuple):
     guess: float
     guess_loss: float
     metric_name: str
-    followed: float
+    followed: float | None
 
 
 def evidence(found: Simulation) -> dict[str, float]:
@@ -112,13 +112,13 @@ def evidence(found: Simulation) -> dict[str, float]:
         ``overfit``, the gap times ``q = log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which it is where the
         run diverged), in which an ``eval_loss`` of classes counts up to log 2: while the labels of training examples
         are not yet more probable than all others, nothing is over-fitted; and ``learnt``, ``ρ/(1+ρ) · q/(1+q)``. Else,
-        where a run may collapse, ``unstable`` (1), ``followed`` and, how far guessing is from the simulation on
-        their scales, times the share that a real beginning did not follow, ``fall`` of the metric and ``loss_fall``.
+        where a run may collapse, ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far
+        guessing is from the simulation on their scales, times the share that a real beginning did not follow, ``fall``
+        of the metric and ``loss_fall``.
     """
-    on, stable = (
-        scale("eval_metric", found.metric_name),
-        not may_collapse(found.largest_step, found.change_before_learning),
-    )
+    on = scale("eval_metric", found.metric_name)
+    stable = not may_collapse(found.largest_step, found.change_before_learning)
+    followed = found.followed or 0.0
     near = min(found.linearity_gap, 1.0) if stable else 0.0
     diverged = not math.isfinite(found.eval_loss + found.fitted_loss)
     unlearnt = min(found.eval_loss, math.log(2)) if found.metric_name == "accuracy" else found.eval_loss
@@ -128,7 +128,7 @@ def evidence(found: Simulation) -> dict[str, float]:
     loss = found.eval_loss if math.isfinite(found.eval_loss) else found.guess_loss
 
     def fall(on: Scale, guess: float, simulated: float) -> float:
-        return 0.0 if stable else (1 - found.followed) * (on.to(guess) - on.to(simulated))
+        return 0.0 if stable else (1 - followed) * (on.to(guess) - on.to(simulated))
 
     return {
         "constant": 1.0,
@@ -138,7 +138,8 @@ def evidence(found: Simulation) -> dict[str, float]:
         "overfit": near * fitted,
         "learnt": (1 - 1 / (1 + rho)) * fitted / (1 + fitted),
         "unstable": float(not stable),
-        "followed": 0.0 if stable else found.followed,
+        "blind": float(not stable and found.followed is None),
+        "followed": 0.0 if stable else followed,
         "fall": fall(on, found.guess, metric),
         "loss_fall": fall(_LOGARITHM, found.guess_loss, loss),
     }

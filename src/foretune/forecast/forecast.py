@@ -139,9 +139,9 @@ class Forecast:
         return may_collapse(self.reach.largest_step, self.reach.change_before_learning)
 
     @property
-    def followed(self) -> float:
-        """How much of what the simulation learnt in its beginning the real run learnt too; 0 where it was not begun."""
-        return 0.0 if self.beginning is None else self.beginning.followed
+    def followed(self) -> float | None:
+        """How much of what the simulation learnt in its beginning the real run learnt too; None: it was not begun."""
+        return None if self.beginning is None else self.beginning.followed
 
     @property
     def steps(self) -> int:
