@@ -12,6 +12,7 @@ from test_simulate import SCHEDULE, loaded, real_run
 
 from foretune.forecast.beginning import Beginning, begin
 from foretune.forecast.forecast import begun, forecast
+from foretune.task import Candidate
 
 
 def beginning(train: float, simulated: float, guess: float = 0.7) -> Beginning:
@@ -71,7 +72,7 @@ def test_guessing_has_the_entropy_or_the_variance_of_the_labels(tmp_path: Path) 
 def test_only_runs_whose_steps_are_too_large_are_begun(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("foretune.forecast.calibration.ASTRAY", math.inf)
     task, candidate, tangents = loaded(tmp_path, learning_rate=0.004, num_train_epochs=12)
-    weak = candidate.__class__("weak", candidate.peft, candidate.training | {"learning_rate": 1e-5})
+    weak = Candidate("weak", candidate.peft, candidate.training | {"learning_rate": 1e-5})
     strong, other = forecast(tangents, task, [candidate, weak])
     assert strong.candidate is candidate
     assert all(each.beginning is None for each in begun([strong, other], task, 0.25))

@@ -11,7 +11,6 @@ from foretune.forecast.simulate import accepts_loss_kwargs
 from foretune.task import Candidate, Task
 
 WIDE = 0.06  # half of the 90% interval of the metric from which a forecast is said to be uncertain (docs/truth.md)
-LESS = "lower the learning rate or the scaling"
 RISE = 1.1  # eval loss at the end over its best, from which a run is called over-fitting
 
 
@@ -21,7 +20,10 @@ def advice(
     """Warnings about a candidate: unstable, uncertain, over-fitting, no learning, traps of arguments."""
     said, metric_std = [], curve[-1]["eval_metric_std"]
     if may_collapse(reach.largest_step, reach.change_before_learning):
-        said.append(f"{_movement(reach)} runs can collapse and learn nothing{_begun(beginning)}; {LESS}")
+        said.append(
+            f"{_movement(reach)} runs can collapse and learn nothing{_begun(beginning)}; "
+            "lower the learning rate or the scaling"
+        )
     elif metric_std is not None and Z_90 * metric_std >= WIDE:
         said.append(
             f"its error bar is wide, ±{100 * Z_90 * metric_std:.0f} points: that much did such runs of other tasks "

@@ -199,7 +199,7 @@ def forecast(
     """
     starts = tangents if isinstance(tangents, Starts) else Starts(task, tangents)
     kernels, size = Kernels(), linear_norm(task, starts.first.head.names)
-    guess = task.majority_metric or 0.0
+    guess, guess_loss = task.majority_metric or 0.0, task.guess_loss
     forecasts = []
     for number, candidate in enumerate(candidates):
         started = time.perf_counter()
@@ -218,7 +218,7 @@ def forecast(
             if first:
                 reach = Reach(
                     largest_step=movement.largest_step,
-                    change_before_learning=change_before_learning(movement.changes, run.step_losses, task.guess_loss),
+                    change_before_learning=change_before_learning(movement.changes, run.step_losses, guess_loss),
                     weight_change=weight_change(task, model),
                     layer_changes=layer_changes(task, model),
                     linearity_gap=linearity_gap(task, model, examples, before),
@@ -232,7 +232,7 @@ def forecast(
             candidate=candidate,
             metric_name=task.metric_name,
             guess=guess,
-            guess_loss=task.guess_loss,
+            guess_loss=guess_loss,
             runs=runs,
             seeds=own,
             refreshes=refreshes,
@@ -251,7 +251,7 @@ def forecast(
 def begun(
     forecasts: Sequence[Forecast], task: Task, share: float, bar: Bar = lambda _: nullcontext()
 ) -> list[Forecast]:
-    """The same forecasts, ranked again, after the real runs of those whose steps are too large have been begun.
+    """The same forecasts, ranked again, after the real runs of those that may collapse have been begun.
 
     Args:
         forecasts: Of the task.

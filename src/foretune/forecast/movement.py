@@ -69,9 +69,14 @@ class Movement(TrainerCallback):
         """Measure: the whole way at any time, the step while it is early."""
         model: TangentModel = kwargs["model"]
         self.changes.append(_total(model.changes(self.start)) / self.size)
-        if state.global_step <= max(round(EARLY * state.max_steps), 1, args.get_warmup_steps(state.max_steps)):
+        if state.global_step <= max(last_step(state, EARLY), args.get_warmup_steps(state.max_steps)):
             self.largest_step = max(self.largest_step, _total(model.changes(self.before)) / self.size)
             self.before = _factors(model)
+
+
+def last_step(state: TrainerState, share: float) -> int:
+    """The step that completes a share of the run."""
+    return max(1, round(share * state.max_steps))
 
 
 def change_before_learning(changes: Sequence[float], losses: Sequence[float], guess_loss: float) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from foretune.forecast.movement import growth_of
+from foretune.forecast.movement import growth_of, last_step
 from foretune.kernel.bounds import nonlinearity
 from foretune.linear import TangentModel, replaced
 from foretune.tangents import Tangents, all_outputs, centred, collect, evaluating
@@ -68,7 +68,7 @@ class Relinearise(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Refresh, if it is time."""
-        if any(state.global_step == _last_step(state, share) for share in self.shares):
+        if any(state.global_step == last_step(state, share) for share in self.shares):
             model: TangentModel = kwargs["model"]
             with simulated_weights(self.task, model):
                 found = collect(
@@ -81,11 +81,6 @@ class Relinearise(TrainerCallback):
                 )
                 growth = None if model.growth is None else growth_of(self.task, found, model.adapters)
             model.relinearise(found, growth)
-
-
-def _last_step(state: TrainerState, share: float) -> int:
-    """The step that completes a share of the run."""
-    return max(1, round(share * state.max_steps))
 
 
 def gap_sample(tangents: Tangents) -> Int[Tensor, " b"]:
