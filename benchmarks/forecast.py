@@ -1,9 +1,10 @@
-"""What a forecast costs, against really training the same candidate: seconds and peak memory.
+"""What a forecast costs, and the beginning of a real run, against training the same candidate: seconds and peak memory.
 
     python benchmarks/forecast.py [--repeats 2]
 
 MiniLM, 256 training and 400 evaluation sentences, 8 epochs of batches of 32. Both train with the same ``Trainer`` and
-evaluate after each epoch, in turn in one process. Peak memory is that of a process of its own for each.
+evaluate after each epoch, in turn in one process; really begun are only candidates that may collapse. Peak memory is
+that of a process of its own for each.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 
 from common import alternate, movie_run, ratio, save
 
+from foretune.forecast.beginning import begin
 from foretune.forecast.forecast import forecast
 from foretune.tangents import Tangents, collect
 from foretune.task import Candidate, Task, load_task
@@ -26,6 +28,8 @@ CANDIDATES = [
     {"name": "query-value"},
     {"name": "all-linear", "peft": {"target_modules": "all-linear"}},
 ]
+
+STEPS = 64  # of a run
 
 
 def train(task: Task, candidate: Candidate) -> None:
@@ -39,6 +43,11 @@ def train(task: Task, candidate: Candidate) -> None:
 def predict(task: Task, tangents: Tangents, candidate: Candidate) -> None:
     """The whole forecast: a simulated seed, the network at its weights, the kernel's figures."""
     forecast(tangents, task, [candidate])
+
+
+def start(task: Task, candidate: Candidate) -> None:
+    """The beginning of the real run, which is made of a candidate that may collapse."""
+    begin(task, candidate, [0.0] * STEPS)
 
 
 def peak_bytes(folder: Path, part: str, name: str) -> dict[str, int]:
@@ -80,10 +89,12 @@ def main(repeats: int) -> None:
                 repeats,
                 train=lambda c=candidate: train(task, c),  # type: ignore[misc]
                 forecast=lambda c=candidate: predict(task, tangents, c),  # type: ignore[misc]
+                begin=lambda c=candidate: start(task, c),  # type: ignore[misc]
             )
             results[candidate.name] = {
                 "seconds": seconds,
                 "forecast_over_train": ratio(seconds["forecast"], seconds["train"]),
+                "begin_over_train": ratio(seconds["begin"], seconds["train"]),
                 "peak_bytes": {part: peak_bytes(folder, part, candidate.name) for part in ("train", "forecast")},
             }
         collected = {"seconds": tangents.seconds, "directions": tangents.num_directions, "bytes": tangents.num_bytes}

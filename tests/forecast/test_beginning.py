@@ -1,6 +1,8 @@
 """A real run is begun as it would begin, where its steps are too large, and what it does there counts."""
 
 import math
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from test_simulate import SCHEDULE, loaded, real_run
 
 from foretune.forecast.beginning import Beginning, begin
 from foretune.forecast.forecast import begun, forecast
+from foretune.results import read_json, write_json
 from foretune.task import Candidate
 
 
@@ -59,6 +62,25 @@ def test_a_beginning_makes_the_first_steps_of_the_real_run(training: dict[str, A
     assert (found.steps, found.max_steps, found.simulated_loss) == (half, total, 1.0)
     assert found.train_loss == np.mean(real.step_losses[half // 2 : half])
     assert told[-1] == (half, total) and list(tmp_path.glob("**/checkpoint-*")) == []
+
+
+def test_a_beginning_is_kept_for_the_same_task_and_configuration(tmp_path: Path, monkeypatch: Any) -> None:
+    task, candidate, _ = loaded(tmp_path, num_train_epochs=3)
+    first = begin(task, candidate, [1.0] * 9, share=0.5, directory=tmp_path)
+    kept = tmp_path / "begun" / f"{candidate.name}.json"
+    assert read_json(kept, "")["seed"] == candidate.seed and len(read_json(kept, "")["losses"]) == first.steps
+    again = partial(begin, task, candidate, [1.0] * 9, directory=tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("foretune.forecast.beginning.run_trainer", lambda *_, **__: pytest.fail("begun again"))
+        assert again(share=0.5) == replace(first, seconds=round(first.seconds, 3))
+    assert again(share=0.25).steps < first.steps  # another share, and in its place
+    faster = replace(candidate, training=candidate.training | {"learning_rate": 0.5})
+    assert begin(task, faster, [1.0] * 9, share=0.25, directory=tmp_path).train_loss != again(share=0.25).train_loss
+    kept.write_text("[]", encoding="utf-8")
+    assert again(share=0.5).train_loss == first.train_loss
+    content = read_json(kept, "")
+    write_json(kept, content | {"losses": [math.inf] * first.steps})
+    assert math.isnan(again(share=0.5).train_loss)
 
 
 def test_guessing_has_the_entropy_or_the_variance_of_the_labels(tmp_path: Path) -> None:

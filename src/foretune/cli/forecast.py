@@ -40,7 +40,8 @@ def command(
     Candidates whose steps are too large may collapse: three eighths of their real run are made to see whether they do.
     Those that do, or are not begun, are ranked last, whatever their forecast.
 
-    The pass over the model is made once and kept: forecasting again, or other candidates on the same layers, reuses it.
+    The pass over the model is made once and kept, and so are beginnings: forecasting again, or other candidates on the
+    same layers, reuses them.
     """
     from foretune.forecast.run import forecast_run
 

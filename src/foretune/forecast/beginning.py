@@ -6,13 +6,18 @@ eighths mostly does. So these runs, and no others, are begun for real: with the 
 the whole run.
 """
 
+import json
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from foretune.results import SCHEMA_VERSION, provenance, write_json
 from foretune.task import Candidate, Task
 from foretune.train import build_peft_model, loop_arguments, run_trainer
 
@@ -65,6 +70,7 @@ def begin(
     simulated: Sequence[float],
     *,
     share: float = BEGIN,
+    directory: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Beginning:
     """Train a candidate for the first share of its steps.
@@ -74,29 +80,51 @@ def begin(
         candidate: What to begin, from its own seed.
         simulated: Training losses of its simulated run, step by step.
         share: Of the steps, rounded up.
+        directory: Keep the losses there, in ``begun/<name>.json``; those of the same task, configuration and share are
+            used again.
         progress: Called with steps done and the steps of the whole run.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        run, _ = run_trainer(
-            build_peft_model(task, candidate, candidate.seed),
-            candidate.training_arguments(scratch, **loop_arguments(candidate.training) | _NO_FILES),
-            task.train,
-            task.eval,
-            task.compute_metrics,
-            collator=task.collator,
-            tokenizer=task.tokenizer,
-            progress=progress,
-            callbacks=[_Stop(share)],
-            proximal=candidate.proximal,
-            blind=True,
-        )
-    steps = len(run.step_losses)
+    path = directory and directory / "begun" / f"{candidate.name}.json"
+    asked = {"task": task.fingerprint(), "share": share, **candidate.to_json()} if path else {}
+    kept = path and _kept(path, asked)
+    if kept:
+        losses, seconds = [math.nan if loss is None else loss for loss in kept["losses"]], kept["wall_seconds"]
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            run, trainer = run_trainer(
+                build_peft_model(task, candidate, candidate.seed),
+                candidate.training_arguments(scratch, **loop_arguments(candidate.training) | _NO_FILES),
+                task.train,
+                task.eval,
+                task.compute_metrics,
+                collator=task.collator,
+                tokenizer=task.tokenizer,
+                progress=progress,
+                callbacks=[_Stop(share)],
+                proximal=candidate.proximal,
+                blind=True,
+            )
+        losses, seconds = run.step_losses, run.train_seconds
+        if path:
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, provenance(candidate.seed, seconds, trainer.args.device) | asked | {"losses": losses})
+    steps = len(losses)
     looked_at = slice(steps // 2, steps)
     return Beginning(
         steps=steps,
         max_steps=len(simulated),
-        train_loss=float(np.mean(run.step_losses[looked_at])),
+        train_loss=float(np.mean(losses[looked_at])),
         simulated_loss=float(np.mean(simulated[looked_at])),
         guess_loss=task.guess_loss,
-        seconds=run.train_seconds,
+        seconds=seconds,
     )
+
+
+def _kept(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """A beginning that was kept, if it is what is asked for; one of anything else is made again, and replaced."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        same = found["schema_version"] == SCHEMA_VERSION and {name: found[name] for name in asked} == asked
+        return found if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

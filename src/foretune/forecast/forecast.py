@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -249,7 +250,12 @@ def forecast(
 
 
 def begun(
-    forecasts: Sequence[Forecast], task: Task, share: float, bar: Bar = lambda _: nullcontext()
+    forecasts: Sequence[Forecast],
+    task: Task,
+    share: float,
+    *,
+    directory: Path | None = None,
+    bar: Bar = lambda _: nullcontext(),
 ) -> list[Forecast]:
     """The same forecasts, ranked again, after the real runs of those that may collapse have been begun.
 
@@ -257,13 +263,16 @@ def begun(
         forecasts: Of the task.
         task: The task.
         share: Of a run's steps; 0 begins none.
+        directory: Keep the beginnings there, and use those that are.
         bar: Makes a progress bar for a label; by default there is none.
     """
     for each in forecasts:
         if share > 0 and each.may_collapse:
             with bar(f"beginning {each.candidate.name} for real") as progress:
                 losses = each.runs[0].step_losses
-                each.beginning = begin(task, each.candidate, losses, share=share, progress=progress)
+                each.beginning = begin(
+                    task, each.candidate, losses, share=share, directory=directory, progress=progress
+                )
             each.seconds += each.beginning.seconds
             each.warnings = advice(each.curve, each.candidate, task, each.reach, each.beginning)
     return _ranked(forecasts, task)

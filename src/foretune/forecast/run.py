@@ -25,7 +25,7 @@ def forecast_run(
     begin: float = BEGIN,
     bar: Bar,
 ) -> dict[str, Any]:
-    """Forecast the candidates of a ``run.yaml`` and write ``forecast.json``; tangents are kept beside it.
+    """Forecast the candidates of a ``run.yaml``; writes ``forecast.json`` and keeps tangents and beginnings beside it.
 
     Args:
         path: The YAML file.
@@ -66,7 +66,7 @@ def forecast_run(
         starts.tangents(seed)
     with bar("forecasting") as progress:
         forecasts = forecast(starts, task, task.candidates, seeds=seeds, refreshes=refreshes, progress=progress)
-    forecasts = begun(forecasts, task, begin, bar)
+    forecasts = begun(forecasts, task, begin, directory=directory, bar=bar)
     result = provenance(task.candidates[0].seed, time.perf_counter() - started) | {
         "task": describe(task, str(loaded.config.model.path)),
         "collect": {
