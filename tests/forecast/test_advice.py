@@ -21,6 +21,7 @@ def curve_of(losses: list[float], metric_std: float | None) -> list[MeanPoint]:
 LINEAR = Reach(0.001, change_before_learning=0.02, weight_change=0.01, layer_changes=0.5, linearity_gap=0.1)
 WIDE = Reach(0.01, change_before_learning=0.02, weight_change=0.1, layer_changes=0.5, linearity_gap=1.2)
 WILD = Reach(0.03, change_before_learning=0.02, weight_change=0.1, layer_changes=0.5, linearity_gap=0.8)
+LATE = Reach(0.01, change_before_learning=0.03, weight_change=0.1, layer_changes=0.5, linearity_gap=0.8)
 ASTRAY = Reach(0.01, change_before_learning=0.12, weight_change=0.2, layer_changes=2.0, linearity_gap=0.8)
 
 
@@ -33,8 +34,10 @@ ASTRAY = Reach(0.01, change_before_learning=0.12, weight_change=0.2, layer_chang
         ([0.7, 0.7, 0.7], 0.02, LINEAR, ["does not fall"]),
         ([0.7, math.nan, math.nan], 0.02, LINEAR, ["diverges"]),
         ([0.7, 0.6, 0.5], 0.07, WIDE, ["±12 points"]),
+        ([0.7, 0.6, 0.5], 0.02, LATE, ["by 3.0% before the training loss falls: above 2.2% runs learn features"]),
+        ([0.7, 0.6, 0.5], 0.07, LATE, ["by 3.0% before the training loss falls: above 2.2% runs learn features"]),
         ([0.7, 0.6, 0.5], 0.3, WILD, ["by 3.0%: above 1.7% runs can collapse"]),
-        ([0.7, 0.6, 0.5], 0.3, ASTRAY, ["by 12% before the training loss falls: above 5.6% runs can collapse"]),
+        ([0.7, 0.6, 0.5], 0.3, ASTRAY, ["by 12.0% before the training loss falls: above 5.6% runs can collapse"]),
     ],
 )
 def test_the_curve_the_error_bar_and_the_gaps_decide(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from foretune.linear import Growth, TangentModel, change_norms
+from foretune.linear.growth import bounded, moved
 from foretune.tangents import collect, read_adapters
 
 SHAPES = {"one": (2, 5, 7), "two": (2, 5, 7), "wide": (2, 9, 7), "other": (3, 5, 7)}  # r, i, o
@@ -45,12 +46,12 @@ def test_what_has_not_moved_has_no_norm() -> None:
 @given(st.lists(st.floats(0, 1e3), min_size=1, max_size=5))
 def test_growth_goes_with_the_sum_of_the_changes(changes: list[float]) -> None:
     norms = {str(k): 2.0 for k in range(len(changes))}
-    moved = {str(k): torch.tensor([change], dtype=torch.float64) for k, change in enumerate(changes)}
+    changed = {str(k): torch.tensor([change], dtype=torch.float64) for k, change in enumerate(changes)}
     rho = sum(changes) / 2
     free, normalised = Growth(norms), Growth(norms, normalised=True)
-    assert float(free.layer_changes(moved)) == pytest.approx(rho)
-    assert float(normalised.factor(moved)) == pytest.approx(1 + 2 * rho)
-    assert float(free.factor(moved)) == pytest.approx(1 + 2 * rho / (1 + rho))
+    assert float(free.layer_changes(changed)) == pytest.approx(rho)
+    assert float(normalised.factor(changed)) == pytest.approx(1 + 2 * rho)
+    assert float(free.factor(changed)) == pytest.approx(1 + 2 * rho / (1 + rho))
 
 
 def test_growth_of_what_diverges() -> None:
@@ -85,10 +86,10 @@ def test_normalised_features_keep_to_their_bound() -> None:
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
                     parameter.mul_(30)
-        shift = torch.einsum("bq,bqd->bd", grown.eval().coordinates(examples), tangents.basis)
-        expected = tangents.features + shift
-        expected = expected / (1 + shift.square().sum(1) / tangents.features.square().sum(1)).sqrt().unsqueeze(1)
-        assert float(shift.norm(dim=1).max()) > float(tangents.radii.max())
+        change, (gain, offset) = grown.eval().coordinates(examples), tangents.normalisation
+        expected = bounded(tangents.features, change, tangents.basis, gain, offset)
+        free = tangents.features + moved(change, tangents.basis)
+        assert float((free - offset).norm(dim=1).min()) > float((expected - offset).norm(dim=1).max())
         assert_close(grown(examples).logits, tangents.head(expected), rtol=1e-10, atol=1e-10)
         far = tangents.features + torch.einsum("bq,bqd->bd", plain.coordinates(examples), tangents.basis)
         assert_close(plain(examples).logits, tangents.head(far), rtol=1e-10, atol=1e-10)

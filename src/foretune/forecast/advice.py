@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 
 from foretune.forecast.beginning import Beginning
-from foretune.forecast.calibration import ASTRAY, UNSTABLE, MeanPoint, may_collapse, unstable
+from foretune.forecast.calibration import ASTRAY, LATE, UNSTABLE, MeanPoint, late, may_collapse, unstable
 from foretune.forecast.compare import Z_90
 from foretune.forecast.movement import Reach
 from foretune.forecast.simulate import accepts_loss_kwargs
 from foretune.task import Candidate, Task
 
-WIDE = 0.06  # half of the 90% interval of the metric from which a forecast is said to be uncertain (docs/truth.md)
+WIDE = 0.08  # half of the 90% interval of the metric from which a forecast is said to be uncertain (docs/truth.md)
 RISE = 1.1  # eval loss at the end over its best, from which a run is called over-fitting
 
 
@@ -23,6 +23,11 @@ def advice(
         said.append(
             f"{_movement(reach)} runs can collapse and learn nothing{_begun(beginning)}; "
             "lower the learning rate or the scaling"
+        )
+    elif late(reach.change_before_learning):
+        said.append(
+            f"{_change(reach)}: above {LATE:.1%} runs learn features that their tangents do not have, and end further "
+            "from their forecast than others; hold it against a real run"
         )
     elif metric_std is not None and Z_90 * metric_std >= WIDE:
         said.append(
@@ -51,8 +56,11 @@ def _movement(reach: Reach) -> str:
     if reach.largest_step > UNSTABLE:
         change = f"single steps change the network's linear weights by {reach.largest_step:.1%}"
         return f"{change}: above {UNSTABLE:.1%}"
-    change = f"the network's linear weights change by {reach.change_before_learning:.0%} before the training loss falls"
-    return f"{change}: above {ASTRAY:.1%}"
+    return f"{_change(reach)}: above {ASTRAY:.1%}"
+
+
+def _change(reach: Reach) -> str:
+    return f"the network's linear weights change by {reach.change_before_learning:.1%} before the training loss falls"
 
 
 def _begun(beginning: Beginning | None) -> str:

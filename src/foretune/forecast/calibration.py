@@ -24,6 +24,7 @@ OVERFIT = 4.0  # where evidence of over-fitting stops to count
 CHANGES = 3.0  # where the sum of relative changes stops to count
 UNSTABLE = 0.017  # relative size of a step from which runs were seen to collapse, from some seeds or all
 ASTRAY = 0.056  # relative change of the weights before anything is learnt, likewise
+LATE = 0.022  # the same, from which runs often end far from their forecast
 FOLLOWED = 0.25  # of what its simulation learnt in the beginning: a run that learnt less then collapses
 QUANTITIES = ("eval_metric", "eval_loss", "train_loss")
 
@@ -66,6 +67,11 @@ def scale(quantity: str, metric_name: str) -> Scale:
 def may_collapse(largest_step: float, change_before_learning: float) -> bool:
     """Whether such runs were seen to collapse: single steps are too large, or many lead astray before it learns."""
     return largest_step > UNSTABLE or change_before_learning > ASTRAY
+
+
+def late(change_before_learning: float) -> bool:
+    """Whether such runs were seen to end far from their forecasts: they learn features that tangents do not have."""
+    return change_before_learning > LATE
 
 
 def unstable(followed: float | None) -> bool:

@@ -127,7 +127,7 @@ def layer_changes(task: Task, model: TangentModel) -> float:
 def growth_of(task: Task, tangents: Tangents, layers: Iterable[str]) -> Growth:
     """The growth of the features of the task's network, as its weights are, when these layers change."""
     norms = {layer: _norm([task.model.get_submodule(layer)]) for layer in layers}
-    return Growth(norms, normalised=bool(tangents.radii.isfinite().all()))
+    return Growth(norms, normalised=len(tangents.normalisation) > 0)
 
 
 def _factors(model: TangentModel) -> Factors:

@@ -44,12 +44,41 @@ class Growth:
         return 1 + SLOPE * rho if self.normalised else 1 + SLOPE - SLOPE / (1 + rho)
 
 
+def moved(change: Float[Tensor, "b q"], basis: Float[Tensor, "k q d"]) -> Float[Tensor, "b d"]:
+    """The vectors with these coordinates in one basis (k = 1), or in one for each."""
+    return change @ basis[0] if len(basis) == 1 else torch.einsum("bq,bqd->bd", change, basis)
+
+
 def bounded(
-    features: Float[Tensor, "b d"], shift: Float[Tensor, "b d"], radii: Float[Tensor, " b"]
+    features: Float[Tensor, "b d"],
+    change: Float[Tensor, "b q"],
+    basis: Float[Tensor, "k q d"],
+    gain: Float[Tensor, " d"],
+    offset: Float[Tensor, " d"],
 ) -> Float[Tensor, "b d"]:
-    """Features after a change, ``(h + v) / sqrt(1 + |v|^2 / R^2)``: normalised vectors keep their length R."""
-    beyond = shift.square().sum(1) / radii.to(shift).square()
-    return (features + shift) / (1 + beyond).sqrt().unsqueeze(1)
+    r"""Features ``h = gamma x + beta`` after a change with coordinates c in a basis Q, if x keeps its length.
+
+    .. math:: h' = \beta + \frac{h - \beta + Q^\top c}{\sqrt{1 + |w|^2 / d}}, \qquad
+        |w|^2 = c^\top (Q \operatorname{diag}(\gamma)^2 Q^\top)^{-1} c
+
+    w is the shortest change of x that has these coordinates: what a basis does not hold is not known.
+
+    Args:
+        features: Normalised vectors, or means of some that move alike.
+        change: Along their tangents.
+        basis: Orthonormal, one for all (k = 1) or one for each.
+        gain: What the normalisation multiplies by.
+        offset: What it adds.
+    """
+    metric = (basis * gain.square()) @ basis.mT
+    exact, size = torch.finfo(metric.dtype), metric.diagonal(dim1=1, dim2=2).mean(1)
+    least = (exact.eps * size).clamp(min=exact.tiny)  # for directions that gain nothing, in which nothing moves
+    metric = metric + least[:, None, None] * torch.eye(metric.shape[1]).to(metric)
+    if len(basis) == 1:
+        square = (change * torch.linalg.solve(metric[0], change, left=False)).sum(1)
+    else:
+        square = (change * torch.linalg.solve(metric, change)).sum(1)
+    return offset + (features - offset + moved(change, basis)) / (1 + square / len(gain)).sqrt().unsqueeze(1)
 
 
 def change_norms(factors: Factors, start: Factors, scalings: Mapping[str, float]) -> dict[str, Float[Tensor, " k"]]:

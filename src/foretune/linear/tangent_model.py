@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from foretune.linear.bilinear import Bilinear
-from foretune.linear.growth import Factors, Growth, bounded, change_norms
+from foretune.linear.growth import Factors, Growth, bounded, change_norms, moved
 from foretune.linear.left_out import LeftOut
 from foretune.tangents import Adapter, Head, Tangents, product_dtype
 
@@ -182,9 +182,10 @@ class TangentModel(nn.Module):
         """The features, given the change of their coordinates."""
         tangents = self.tangents
         basis = tangents.directions(tangents.basis, examples).to(self.dtype)
-        shift = torch.einsum("bq,bqd->bd", change, basis.expand(len(examples), -1, -1))
         features = tangents.features[examples].to(self.dtype)
-        return features + shift if self.growth is None else bounded(features, shift, tangents.radii[examples])
+        if self.growth is not None and len(tangents.normalisation):
+            return bounded(features, change, basis, *tangents.normalisation.to(self.dtype))
+        return features + moved(change, basis)
 
     def forward(self, index: Int[Tensor, " b"], labels: Tensor | None = None, **_: object) -> SequenceClassifierOutput:
         """Outputs of the numbered examples and, given labels, their mean loss."""

@@ -19,7 +19,7 @@ from foretune.tangents.compress import TOLERANCE, Ranks, padded, product_dtype, 
 from foretune.tangents.head import Head, entering, features_of, find_head, head_names, outputs_of, watched
 from foretune.tangents.hooks import Call, layer_gradients, token_mask
 from foretune.tangents.lengths import alike, alike_in_splits, lengths
-from foretune.tangents.radius import last_normalised, radii
+from foretune.tangents.normalisation import Seen, gain_and_offset, last_normalised, made_of
 from foretune.tangents.rules import check_supported, supported
 from foretune.tangents.tangents import Tangents
 from foretune.task import Task
@@ -133,8 +133,9 @@ class _Pass:
         self.count: int | None = None  # its directions
         self.centring = centring(task.num_outputs).to(self.device)
         self.summary: dict[str, list[Tensor]] = {
-            name: [] for name in ("features", "radii", "outputs", "basis", "beyond", "labels")
+            name: [] for name in ("features", "outputs", "basis", "beyond", "labels")
         }
+        self.normalisation: Tensor | None = None  # of the features, as far as they were seen
         train, evaluation = lengths(task.train), lengths(task.eval)
         self.lengths = train + evaluation
         self.batches = alike_in_splits(train, evaluation, batch_size)
@@ -173,7 +174,7 @@ class _Pass:
         with watched(model, self.head.names) as watch, last_normalised(model) as normalised:
             logits = outputs_of(model, batch)
             features, jacobian = entering(self.head, watch, logits)
-        self.summary["radii"].append(radii(features.detach(), next(iter(normalised), None), token_mask(batch)))
+        self.look_at_normalisation(features.detach(), next(iter(normalised), None), token_mask(batch))
         if not (self.head.linear and self.summary["basis"]):
             rows = torch.einsum("kc,bcd->bkd", self.centring, jacobian.double())
             rows = rows[:1] if self.head.linear else rows
@@ -188,6 +189,15 @@ class _Pass:
         return torch.einsum(
             "bd,bqd->bq", features.to(self.kind), self.summary["basis"][-1].expand(len(features), -1, -1)
         )
+
+    def look_at_normalisation(self, features: Tensor, seen: Seen | None, mask: Tensor | None) -> None:
+        """Know the scales of the last normalisation, as long as all features are made of what it gives."""
+        none, width = features.new_empty(0, features.shape[1]), features.shape[1]
+        if seen is None or not made_of(features, seen.output, mask):
+            self.normalisation = none
+        elif self.normalisation is None:
+            found = gain_and_offset(seen.module, width, features.dtype, features.device)
+            self.normalisation = none if found is None else found.to(self.kind)
 
     def run(self, folder: Path | None, started: float) -> Tangents:
         """Make the pass; rows are written to ``folder`` as they come, or kept in memory.
@@ -229,6 +239,7 @@ class _Pass:
         place = torch.empty(len(self.order), dtype=torch.long)
         place[torch.tensor(self.order)] = torch.arange(len(self.order))
         summary: dict[str, Any] = {name: torch.cat(values).cpu() for name, values in self.summary.items()}
+        assert self.normalisation is not None
         # rows stay in the order in which they were written; everything else goes back to the order of the examples
         summary = {name: values[place] if len(values) == len(place) else values for name, values in summary.items()}
         return Tangents(
@@ -239,6 +250,7 @@ class _Pass:
             head=copy.deepcopy(self.head).cpu(),
             num_train=self.num_train,
             loss=self.task.loss,
+            normalisation=self.normalisation.cpu(),
             seconds=time.perf_counter() - started,
             **summary,
         )

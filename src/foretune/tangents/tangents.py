@@ -49,11 +49,12 @@ class Tangents:
         place: Where each example stands in the stored order; training examples come first.
         counts: Tokens of each example, in stored order.
         features: What enters the head (n d), in the order of the examples, as everything below.
-        radii: How long the normalised vectors are that the features are made of (n), ∞ if they are not, see ``radii``.
         outputs: The model's outputs (n c).
         basis: Orthonormal directions (1 q d), or (n q d) where the head is not affine.
         beyond: Orthonormal directions (1 m d) or (n m d) that matter as well, but are more than are taken.
         labels: Targets (n).
+        normalisation: What the network's last normalisation multiplies by and adds, γ and β (2 d), if the features are
+            made of what it gives; else nothing (0 d).
         head: The trained head as it was when the tangents were taken.
         num_train: How many of the examples are for training.
         loss: ``cross_entropy`` or ``mean_squared_error``.
@@ -66,11 +67,11 @@ class Tangents:
     place: Int[Tensor, " n"]
     counts: Int[Tensor, " n"]
     features: Float[Tensor, "n d"]
-    radii: Float[Tensor, " n"]
     outputs: Float[Tensor, "n c"]
     basis: Float[Tensor, "k q d"]
     beyond: Float[Tensor, "k m d"]
     labels: Tensor
+    normalisation: Float[Tensor, "s d"]
     head: Head
     num_train: int
     loss: str
@@ -144,7 +145,6 @@ class Tangents:
             place=torch.arange(len(examples)),
             counts=self.counts[self.place[examples]],
             features=self.features[examples],
-            radii=self.radii[examples],
             outputs=self.outputs[examples],
             basis=self.directions(self.basis, examples),
             beyond=self.directions(self.beyond, examples),
@@ -212,4 +212,4 @@ class Tangents:
         return cls(entries=tuple(entries), tensors=tensors, head=modules, reused=True, **rest, **keys)
 
 
-_SMALL = ("place", "counts", "features", "radii", "outputs", "basis", "beyond", "labels")
+_SMALL = ("place", "counts", "features", "outputs", "basis", "beyond", "labels", "normalisation")

@@ -1,0 +1,126 @@
+"""How far a last normalisation lets the features move."""
+
+import pytest
+import torch
+from cases import tiny_task
+from torch import nn
+from torch.testing import assert_close
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from foretune.linear.growth import bounded
+from foretune.tangents import collect
+from foretune.tangents.normalisation import gain_and_offset, last_normalised, made_of
+
+
+def random_layer_norm(width: int) -> nn.LayerNorm:
+    norm = nn.LayerNorm(width, eps=0).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand(width) + 0.1)
+        norm.bias.copy_(torch.randn(width))
+    return norm
+
+
+def scales(module: nn.Module, width: int, dtype: torch.dtype = torch.float64) -> torch.Tensor | None:
+    return gain_and_offset(module, width, dtype, torch.device("cpu"))
+
+
+def test_a_layer_norm_tells_its_gain_and_offset() -> None:
+    torch.manual_seed(0)
+    norm = random_layer_norm(16)
+    found = scales(norm, 16)
+    assert found is not None
+    assert_close(found[0], norm.weight.detach())
+    assert_close(found[1], norm.bias.detach())
+
+
+@pytest.mark.parametrize(("kind", "added"), [(LlamaRMSNorm, 0.0), (GemmaRMSNorm, 1.0)])
+def test_an_rms_norm_tells_its_gain_however_it_keeps_it(kind: type[nn.Module], added: float) -> None:
+    torch.manual_seed(0)
+    norm = kind(16)
+    weight = norm.get_parameter("weight")
+    nn.init.normal_(weight)
+    found = scales(norm, 16, torch.float32)
+    assert found is not None
+    assert_close(found[0], added + weight.detach().double(), rtol=1e-4, atol=1e-4)
+    assert float(found[1].norm()) < 1e-5
+
+
+@pytest.mark.parametrize("other", [nn.BatchNorm1d(8).eval(), nn.GroupNorm(2, 8), nn.LayerNorm(4), nn.Tanh()])
+def test_other_modules_are_no_normalisation_of_vectors(other: nn.Module) -> None:
+    assert scales(other.double(), 8) is None
+
+
+def test_features_are_seen_to_be_tokens_or_their_means() -> None:
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 4, 8, dtype=torch.float64)
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    means = torch.stack([tokens[0].mean(0), tokens[1, :2].mean(0)])
+    assert made_of(tokens[:, 2], tokens, None) and made_of(tokens[:, 2], tokens[:, 2], None)
+    assert made_of(means, tokens, mask) and not made_of(means, tokens, None)
+
+
+@pytest.mark.parametrize("normalised", [torch.ones(2, 3, 4), torch.ones(2, 5), torch.ones(4, 3, 8), torch.ones(8)])
+def test_other_features_are_not(normalised: torch.Tensor) -> None:
+    assert not made_of(torch.arange(16.0).view(2, 8), normalised, None)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_normalised_vector_moves_to_where_the_bound_says(shared: bool) -> None:
+    """Exact for a layer norm, whatever the size of the change, if that is a tangent."""
+    torch.manual_seed(0)
+    norm, basis = random_layer_norm(16), torch.linalg.qr(torch.randn(6, 16, 16, dtype=torch.float64)).Q
+    basis = basis[:1] if shared else basis
+    before, direction = torch.randn(2, 6, 16, dtype=torch.float64)
+    tangent = torch.func.jvp(norm, (before,), (direction,))[1]
+    deviation = before.std(1, unbiased=False, keepdim=True)
+    for size in (0.1, 1.0, 10.0):
+        along = size * tangent
+        coordinates = torch.einsum("bd,bqd->bq", along, basis.expand(6, -1, -1))
+        moved_to = bounded(norm(before), coordinates, basis, norm.weight, norm.bias)
+        assert_close(moved_to, norm(before + along / norm.weight * deviation), rtol=1e-8, atol=1e-8)
+
+
+def test_the_mean_of_tokens_that_move_alike_is_as_exact() -> None:
+    torch.manual_seed(0)
+    x = torch.nn.functional.layer_norm(torch.randn(5, 16, dtype=torch.float64), (16,), eps=0)
+    norm, (away,) = random_layer_norm(16), torch.linalg.svd(torch.cat([x, torch.ones(1, 16)]))[2][-1:]
+    along = 3 * norm.weight * away  # a tangent at all tokens
+    basis = torch.eye(16, dtype=torch.float64).unsqueeze(0)
+    moved_to = bounded(norm(x).mean(0, keepdim=True), along.unsqueeze(0), basis, norm.weight, norm.bias)
+    assert_close(moved_to, norm(x + 3 * away).mean(0, keepdim=True), rtol=1e-8, atol=1e-8)
+
+
+def test_what_a_basis_does_not_hold_is_taken_to_stay() -> None:
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(16, 3, dtype=torch.float64)).Q.T.unsqueeze(0)
+    gain, offset = torch.rand(16, dtype=torch.float64), torch.randn(16, dtype=torch.float64)
+    coordinates, features = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 16, dtype=torch.float64)
+    shortest = torch.linalg.lstsq(basis[0] * gain, coordinates.T).solution  # of all w with Q diag(gain) w = c
+    expected = features - offset + coordinates @ basis[0]
+    expected = offset + expected / (1 + shortest.square().sum(0) / 16).sqrt().unsqueeze(1)
+    assert_close(bounded(features, coordinates, basis, gain, offset), expected, rtol=1e-10, atol=1e-10)
+    gain[:] = 0  # a direction that gains nothing cannot move
+    nowhere = bounded(features, 0 * coordinates, basis, gain, offset)
+    assert_close(nowhere, features)
+
+
+def test_the_last_normalisation_is_seen_and_the_model_is_left_alone() -> None:
+    model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    x = torch.randn(3, 4)
+    with last_normalised(model) as seen:
+        assert not seen
+        model(x)
+    assert seen[0].module is model[2]
+    assert_close(seen[0].output, model[2](model[1](model[0](x))))
+    assert not any(module._forward_hooks for module in model)
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("bert", 0), ("roberta", 2), ("llama", 2)])
+def test_what_enters_the_heads_of_real_architectures(kind: str, rows: int) -> None:
+    task = tiny_task(kind)
+    tangents = collect(task)
+    assert tangents.normalisation.shape == (rows, tangents.features.shape[1])
+    if rows:
+        norms = [module for module in task.model.modules() if "Norm" in type(module).__name__]
+        assert_close(tangents.normalisation[0], norms[-1].get_parameter("weight").detach(), rtol=1e-4, atol=1e-4)
