@@ -91,7 +91,7 @@ def test_the_mean_of_tokens_that_move_alike_is_as_exact() -> None:
     assert_close(moved_to, norm(x + 3 * away).mean(0, keepdim=True), rtol=1e-8, atol=1e-8)
 
 
-def test_what_a_basis_does_not_hold_is_taken_to_stay() -> None:
+def test_what_a_basis_does_not_hold_moves_as_directions_beyond_it_do() -> None:
     torch.manual_seed(0)
     basis = torch.linalg.qr(torch.randn(16, 3, dtype=torch.float64)).Q.T.unsqueeze(0)
     gain, offset = torch.rand(16, dtype=torch.float64), torch.randn(16, dtype=torch.float64)
@@ -100,6 +100,10 @@ def test_what_a_basis_does_not_hold_is_taken_to_stay() -> None:
     expected = features - offset + coordinates @ basis[0]
     expected = offset + expected / (1 + shortest.square().sum(0) / 16).sqrt().unsqueeze(1)
     assert_close(bounded(features, coordinates, basis, gain, offset), expected, rtol=1e-10, atol=1e-10)
+    more = offset + (features - offset + coordinates @ basis[0]) / (
+        (1 + 2 * shortest.square().sum(0) / 16).sqrt().unsqueeze(1)
+    )
+    assert_close(bounded(features, coordinates, basis, gain, offset, beyond=3), more, rtol=1e-10, atol=1e-10)
     gain[:] = 0  # a direction that gains nothing cannot move
     nowhere = bounded(features, 0 * coordinates, basis, gain, offset)
     assert_close(nowhere, features)

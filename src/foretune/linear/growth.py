@@ -55,13 +55,15 @@ def bounded(
     basis: Float[Tensor, "k q d"],
     gain: Float[Tensor, " d"],
     offset: Float[Tensor, " d"],
+    beyond: int = 0,
 ) -> Float[Tensor, "b d"]:
     r"""Features ``h = gamma x + beta`` after a change with coordinates c in a basis Q, if x keeps its length.
 
     .. math:: h' = \beta + \frac{h - \beta + Q^\top c}{\sqrt{1 + |w|^2 / d}}, \qquad
-        |w|^2 = c^\top (Q \operatorname{diag}(\gamma)^2 Q^\top)^{-1} c
+        |w|^2 = \frac{q + m}{q}\; c^\top (Q \operatorname{diag}(\gamma)^2 Q^\top)^{-1} c
 
-    w is the shortest change of x that has these coordinates: what a basis does not hold is not known.
+    w is the shortest change of x that has these coordinates, and as much more as there are directions beyond the basis
+    along which x moves too, but is not known to.
 
     Args:
         features: Normalised vectors, or means of some that move alike.
@@ -69,6 +71,7 @@ def bounded(
         basis: Orthonormal, one for all (k = 1) or one for each.
         gain: What the normalisation multiplies by.
         offset: What it adds.
+        beyond: Their number m.
     """
     metric = (basis * gain.square()) @ basis.mT
     exact, size = torch.finfo(metric.dtype), metric.diagonal(dim1=1, dim2=2).mean(1)
@@ -78,6 +81,7 @@ def bounded(
         square = (change * torch.linalg.solve(metric[0], change, left=False)).sum(1)
     else:
         square = (change * torch.linalg.solve(metric, change)).sum(1)
+    square = square * (1 + beyond / basis.shape[1])
     return offset + (features - offset + moved(change, basis)) / (1 + square / len(gain)).sqrt().unsqueeze(1)
 
 

@@ -184,7 +184,8 @@ class TangentModel(nn.Module):
         basis = tangents.directions(tangents.basis, examples).to(self.dtype)
         features = tangents.features[examples].to(self.dtype)
         if self.growth is not None and len(tangents.normalisation):
-            return bounded(features, change, basis, *tangents.normalisation.to(self.dtype))
+            gain, offset = tangents.normalisation.to(self.dtype)
+            return bounded(features, change, basis, gain, offset, tangents.beyond.shape[1])
         return features + moved(change, basis)
 
     def forward(self, index: Int[Tensor, " b"], labels: Tensor | None = None, **_: object) -> SequenceClassifierOutput:
