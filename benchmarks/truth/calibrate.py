@@ -78,14 +78,14 @@ def rows(task: dict[str, Any], quantity: str) -> tuple[np.ndarray, np.ndarray]:
 
 def evidence_of(simulated: dict[str, Any], task: dict[str, Any]) -> dict[str, float]:
     """The evidence about a gathered simulation of a task."""
-    known = UNKNOWN | simulated | {name: task[name] for name in ("guess", "metric_name")}
+    known = UNKNOWN | simulated | {name: task[name] for name in ("guess", "metric_name", "outputs")}
     return calibration.evidence(
         calibration.Simulation(**{name: known[name] for name in calibration.Simulation._fields})
     )
 
 
 NAMES = tuple(
-    calibration.evidence(calibration.Simulation(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5, 1.0, "accuracy", 0.0))
+    calibration.evidence(calibration.Simulation(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5, 1.0, "accuracy", 2, 0.0))
 )
 
 

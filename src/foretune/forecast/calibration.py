@@ -93,6 +93,7 @@ class Simulation(NamedTuple):
         guess: Metric of guessing.
         guess_loss: Loss of guessing.
         metric_name: What the metric is.
+        outputs: How many outputs the network has: one of regression, else one for each class.
         followed: How much of what it learnt in its beginning the real run learnt too; None if that was not begun.
     """
 
@@ -106,6 +107,7 @@ class Simulation(NamedTuple):
     guess: float
     guess_loss: float
     metric_name: str
+    outputs: int
     followed: float | None
 
 
@@ -117,8 +119,9 @@ def evidence(found: Simulation) -> dict[str, float]:
         1), ``changes``, the sum ρ of the layers' relative changes (up to ``CHANGES``),
         ``overfit``, the gap times ``q = log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which it is where the
         run diverged), in which an ``eval_loss`` of classes counts up to log 2: while the labels of training examples
-        are not yet more probable than all others, nothing is over-fitted; and ``learnt``, ``ρ/(1+ρ) · q/(1+q)``. Else,
-        where a run may collapse, ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far
+        are not yet more probable than all others, nothing is over-fitted; and ``learnt``, ``ρ/(1+ρ) · q/(1+q)``,
+        unless there are more than two classes, of which those that are learnt first outgrow the others. Else, where a
+        run may collapse, ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far
         guessing is from the simulation on their scales, times the share that a real beginning did not follow, ``fall``
         of the metric and ``loss_fall``.
     """
@@ -142,7 +145,7 @@ def evidence(found: Simulation) -> dict[str, float]:
         "gap": near,
         "changes": _inside(rho, 0.0, CHANGES),
         "overfit": near * fitted,
-        "learnt": (1 - 1 / (1 + rho)) * fitted / (1 + fitted),
+        "learnt": (1 - 1 / (1 + rho)) * fitted / (1 + fitted) if found.outputs <= 2 else 0.0,
         "unstable": float(not stable),
         "blind": float(not stable and found.followed is None),
         "followed": 0.0 if stable else followed,

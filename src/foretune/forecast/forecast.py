@@ -53,6 +53,7 @@ class Forecast:
         metric_name: What the metric is.
         guess: The metric of guessing.
         guess_loss: The loss of guessing.
+        outputs: How many the network has.
         runs: One simulated run a seed, the user's own seed first.
         seeds: Their seeds.
         refreshes: How often tangents were taken again in each.
@@ -70,6 +71,7 @@ class Forecast:
     metric_name: str
     guess: float
     guess_loss: float
+    outputs: int
     runs: list[Run]
     seeds: list[int]
     refreshes: int
@@ -108,6 +110,7 @@ class Forecast:
                 guess=self.guess,
                 guess_loss=self.guess_loss,
                 metric_name=self.metric_name,
+                outputs=self.outputs,
                 followed=self.followed,
             )
         )
@@ -234,6 +237,7 @@ def forecast(
             metric_name=task.metric_name,
             guess=guess,
             guess_loss=guess_loss,
+            outputs=task.num_outputs,
             runs=runs,
             seeds=own,
             refreshes=refreshes,
