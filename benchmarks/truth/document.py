@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import mannwhitneyu, norm
+from scipy.stats import mannwhitneyu
 
 if __name__ == "__main__":  # not this folder: its names are common ones
     sys.path[0] = str(Path(__file__).parents[1])
@@ -24,8 +24,7 @@ from truth.ours import left_out, simulated
 
 from foretune.forecast.advice import WIDE
 from foretune.forecast.beginning import BEGIN
-from foretune.forecast.calibration import ASTRAY, FOLLOWED, UNSTABLE, late, may_collapse, unstable
-from foretune.forecast.compare import Z_90
+from foretune.forecast.calibration import ASTRAY, FOLLOWED, LATE, UNSTABLE, late, may_collapse, unstable
 from foretune.results import read_json
 
 OURS = "foretune"
@@ -345,7 +344,6 @@ def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[
         far: list[bool] = []
         near: list[bool] = []
         stable: list[float] = []
-        chances: list[tuple[float, bool]] = []  # of being that far off, by the error bar alone
         for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
             steps, ways = (_of_simulations(task, truth, key) for key in ("largest_step", "change_before_learning"))
             if averaged:
@@ -357,16 +355,11 @@ def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[
             far += warned[known & (errors > 0.05)].tolist()
             near += warned[known & (errors <= 0.05)].tolist()
             stable += errors[known & ~risky].tolist()
-            sigma = (forecast.high - forecast.low)[known] / (2 * Z_90)
-            chances += zip(2 * norm.sf(0.05 / sigma), warned[known], strict=True)
-        chance, warned = map(np.array, zip(*chances, strict=True))
-        caught, others = chance[warned].sum() / chance.sum(), (1 - chance)[warned].sum() / (1 - chance).sum()
         lines += paragraph(
             f"{len(far)} forecasts are off by more than 5 points of {what}; {sum(far)} of them were warned of, as "
-            f"runs that may collapse or learn late or by an error bar of ±{100 * WIDE:.0f} points or more, and so were "
-            f"{sum(near)} of the {len(near)} others. Without the candidates that may collapse the mean error is "
-            f"{100 * np.mean(stable):.1f} points."
-            + ("" if averaged else f" If runs fell just as the error bars say, {caught:.0%} and {others:.0%} would be.")
+            f"runs that may collapse, that learn late ({LATE:.1%}) or whose error bar is ±{100 * WIDE:.0f} points or "
+            f"more, and so were {sum(near)} of the {len(near)} others. Without the candidates that may collapse the "
+            f"mean error is {100 * np.mean(stable):.1f} points."
         )
     return lines
 
