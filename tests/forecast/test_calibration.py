@@ -81,7 +81,7 @@ NOTHING = {
 def test_evidence_counts_up_to_its_bounds() -> None:
     far = LINEAR._replace(linearity_gap=3.0, layer_changes=math.inf, fitted_loss=0.0, eval_loss=5.0)
     assert evidence(far) == NOTHING | {"gap": 1.0, "changes": 3.0, "overfit": 4.0, "learnt": 0.8}
-    assert evidence(far._replace(outputs=3)) == evidence(far) | {"learnt": 0.0}
+    assert evidence(far._replace(outputs=3)) == NOTHING | {"gap": 1.0}
     near = LINEAR._replace(linearity_gap=0.5, layer_changes=0.3, fitted_loss=1.0)
     assert evidence(near) == pytest.approx(NOTHING | {"gap": 0.5, "changes": 0.3})
     fitted = LINEAR._replace(layer_changes=3.0, fitted_loss=0.1, eval_loss=0.1 * math.exp(1.5), metric_name="pearson")

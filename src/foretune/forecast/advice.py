@@ -10,7 +10,7 @@ from foretune.forecast.movement import Reach
 from foretune.forecast.simulate import accepts_loss_kwargs
 from foretune.task import Candidate, Task
 
-WIDE = 0.08  # half of the 90% interval of the metric from which a forecast is said to be uncertain (docs/truth.md)
+WIDE = 0.09  # half of the 90% interval of the metric from which a forecast is said to be uncertain (docs/truth.md)
 RISE = 1.1  # eval loss at the end over its best, from which a run is called over-fitting
 
 

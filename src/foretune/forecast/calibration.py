@@ -116,14 +116,13 @@ def evidence(found: Simulation) -> dict[str, float]:
 
     Returns:
         ``constant`` (1), ``correlation`` (1 where that is the metric) and, unless the run may collapse, ``gap`` (up to
-        1), ``changes``, the sum ρ of the layers' relative changes (up to ``CHANGES``),
-        ``overfit``, the gap times ``q = log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which it is where the
-        run diverged), in which an ``eval_loss`` of classes counts up to log 2: while the labels of training examples
-        are not yet more probable than all others, nothing is over-fitted; and ``learnt``, ``ρ/(1+ρ) · q/(1+q)``,
-        unless there are more than two classes, of which those that are learnt first outgrow the others. Else, where a
-        run may collapse, ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far
-        guessing is from the simulation on their scales, times the share that a real beginning did not follow, ``fall``
-        of the metric and ``loss_fall``.
+        1) and for regression and two classes (of more, those that are learnt first outgrow the others) ``changes``, the
+        sum ρ of the layers' relative changes (up to ``CHANGES``), ``overfit``, the gap times
+        ``q = log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which it is where the run diverged), in which an
+        ``eval_loss`` of classes counts up to log 2: while the labels of training examples are not yet more probable
+        than all others, nothing is over-fitted; and ``learnt``, ``ρ/(1+ρ) · q/(1+q)``. Else, where a run may collapse,
+        ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far guessing is from the simulation
+        on their scales, times the share that a real beginning did not follow, ``fall`` of the metric and ``loss_fall``.
     """
     on = scale("eval_metric", found.metric_name)
     stable = not may_collapse(found.largest_step, found.change_before_learning)
@@ -132,7 +131,8 @@ def evidence(found: Simulation) -> dict[str, float]:
     diverged = not math.isfinite(found.eval_loss + found.fitted_loss)
     unlearnt = min(found.eval_loss, math.log(2)) if found.metric_name == "accuracy" else found.eval_loss
     ratio = OVERFIT if diverged else math.log(max(unlearnt, 1e-6) / max(found.fitted_loss, 1e-6))
-    fitted, rho = _inside(ratio, 0.0, OVERFIT), found.layer_changes if stable else 0.0
+    generalises = stable and found.outputs <= 2
+    fitted, rho = (_inside(ratio, 0.0, OVERFIT), found.layer_changes) if generalises else (0.0, 0.0)
     metric = found.eval_metric if math.isfinite(found.eval_metric) else found.guess
     loss = found.eval_loss if math.isfinite(found.eval_loss) else found.guess_loss
 
@@ -145,7 +145,7 @@ def evidence(found: Simulation) -> dict[str, float]:
         "gap": near,
         "changes": _inside(rho, 0.0, CHANGES),
         "overfit": near * fitted,
-        "learnt": (1 - 1 / (1 + rho)) * fitted / (1 + fitted) if found.outputs <= 2 else 0.0,
+        "learnt": (1 - 1 / (1 + rho)) * fitted / (1 + fitted),
         "unstable": float(not stable),
         "blind": float(not stable and found.followed is None),
         "followed": 0.0 if stable else followed,
