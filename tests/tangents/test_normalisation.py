@@ -49,6 +49,15 @@ def test_an_rms_norm_tells_its_gain_however_it_keeps_it(kind: type[nn.Module], a
 @pytest.mark.parametrize("other", [nn.BatchNorm1d(8).eval(), nn.GroupNorm(2, 8), nn.LayerNorm(4), nn.Tanh()])
 def test_other_modules_are_no_normalisation_of_vectors(other: nn.Module) -> None:
     assert scales(other.double(), 8) is None
+    assert scales(other.bfloat16(), 8, torch.bfloat16) is None
+
+
+def test_short_numbers_are_enough_to_tell() -> None:
+    torch.manual_seed(0)
+    norm = random_layer_norm(16).bfloat16()
+    found = scales(norm, 16, torch.bfloat16)
+    assert found is not None
+    assert_close(found[0], norm.weight.detach().double(), rtol=0.02, atol=0.02)
 
 
 def test_features_are_seen_to_be_tokens_or_their_means() -> None:

@@ -53,7 +53,7 @@ def gain_and_offset(module: nn.Module, width: int, dtype: torch.dtype, device: t
         except RuntimeError:  # it does not take single vectors
             return None
     gain, offset = (up - down) / (2 * first), (up + down) / 2
-    near = max(10 * torch.finfo(dtype).eps ** 0.5, 1e-4)  # for what is added to the variance
+    near = max(10 * torch.finfo(dtype).eps, 1e-4)  # for what is added to the variance
     expected = gain * second + offset
     if any(float((each - expected).norm()) > near * float(expected.norm()) for each in (other, larger)):
         return None
