@@ -71,7 +71,7 @@ def bounded(
         basis: Orthonormal, one for all (k = 1) or one for each.
         gain: What the normalisation multiplies by.
         offset: What it adds.
-        beyond: Their number m.
+        beyond: How many directions m matter beyond the basis.
     """
     metric = (basis * gain.square()) @ basis.mT
     exact, size = torch.finfo(metric.dtype), metric.diagonal(dim1=1, dim2=2).mean(1)
