@@ -6,7 +6,6 @@ eighths mostly does. So these runs, and no others, are begun for real: with the 
 the whole run.
 """
 
-import json
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,7 +16,8 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from foretune.results import SCHEMA_VERSION, provenance, write_json
+from foretune.errors import InputError
+from foretune.results import provenance, read_json, write_json
 from foretune.task import Candidate, Task
 from foretune.train import build_peft_model, loop_arguments, run_trainer
 
@@ -123,8 +123,7 @@ def begin(
 def _kept(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     """A beginning that was kept, if it is what is asked for; one of anything else is made again, and replaced."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        same = found["schema_version"] == SCHEMA_VERSION and {name: found[name] for name in asked} == asked
-        return found if same else None
-    except (OSError, ValueError, KeyError, TypeError):
+        found = read_json(path, "")
+    except InputError:
         return None
+    return found if asked.items() <= found.items() else None
