@@ -52,6 +52,18 @@ def test_other_modules_are_no_normalisation_of_vectors(other: nn.Module) -> None
     assert scales(other.bfloat16(), 8, torch.bfloat16) is None
 
 
+class Conditional(nn.LayerNorm):
+    """A normalisation that is told more than the vectors."""
+
+    def forward(self, input: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return scale * super().forward(input)
+
+
+@pytest.mark.parametrize("other", [Conditional(8), nn.BatchNorm2d(8).eval()])
+def test_what_does_not_take_single_vectors_has_no_bound(other: nn.Module) -> None:
+    assert scales(other, 8, torch.float32) is None
+
+
 def test_short_numbers_are_enough_to_tell() -> None:
     torch.manual_seed(0)
     norm = random_layer_norm(16).bfloat16()

@@ -50,7 +50,7 @@ def gain_and_offset(module: nn.Module, width: int, dtype: torch.dtype, device: t
     with torch.no_grad():
         try:
             up, down, other, larger = (module(each.to(dtype)).double() for each in (first, -first, second, 10 * second))
-        except RuntimeError:  # it does not take single vectors
+        except (RuntimeError, TypeError, ValueError):  # it does not take single vectors
             return None
     gain, offset = (up - down) / (2 * first), (up + down) / 2
     near = max(10 * torch.finfo(dtype).eps, 1e-4)  # for what is added to the variance
