@@ -20,6 +20,7 @@ from foretune.tangents import Adapter
 
 CHUNK_BYTES = 2**28  # of a Jacobian held at a time
 WORK_BYTES = 2**26  # of rows converted at a time
+STRIP = 256  # rows of a symmetric product at a time
 
 
 @dataclass(frozen=True)
@@ -195,5 +196,16 @@ def layer_kernels(
 def _gram(jacobian: Float[Tensor, "n k p"], columns: Int[Tensor, " m"]) -> Float[Tensor, "N M"]:
     rows = jacobian.flatten(0, 1)
     if len(columns) == len(jacobian) and bool((columns == torch.arange(len(columns))).all()):
-        return rows @ rows.T
+        return _symmetric(rows)
     return rows @ jacobian[columns.to(jacobian.device)].flatten(0, 1).T
+
+
+def _symmetric(rows: Float[Tensor, "N p"]) -> Float[Tensor, "N N"]:
+    """``rows rows'``: what is on and below the diagonal in strips, and above it the same numbers."""
+    found = rows.new_empty(len(rows), len(rows))
+    for start in range(0, len(rows), STRIP):
+        stop = start + STRIP
+        strip = rows[start:] @ rows[start:stop].T
+        found[start:, start:stop] = strip
+        found[start:stop, stop:] = strip[STRIP:].T
+    return found
