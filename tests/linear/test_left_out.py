@@ -21,7 +21,7 @@ def test_noise_has_the_size_that_the_directions_beyond_call_for() -> None:
     pull = torch.randn(4, 6, dtype=torch.float64)  # of the loss, at the features of four examples
     inputs = torch.randn(4, 20000, dtype=torch.float64)
     features = inputs @ weight.T
-    left_out.watch(features, q[None, :4], q[None, 4:])
+    left_out.watch(features, q[None, :4], q[None])
     (features * pull).sum().backward()
     exact = pull.T @ inputs
     assert weight.grad is not None
@@ -36,19 +36,19 @@ def test_where_nothing_pushes_along_the_directions_taken_there_is_no_noise() -> 
     weight = nn.Parameter(torch.ones(2, 3))
     left_out = LeftOut([weight])
     features = torch.ones(1, 3) @ weight.T
-    left_out.watch(features, torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]]))
+    left_out.watch(features, torch.tensor([[[1.0, 0.0]]]), torch.eye(2)[None])
     features[:, 1].sum().backward()
     assert_close(weight.grad, torch.tensor([[0.0] * 3, [1.0] * 3]))
 
 
 def test_a_run_with_fewer_directions_than_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(basis, "MAX_DIRECTIONS", 3)
+    monkeypatch.setattr(basis, "directions_taken", lambda span: 3)
     task = tiny_task("bert")
     tangents = collect(task, directory=tmp_path)
-    assert tangents.basis.shape[1:] == (3, 16) and tangents.beyond.shape[1:] == (1, 16)
+    assert tangents.basis.shape == (9, 3, 16) and tangents.span.shape == (1, 4, 16) and tangents.num_left_out == 1
     again = collect(task, directory=tmp_path)
-    assert again.reused and torch.equal(again.beyond, tangents.beyond)
-    assert torch.equal(tangents.sample(torch.arange(2)).beyond, tangents.beyond)
+    assert again.reused and torch.equal(again.span, tangents.span) and torch.equal(again.basis, tangents.basis)
+    assert torch.equal(tangents.sample(torch.arange(2)).span, tangents.span)
 
     def gradient(model: TangentModel) -> torch.Tensor:
         torch.manual_seed(0)
@@ -78,5 +78,5 @@ def test_a_run_with_fewer_directions_than_it_needs(monkeypatch: pytest.MonkeyPat
 
 def test_few_classes_are_without_noise() -> None:
     tangents = collect(tiny_task("bert"))
-    assert tangents.beyond.shape[1] == 0
+    assert tangents.num_left_out == 0 and torch.equal(tangents.basis, tangents.span)
     assert TangentModel(tangents, read_adapters(lora_model("bert", False)), tangents.head).left_out is None

@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from foretune.tangents import Head, centring
 from foretune.tangents.basis import RATE, STEPS, limited, num_directions, output_basis, task_directions
-from foretune.task.task import MAX_DIRECTIONS
+from foretune.task.task import OWN_DIRECTIONS
 
 
 @pytest.mark.parametrize("c", [1, 2, 3, 20])
@@ -26,25 +26,54 @@ def test_the_basis_holds_the_heads_rows_exactly(k: int, m: int, d: int) -> None:
     assert_close(head @ basis.mT @ basis, head)
 
 
-@pytest.mark.parametrize("examples", [1, 3])
-def test_of_many_directions_those_are_taken_that_hold_most_of_the_gradients(examples: int) -> None:
-    head, task = torch.randn(examples, 19, 64).double(), torch.randn(19, 64).double()
-    basis = output_basis(head, task, num_directions(head[:1], task, linear=True))
-    pushed = (torch.randn(200, 10).double() @ basis[:, :10]).flatten(0, 1)  # along ten of the 38
-    noise = 0.01 * torch.randn(200, 64).double()
-    kept, beyond = limited(basis, pushed.T @ pushed + noise.T @ noise)
-    assert kept.shape[1] == MAX_DIRECTIONS and beyond.shape[1] == 38 - MAX_DIRECTIONS
-    both = torch.cat([kept, beyond], 1)
-    assert_close(both @ both.mT, torch.eye(38).double().expand(examples, -1, -1))
-    assert_close(both.mT @ both, basis.mT @ basis)
-    if examples == 1:  # else all are pushed along what only one of them has
-        assert_close(basis[:, :10] @ kept.mT @ kept, basis[:, :10], atol=1e-2, rtol=0)
+def affine(weight: torch.Tensor) -> Head:
+    """A head with this weight and no bias."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0]).double()
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        nn.init.zeros_(layer.bias)
+    return Head(["score"], [layer], ["identity"], [0.0], sequence=False)
+
+
+def bent(first: torch.Tensor, second: torch.Tensor) -> Head:
+    """A head of two layers."""
+    layers = [affine(weight).steps[0] for weight in (first, second)]
+    return Head(["dense", "score"], layers, ["identity", "tanh"], [0.0, 0.0], sequence=False)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_of_many_directions_each_example_gets_those_along_which_its_loss_bends_most(linear: bool) -> None:
+    torch.manual_seed(0)
+    heads = [
+        affine(torch.randn(12, 30)) if linear else bent(torch.randn(30, 30) / 5, torch.randn(12, 30)) for _ in range(2)
+    ]
+    basis = torch.linalg.qr(torch.randn(1 if linear else 3, 30, 22).double()).Q.mT
+    features = torch.randn(3, 30).double()
+    kept = limited(basis, features, heads)
+    assert kept.shape == (3, OWN_DIRECTIONS, 30)
+    for i, example in enumerate(features):
+        rows = basis[0 if linear else i]
+
+        bends = torch.zeros(22, 22).double()
+        for head in heads:
+            jacobian = torch.autograd.functional.jacobian(lambda h, head=head: head(h[None])[0], example) @ rows.T
+            p = head(example[None])[0].softmax(0).detach()
+            bends += jacobian.T @ (p.diag() - p[:, None] * p) @ jacobian
+        leading = torch.linalg.eigh(bends)[1][:, -OWN_DIRECTIONS:]
+        assert_close(kept[i].T @ kept[i], rows.T @ leading @ leading.T @ rows, rtol=1e-9, atol=1e-9)
+
+
+def test_what_an_example_gets_does_not_depend_on_the_others() -> None:
+    torch.manual_seed(0)
+    basis, features = torch.linalg.qr(torch.randn(1, 30, 20).double()).Q.mT, torch.randn(4, 30).double()
+    head = affine(torch.randn(11, 30))
+    together, alone = limited(basis, features, [head]), limited(basis, features[2:3], [head])
+    assert_close(together[2].T @ together[2], alone[0].T @ alone[0])
 
 
 def test_few_directions_are_all_taken() -> None:
     basis = output_basis(torch.randn(2, 3, 30), torch.randn(3, 30), 6)
-    kept, beyond = limited(basis, torch.eye(30).double())
-    assert kept is basis and beyond.shape == (2, 0, 30)
+    assert limited(basis, torch.randn(2, 30), [affine(torch.randn(3, 30))]) is basis
 
 
 def test_rows_that_add_nothing_cost_nothing() -> None:
@@ -60,9 +89,9 @@ def test_rows_that_add_nothing_cost_nothing() -> None:
 def test_directions_of_the_task_are_finite(labels: list[float]) -> None:
     classes = 1 if isinstance(labels[0], float) else 2
     head = Head(["classifier"], [nn.Linear(5, classes)], ["identity"], [0.1], sequence=False)
-    rows, pushes = task_directions(head, torch.randn(4, 5), torch.tensor(labels), classes)
+    rows, heads = task_directions(head, torch.randn(4, 5), torch.tensor(labels), classes)
     assert rows.shape == (1, 5) and bool(rows.isfinite().all())
-    assert pushes.shape == (5, 5) and bool(pushes.isfinite().all())
+    assert len(heads) == 9 and all(bool(value.isfinite().all()) for each in heads for value in each.parameters())
 
 
 def test_directions_of_the_task_are_those_in_which_the_classes_differ() -> None:
@@ -72,25 +101,23 @@ def test_directions_of_the_task_are_those_in_which_the_classes_differ() -> None:
     features[:, 1] += (labels == 1).float()
     head = Head(["score"], [nn.Linear(8, 3)], ["identity"], [0.0], sequence=False)
     nn.init.zeros_(head.steps[0].get_parameter("weight"))
-    rows, pushes = task_directions(head, features, labels, 3)
+    rows, _ = task_directions(head, features, labels, 3)
     share = rows[:, :2].square().sum() / rows.square().sum()
     assert rows.shape == (2, 8) and float(share) > 0.99
-    assert_close(pushes[:2, :2].diagonal().sum(), pushes.diagonal().sum())
 
 
-def test_pushes_are_the_squared_gradients_of_the_loss_while_the_head_learns() -> None:
+def test_the_head_is_kept_at_nine_moments_of_its_learning() -> None:
     torch.manual_seed(0)
     features, labels = torch.randn(6, 4).double(), torch.arange(6) % 3
     head = Head(["score"], [nn.Linear(4, 3).double()], ["identity"], [0.0], sequence=False)
-    expected = torch.zeros(4, 4).double()
+    expected = []
     weight, bias = (value.detach().clone().requires_grad_() for value in head.steps[0].parameters())
     optimiser = torch.optim.Adam([weight, bias], RATE)
     for step in range(STEPS + 1):
-        outputs = features @ weight.T + bias
         if step % (STEPS // 8) == 0:
-            gradient = (outputs.softmax(1) - nn.functional.one_hot(labels)) @ weight / 6
-            expected += (gradient.T @ gradient).detach()
+            expected.append(weight.detach().clone())
         optimiser.zero_grad()
-        nn.functional.cross_entropy(outputs, labels).backward()
+        nn.functional.cross_entropy(features @ weight.T + bias, labels).backward()
         optimiser.step()
-    assert_close(task_directions(head, features, labels, 3).pushes, expected, rtol=1e-10, atol=1e-12)
+    found = task_directions(head, features, labels, 3).heads
+    assert_close([each.steps[0].get_parameter("weight").detach() for each in found], expected, rtol=1e-10, atol=1e-12)

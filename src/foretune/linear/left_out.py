@@ -1,14 +1,15 @@
 r"""Directions of the features along which no tangents were taken: they push a simulated run's adapters as noise.
 
-Many classes have more directions than are taken (``Tangents.beyond``). The loss's gradients along those are known, what
-they do to the adapters is not. Without them, an optimiser that divides a gradient by its size, as Adam does, gives what
-is left of it the length of all of it, and a simulated run learns too fast (``docs/log.md``). So every gradient of an
-adapter gets normal noise with
+Many classes have more directions than are taken (``Tangents.span``, ``Tangents.basis``). The loss's gradients along the
+others are known, what they do to the adapters is not. Without them, an optimiser that divides a gradient by its size,
+as Adam does, gives what is left of it the length of all of it, and a simulated run learns too fast (``docs/log.md``).
+So every gradient of an adapter gets normal noise with
 
 .. math:: \mathbb E\,\lVert n\rVert^2 = \lVert g\rVert^2\,
-    \frac{\sum_x \lVert Q'_x\,\partial L/\partial h_x\rVert^2}{\sum_x \lVert Q_x\,\partial L/\partial h_x\rVert^2}
+    \left(\frac{\sum_x \lVert S_x\,\partial L/\partial h_x\rVert^2}
+    {\sum_x \lVert Q_x\,\partial L/\partial h_x\rVert^2} - 1\right)
 
-with Q the directions taken, Q' those beyond, h the features of the batch's examples x: an estimate, as if gradients
+with Q the directions taken, S all of them, h the features of the batch's examples x: an estimate, as if gradients
 along all directions had adapters' gradients of the same size.
 """
 
@@ -32,16 +33,16 @@ class LeftOut:
             parameter.register_hook(self._noisy)
 
     def watch(
-        self, features: Float[Tensor, "b d"], taken: Float[Tensor, "k q d"], beyond: Float[Tensor, "k m d"]
+        self, features: Float[Tensor, "b d"], taken: Float[Tensor, "k q d"], span: Float[Tensor, "m s d"]
     ) -> None:
         """Measure the ratio where the gradient of these features is known, before those of the adapters are."""
 
         def measure(gradient: Float[Tensor, "b d"]) -> None:
-            known, left = (
+            known, whole = (
                 float(torch.einsum("bd,bqd->bq", gradient, rows.to(gradient).expand(len(gradient), -1, -1)).norm()) ** 2
-                for rows in (taken, beyond)
+                for rows in (taken, span)
             )
-            self.ratio = left / known if known else 0.0
+            self.ratio = max(whole / known - 1, 0.0) if known else 0.0
 
         if features.requires_grad:
             features.register_hook(measure)

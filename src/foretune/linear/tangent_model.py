@@ -76,7 +76,7 @@ class TangentModel(nn.Module):
                 self.start[adapter.layer] = first
         self._known = tuple(super().named_parameters())
         trained = (self.get_parameter(name) for pair in self.names.values() for name in pair)
-        self.left_out = LeftOut(trained) if tangents.beyond.shape[1] else None
+        self.left_out = LeftOut(trained) if tangents.num_left_out else None
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -85,6 +85,12 @@ class TangentModel(nn.Module):
         if prefix or not recurse:
             return super().named_parameters(prefix, recurse, remove_duplicate)
         return iter(self._known)
+
+    def train(self, mode: bool = True) -> "TangentModel":
+        """Only the head behaves otherwise while training: no walk through the tree in every step."""
+        self.training = mode
+        self.head.train(mode)
+        return self
 
     def relinearise(self, tangents: Tangents, growth: Growth | None = None) -> None:
         """Go on with tangents that were taken at the weights where this model is now: ``dW`` counts from here."""
@@ -185,14 +191,14 @@ class TangentModel(nn.Module):
         features = tangents.features[examples].to(self.dtype)
         if self.growth is not None and len(tangents.normalisation):
             gain, offset = tangents.normalisation.to(self.dtype)
-            return bounded(features, change, basis, gain, offset, tangents.beyond.shape[1])
+            return bounded(features, change, basis, gain, offset, tangents.num_left_out)
         return features + moved(change, basis)
 
     def forward(self, index: Int[Tensor, " b"], labels: Tensor | None = None, **_: object) -> SequenceClassifierOutput:
         """Outputs of the numbered examples and, given labels, their mean loss."""
         features, tangents = self._features(index, self.coordinates(index)), self.tangents
         if self.left_out:
-            self.left_out.watch(features, *(tangents.directions(q, index) for q in (tangents.basis, tangents.beyond)))
+            self.left_out.watch(features, *(tangents.directions(q, index) for q in (tangents.basis, tangents.span)))
         logits = self.head(features)
         loss = None if labels is None else mean_loss(self.tangents.loss, logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)

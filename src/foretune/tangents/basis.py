@@ -1,6 +1,7 @@
 """The output basis: the few directions of the head's features along which tangents are taken (theory.md section 6)."""
 
 import copy
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foretune.tangents.head import Head, gradients_in
-from foretune.task.task import MAX_DIRECTIONS
+from foretune.task.task import directions_taken
 
 STEPS, RATE = 64, 1e-3  # of the head's training on frozen features
 SAMPLE = 64  # examples over which the gradients of a head that is not affine are averaged
@@ -35,11 +36,11 @@ class TaskDirections(NamedTuple):
 
     Attributes:
         rows: Where the head turns, scaled by how far.
-        pushes: Second moments of the loss's gradients in the features, summed over examples and moments.
+        heads: What it is on the way, at several moments.
     """
 
     rows: Float[Tensor, "k d"]
-    pushes: Float[Tensor, "d d"]
+    heads: tuple[Head, ...]
 
 
 def task_directions(head: Head, features: Float[Tensor, "n d"], labels: Tensor, classes: int) -> TaskDirections:
@@ -50,10 +51,10 @@ def task_directions(head: Head, features: Float[Tensor, "n d"], labels: Tensor, 
     the first ones, have these leading directions: in a fine-tune, layers are pushed along where the head comes to look.
     """
     head = copy.deepcopy(head).cpu().double().requires_grad_(True).eval()
-    x, mix = features.detach().double().cpu().requires_grad_(), centring(classes)
+    x, mix = features.detach().double().cpu(), centring(classes)
     y = labels.cpu().long() if classes > 1 else labels.cpu().double()
     optimiser = torch.optim.Adam(head.parameters(), RATE)
-    rows, pushes = [], torch.zeros(x.shape[1], x.shape[1], dtype=x.dtype)
+    rows, heads = [], []
     with torch.enable_grad():
         for step in range(STEPS + 1):
             out = head(x)
@@ -61,8 +62,7 @@ def task_directions(head: Head, features: Float[Tensor, "n d"], labels: Tensor, 
             if step % (STEPS // 8) == 0:
                 some = x[:SAMPLE].detach().requires_grad_()
                 rows.append(mix @ gradients_in(some, head(some)).mean(0))
-                (push,) = torch.autograd.grad(loss, x, retain_graph=True)
-                pushes += push.T @ push
+                heads.append(copy.deepcopy(head))
             optimiser.zero_grad()
             loss.backward(inputs=list(head.parameters()))
             optimiser.step()
@@ -70,7 +70,7 @@ def task_directions(head: Head, features: Float[Tensor, "n d"], labels: Tensor, 
     first = first[sizes > 1e-12]
     path = torch.cat(rows[1:])
     _, values, directions = torch.linalg.svd(path - (path @ first.T) @ first, full_matrices=False)
-    return TaskDirections((values[:, None] * directions)[: len(mix)], pushes)
+    return TaskDirections((values[:, None] * directions)[: len(mix)], tuple(heads))
 
 
 def num_directions(head_rows: Float[Tensor, "b k d"], task_rows: Float[Tensor, "m d"], linear: bool) -> int:
@@ -105,17 +105,31 @@ def output_basis(
 
 
 def limited(
-    basis: Float[Tensor, "b q d"], pushes: Float[Tensor, "d d"]
-) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b m d"]]:
-    """At most ``MAX_DIRECTIONS`` rows in the span of a basis, and the others.
+    basis: Float[Tensor, "k s d"], features: Float[Tensor, "b d"], heads: Sequence[Head]
+) -> Float[Tensor, "m q d"]:
+    r"""A basis or, if it has too many rows, a few in its span: for each example those along which its loss bends most.
 
-    Those are kept that hold most of the loss's gradients while the head learns (``TaskDirections.pushes``).
+    .. math:: H(x) = \sum_t J_t^\top \left(\operatorname{diag} p_t - p_t p_t^\top\right) J_t, \qquad
+        p_t = \operatorname{softmax} f_t(h(x)), \quad J_t = \partial f_t / \partial h
+
+    for the head f at moments t of learning the task on frozen features: its leading eigenvectors. They tell the classes
+    apart between which the example wavers, whatever its label is.
     """
-    if basis.shape[1] <= MAX_DIRECTIONS:
-        return basis, basis[:, :0]
-    _, turn = torch.linalg.eigh(basis @ pushes @ basis.mT)
-    turned = turn.mT @ basis  # what holds most comes last
-    return turned[:, -MAX_DIRECTIONS:], turned[:, :-MAX_DIRECTIONS]
+    count = directions_taken(basis.shape[1])
+    if count == basis.shape[1]:
+        return basis
+    rows, x = basis.double().cpu(), features.detach().double().cpu()
+    bend = torch.zeros(len(x), rows.shape[1], rows.shape[1], dtype=x.dtype)
+    for head in heads:
+        some = (x[:1] if head.linear else x).requires_grad_()
+        with torch.enable_grad():
+            jacobian = gradients_in(some, head(some)) @ rows.mT
+        with torch.no_grad():
+            p = head(x).softmax(1)
+        mean = (p[:, None] @ jacobian).squeeze(1)
+        bend += jacobian.mT @ (p[:, :, None] * jacobian) - mean[:, :, None] * mean[:, None]
+    turn = torch.linalg.eigh(bend)[1].mT.flip(1)[:, :count]
+    return (turn @ rows).to(basis)
 
 
 def _normalised(rows: Float[Tensor, "b k d"]) -> Float[Tensor, "b k d"]:

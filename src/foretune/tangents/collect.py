@@ -133,7 +133,7 @@ class _Pass:
         self.count: int | None = None  # its directions
         self.centring = centring(task.num_outputs).to(self.device)
         self.summary: dict[str, list[Tensor]] = {
-            name: [] for name in ("features", "outputs", "basis", "beyond", "labels")
+            name: [] for name in ("features", "outputs", "span", "basis", "labels")
         }
         self.normalisation: Tensor | None = None  # of the features, as far as they were seen
         train, evaluation = lengths(task.train), lengths(task.eval)
@@ -155,7 +155,7 @@ class _Pass:
         Features to bfloat16's precision do where rows are kept in it: they turn the directions by less than 1%.
         """
         if not self.head.names:
-            return TaskDirections(self.centring, torch.eye(len(self.centring.T)).to(self.centring))
+            return TaskDirections(self.centring, (self.head,))
         chosen = self.task.drawn(PROBE_EXAMPLES)
         short = product_dtype(self.dtype) == torch.bfloat16
         features, labels = [], []
@@ -165,8 +165,8 @@ class _Pass:
                 features.append(features_of(self.task.model, self.head, batch).double().cpu())
             labels.append(batch["labels"].cpu())
         classes = self.task.num_outputs if self.task.loss == "cross_entropy" else 1
-        found = task_directions(self.head, torch.cat(features), torch.cat(labels), classes)
-        return TaskDirections(*(values.to(self.device) for values in found))
+        rows, heads = task_directions(self.head, torch.cat(features), torch.cat(labels), classes)
+        return TaskDirections(rows.to(self.device), heads)
 
     def forward(self, batch: dict[str, Tensor], directions: TaskDirections) -> Tensor:
         """Coordinates of the head's features in the output basis (b, q), keeping the summary of the batch."""
@@ -175,20 +175,20 @@ class _Pass:
             logits = outputs_of(model, batch)
             features, jacobian = entering(self.head, watch, logits)
         self.look_at_normalisation(features.detach(), next(iter(normalised), None), token_mask(batch))
-        if not (self.head.linear and self.summary["basis"]):
+        if not (self.head.linear and self.summary["span"]):
             rows = torch.einsum("kc,bcd->bkd", self.centring, jacobian.double())
             rows = rows[:1] if self.head.linear else rows
             if self.count is None:
                 self.count = num_directions(rows, directions.rows, self.head.linear)
-            found = limited(output_basis(rows, directions.rows, self.count), directions.pushes)
-            for name, values in zip(("basis", "beyond"), found, strict=True):
-                self.summary[name].append(values.to(self.kind))
+            self.summary["span"].append(output_basis(rows, directions.rows, self.count).to(self.kind))
+        span = self.summary["span"][-1]
+        basis = limited(span, features, directions.heads)
+        if basis is not span or not self.head.linear or not self.summary["basis"]:
+            self.summary["basis"].append(basis)
         self.summary["features"].append(features.detach())
         self.summary["outputs"].append(logits.detach())
         self.summary["labels"].append(batch["labels"])
-        return torch.einsum(
-            "bd,bqd->bq", features.to(self.kind), self.summary["basis"][-1].expand(len(features), -1, -1)
-        )
+        return torch.einsum("bd,bqd->bq", features.to(self.kind), basis.expand(len(features), -1, -1))
 
     def look_at_normalisation(self, features: Tensor, seen: Seen | None, mask: Tensor | None) -> None:
         """Know the scales of the last normalisation, as long as all features are made of what it gives."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from foretune.errors import InputError
 from foretune.results import write_json
 
-FORMAT = 7
+FORMAT = 8
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",

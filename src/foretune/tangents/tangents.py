@@ -50,8 +50,8 @@ class Tangents:
         counts: Tokens of each example, in stored order.
         features: What enters the head (n d), in the order of the examples, as everything below.
         outputs: The model's outputs (n c).
-        basis: Orthonormal directions (1 q d), or (n q d) where the head is not affine.
-        beyond: Orthonormal directions (1 m d) or (n m d) that matter as well, but are more than are taken.
+        span: Orthonormal directions (1 s d) that matter to the outputs, or (n s d) where the head is not affine.
+        basis: Those along which tangents are taken: all of these, or (n q d) a few in their span for each example.
         labels: Targets (n).
         normalisation: What the network's last normalisation multiplies by and adds, γ and β (2 d), if the features are
             made of what it gives; else nothing (0 d).
@@ -68,10 +68,10 @@ class Tangents:
     counts: Int[Tensor, " n"]
     features: Float[Tensor, "n d"]
     outputs: Float[Tensor, "n c"]
-    basis: Float[Tensor, "k q d"]
-    beyond: Float[Tensor, "k m d"]
+    span: Float[Tensor, "k s d"]
+    basis: Float[Tensor, "m q d"]
     labels: Tensor
-    normalisation: Float[Tensor, "s d"]
+    normalisation: Float[Tensor, "_ d"]
     head: Head
     num_train: int
     loss: str
@@ -87,6 +87,11 @@ class Tangents:
     def num_directions(self) -> int:
         """Directions q of the output basis."""
         return self.basis.shape[1]
+
+    @property
+    def num_left_out(self) -> int:
+        """Directions that matter, but along which no tangents are taken."""
+        return self.span.shape[1] - self.num_directions
 
     @property
     def dtype(self) -> torch.dtype:
@@ -146,14 +151,14 @@ class Tangents:
             counts=self.counts[self.place[examples]],
             features=self.features[examples],
             outputs=self.outputs[examples],
+            span=self.directions(self.span, examples),
             basis=self.directions(self.basis, examples),
-            beyond=self.directions(self.beyond, examples),
             labels=self.labels[examples],
             num_train=len(examples),
         )
 
     def directions(self, which: Float[Tensor, "k q d"], examples: Int[Tensor, " b"]) -> Float[Tensor, "m q d"]:
-        """``basis`` or ``beyond`` of some examples: one for all of them (k = 1), or one for each."""
+        """``span`` or ``basis`` of some examples: one for all of them (k = 1), or one for each."""
         return which[examples] if len(which) > 1 else which
 
     def inputs(self, entry: int) -> Float[Tensor, "rows i"]:
@@ -212,4 +217,4 @@ class Tangents:
         return cls(entries=tuple(entries), tensors=tensors, head=modules, reused=True, **rest, **keys)
 
 
-_SMALL = ("place", "counts", "features", "outputs", "basis", "beyond", "labels", "normalisation")
+_SMALL = ("place", "counts", "features", "outputs", "span", "basis", "labels", "normalisation")

@@ -15,7 +15,7 @@ from foretune.task.candidate import Candidate
 from foretune.task.data import EncodedData, SplitStats
 from foretune.task.loading import load_run
 from foretune.task.matching import Adaptation, AdaptedModule
-from foretune.task.task import MAX_DIRECTIONS, Task
+from foretune.task.task import Task, directions_taken
 
 TIMED_BATCHES = 2
 MAX_TIMED_ROWS = 16  # per batch; longer batches are extrapolated
@@ -84,7 +84,7 @@ def diagnose(path: str | Path, bytes_per_value: int = 2) -> Diagnosis:
     arguments = [candidate.training_arguments("unused") for candidate in task.candidates]
     device = arguments[0].device
     seconds = time_per_example(task, task.candidates[0], device, arguments[0].per_device_train_batch_size)
-    directions = min(2 * max(task.num_outputs - 1, 1), MAX_DIRECTIONS)
+    directions = directions_taken(2 * max(task.num_outputs - 1, 1))
     tokens = data.train_stats.tokens_total + data.eval_stats.tokens_total
     per_candidate = tuple(
         CandidateDiagnosis(

@@ -15,7 +15,8 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, default_data_
 
 from foretune.task.candidate import Candidate
 
-MAX_DIRECTIONS = 16  # output directions along which tangents are taken: two for each class but one, at most these
+MAX_DIRECTIONS = 16  # along which tangents are taken: two for each class but one
+OWN_DIRECTIONS = 8  # of each example's own, where these would be more
 Loss = Literal["cross_entropy", "mean_squared_error"]
 
 
@@ -145,6 +146,11 @@ class Task:
 
 def _array(values: ArrayLike | torch.Tensor) -> np.ndarray:
     return np.asarray(values.detach().double().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
+
+
+def directions_taken(span: int) -> int:
+    """Along how many directions tangents are taken where so many matter to the outputs."""
+    return span if span <= MAX_DIRECTIONS else OWN_DIRECTIONS
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:
