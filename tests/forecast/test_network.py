@@ -87,10 +87,14 @@ class Norms(TrainerCallback):
     def __init__(self, task: Task, heads: Sequence[str]) -> None:
         self.task, self.layers = task, sorted(select_layers(task.model, "all-linear", heads))
         self.seen = [self.weights()]
+        self.rates: list[float] = []
 
     def weights(self) -> torch.Tensor:
         layers = [self.task.model.get_submodule(name).get_parameter("weight") for name in self.layers]
         return torch.cat([weight.detach().double().flatten() for weight in layers])
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.rates.append(kwargs["optimizer"].param_groups[0]["lr"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         with simulated_weights(self.task, kwargs["model"]):
@@ -98,7 +102,9 @@ class Norms(TrainerCallback):
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
-def test_the_largest_step_is_that_of_the_network_while_it_is_early(warmup: int, tmp_path: Path) -> None:
+def test_the_largest_step_is_that_of_the_network_while_it_is_early_at_the_full_rate(
+    warmup: int, tmp_path: Path
+) -> None:
     task, candidate, tangents = loaded(tmp_path, **FAR, warmup_steps=warmup)
     heads = tangents.head.names
     movement, norms = Movement(linear_norm(task, heads)), Norms(task, heads)
@@ -106,7 +112,9 @@ def test_the_largest_step_is_that_of_the_network_while_it_is_early(warmup: int, 
     run, _ = simulate(tangents, task, candidate, *start, candidate.seed, watch=[movement, norms])
     sizes = [float((b - a).norm() / norms.seen[0].norm()) for a, b in pairwise(norms.seen)]
     early = max(warmup, round(run.final["step"] / 10), 1)
-    assert early < len(sizes) and movement.largest_step == pytest.approx(max(sizes[:early]), rel=1e-4)
+    full = [size * max(norms.rates) / rate if rate else 0.0 for size, rate in zip(sizes, norms.rates, strict=True)]
+    assert (norms.rates[0] == 0) is (warmup > 0) and max(norms.rates) == candidate.training["learning_rate"]
+    assert early < len(sizes) and movement.largest_step == pytest.approx(max(full[:early]), rel=1e-4)
     ways = [float((now - norms.seen[0]).norm() / norms.seen[0].norm()) for now in norms.seen[1:]]
     assert movement.changes == pytest.approx(ways, rel=1e-4) and len(ways) == len(run.step_losses)
 

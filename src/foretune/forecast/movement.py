@@ -47,14 +47,16 @@ class Movement(TrainerCallback):
         size: The norm of the linear weights, see ``linear_norm``.
 
     Attributes:
-        largest_step: :math:`\max_t \lVert\Delta W_{t+1} - \Delta W_t\rVert_F / \lVert W\rVert_F` over the first
-            tenth of the steps and those of the warm-up. Real runs collapse when it is too large (``docs/truth.md``).
+        largest_step: :math:`\max_t \frac{\eta}{\eta_t} \lVert\Delta W_{t+1} - \Delta W_t\rVert_F / \lVert W\rVert_F`
+            over the first tenth of the steps and those of the warm-up, at their learning rates η_t of η in all. Real
+            runs collapse when it is too large (``docs/truth.md``).
         changes: :math:`\lVert\Delta W_t\rVert_F / \lVert W\rVert_F` after every step t.
     """
 
     def __init__(self, size: float) -> None:
         self.size = size
         self.largest_step = 0.0
+        self.share = 1.0  # of the learning rate
         self.changes: list[float] = []
         self.start: Factors = {}
         self.before: Factors = {}
@@ -65,12 +67,19 @@ class Movement(TrainerCallback):
         """Remember the start."""
         self.start = self.before = _factors(kwargs["model"])
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note how far the learning rate has been warmed up."""
+        self.share = kwargs["optimizer"].param_groups[0]["lr"] / args.learning_rate if args.learning_rate else 1.0
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure: the whole way at any time, the step while it is early."""
         model: TangentModel = kwargs["model"]
         self.changes.append(_total(model.changes(self.start)) / self.size)
         if state.global_step <= max(last_step(state, EARLY), args.get_warmup_steps(state.max_steps)):
-            self.largest_step = max(self.largest_step, _total(model.changes(self.before)) / self.size)
+            step = _total(model.changes(self.before)) / self.size
+            self.largest_step = max(self.largest_step, step / self.share if self.share else 0.0)
             self.before = _factors(model)
 
 
