@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from helpers import write_tiny_run
 
+from foretune.forecast import calibration
 from foretune.forecast.advice import advice
 from foretune.forecast.beginning import Beginning
-from foretune.forecast.calibration import MeanPoint
+from foretune.forecast.calibration import MeanPoint, unlearnt
 from foretune.forecast.movement import Reach
 from foretune.task import load_task
 
@@ -18,8 +19,8 @@ def curve_of(losses: list[float], metric_std: float | None) -> list[MeanPoint]:
     return [MeanPoint(step=k, epoch=float(k), eval_loss=loss, **known) for k, loss in enumerate(losses)]  # type: ignore[typeddict-item]
 
 
-LINEAR = Reach(0.001, change_before_learning=0.02, weight_change=0.01, layer_changes=0.5, linearity_gap=0.1)
-WIDE = Reach(0.01, change_before_learning=0.02, weight_change=0.1, layer_changes=0.5, linearity_gap=1.2)
+LINEAR = Reach(0.001, change_before_learning=0.01, weight_change=0.01, layer_changes=0.5, linearity_gap=0.1)
+WIDE = Reach(0.01, change_before_learning=0.01, weight_change=0.1, layer_changes=0.5, linearity_gap=1.2)
 WILD = Reach(0.03, change_before_learning=0.02, weight_change=0.1, layer_changes=0.5, linearity_gap=0.8)
 LATE = Reach(0.01, change_before_learning=0.03, weight_change=0.1, layer_changes=0.5, linearity_gap=0.8)
 ASTRAY = Reach(0.01, change_before_learning=0.12, weight_change=0.2, layer_changes=2.0, linearity_gap=0.8)
@@ -34,23 +35,23 @@ ASTRAY = Reach(0.01, change_before_learning=0.12, weight_change=0.2, layer_chang
         ([0.7, 0.7, 0.7], 0.02, LINEAR, ["does not fall"]),
         ([0.7, math.nan, math.nan], 0.02, LINEAR, ["diverges"]),
         ([0.7, 0.6, 0.5], 0.07, WIDE, ["±12 points"]),
-        ([0.7, 0.6, 0.5], 0.02, LATE, ["by 3.0% before the training loss falls: above 2.2% runs learn features"]),
-        ([0.7, 0.6, 0.5], 0.07, LATE, ["by 3.0% before the training loss falls: above 2.2% runs learn features"]),
+        ([0.7, 0.6, 0.5], 0.02, LATE, ["by 3.00% before the training loss falls: above 1.95% runs learn features"]),
+        ([0.7, 0.6, 0.5], 0.07, LATE, ["by 3.00% before the training loss falls: above 1.95% runs learn features"]),
         ([0.7, 0.6, 0.5], 0.3, WILD, ["by 3.0%: above 1.7% runs can collapse"]),
-        ([0.7, 0.6, 0.5], 0.3, ASTRAY, ["by 12.0% before the training loss falls: above 5.6% runs can collapse"]),
+        ([0.7, 0.6, 0.5], 0.3, ASTRAY, ["by 12.00% before the training loss falls: above 5.6% runs can collapse"]),
     ],
 )
 def test_the_curve_the_error_bar_and_the_gaps_decide(
     losses: list[float], metric_std: float | None, reach: Reach, words: list[str], tmp_path: Path
 ) -> None:
     task = load_task(write_tiny_run(tmp_path))
-    said = advice(curve_of(losses, metric_std), task.candidates[0], task, reach)
+    said = advice(curve_of(losses, metric_std), task.candidates[0], task, reach, fitted_loss=1.0)
     assert len(said) == len(words) and all(word in text for word, text in zip(words, said, strict=True))
 
 
 def test_accumulation_that_adds_up_is_named(tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path, training={"gradient_accumulation_steps": 4}))
-    said = advice(curve_of([0.7, 0.6], 0.02), task.candidates[0], task, LINEAR)
+    said = advice(curve_of([0.7, 0.6], 0.02), task.candidates[0], task, LINEAR, fitted_loss=0.4)
     assert any("accumulated batches" in text for text in said)
 
 
@@ -58,5 +59,17 @@ def test_accumulation_that_adds_up_is_named(tmp_path: Path) -> None:
 def test_a_real_beginning_is_told(loss: float, word: str, tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path))
     beginning = Beginning(16, 64, loss, simulated_loss=0.4, guess_loss=0.69, seconds=1.0)
-    (said,) = advice(curve_of([0.7, 0.6, 0.5], 0.3), task.candidates[0], task, WILD, beginning)
+    (said,) = advice(curve_of([0.7, 0.6, 0.5], 0.3), task.candidates[0], task, WILD, 0.3, beginning)
     assert "begun for 16 of 64 steps" in said and word in said and "whatever" not in said
+
+
+@pytest.mark.parametrize(("fitted_loss", "outputs", "expected"), [(1.0, 8, True), (0.9, 8, False), (0.65, 2, False)])
+def test_several_classes_must_be_learnt_by_the_end(fitted_loss: float, outputs: int, expected: bool) -> None:
+    assert unlearnt(fitted_loss, outputs) is expected
+
+
+def test_a_run_that_ends_before_it_has_learnt_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "SEVERAL", 1)
+    task = load_task(write_tiny_run(tmp_path))
+    (said,) = advice(curve_of([0.7, 0.6], 0.02), task.candidates[0], task, LINEAR, fitted_loss=0.5)
+    assert "training loss 0.5 of" in said and f"of {task.num_outputs} classes" in said

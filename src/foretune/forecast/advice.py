@@ -4,20 +4,34 @@ import math
 from collections.abc import Sequence
 
 from foretune.forecast.beginning import Beginning
-from foretune.forecast.calibration import ASTRAY, LATE, UNSTABLE, MeanPoint, late, may_collapse, unstable
+from foretune.forecast.calibration import ASTRAY, LATE, UNSTABLE, MeanPoint, late, may_collapse, unlearnt, unstable
 from foretune.forecast.compare import Z_90
 from foretune.forecast.movement import Reach
 from foretune.forecast.simulate import accepts_loss_kwargs
 from foretune.task import Candidate, Task
 
-WIDE = 0.09  # half of the 90% interval of the metric from which a forecast is said to be uncertain (docs/truth.md)
+WIDE = 0.11  # half of the 90% interval of the metric from which a forecast is said to be uncertain (docs/truth.md)
 RISE = 1.1  # eval loss at the end over its best, from which a run is called over-fitting
 
 
 def advice(
-    curve: Sequence[MeanPoint], candidate: Candidate, task: Task, reach: Reach, beginning: Beginning | None = None
+    curve: Sequence[MeanPoint],
+    candidate: Candidate,
+    task: Task,
+    reach: Reach,
+    fitted_loss: float,
+    beginning: Beginning | None = None,
 ) -> list[str]:
-    """Warnings about a candidate: unstable, uncertain, over-fitting, no learning, traps of arguments."""
+    """Warnings about a candidate: unstable, uncertain, over-fitting, no learning, traps of arguments.
+
+    Args:
+        curve: What is forecast.
+        candidate: Whose forecast it is.
+        task: What it is trained on.
+        reach: How far the simulated run goes.
+        fitted_loss: Its loss of the training examples at the end.
+        beginning: Of the real run, if that was begun.
+    """
     said, metric_std = [], curve[-1]["eval_metric_std"]
     if may_collapse(reach.largest_step, reach.change_before_learning):
         said.append(
@@ -26,8 +40,14 @@ def advice(
         )
     elif late(reach.change_before_learning):
         said.append(
-            f"{_change(reach)}: above {LATE:.1%} runs learn features that their tangents do not have, and end further "
+            f"{_change(reach)}: above {LATE:.2%} runs learn features that their tangents do not have, and end further "
             "from their forecast than others; hold it against a real run"
+        )
+    elif unlearnt(fitted_loss, task.num_outputs):
+        said.append(
+            f"it ends before it has learnt (training loss {fitted_loss:.2g} of {math.log(task.num_outputs):.2g}): of "
+            f"{task.num_outputs} classes such runs were seen to end up to 10 points below their forecast; train longer "
+            "or at a higher rate, or hold it against a real run"
         )
     elif metric_std is not None and Z_90 * metric_std >= WIDE:
         said.append(
@@ -60,7 +80,7 @@ def _movement(reach: Reach) -> str:
 
 
 def _change(reach: Reach) -> str:
-    return f"the network's linear weights change by {reach.change_before_learning:.1%} before the training loss falls"
+    return f"the network's linear weights change by {reach.change_before_learning:.2%} before the training loss falls"
 
 
 def _begun(beginning: Beginning | None) -> str:

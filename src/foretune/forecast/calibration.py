@@ -24,7 +24,9 @@ OVERFIT = 4.0  # where evidence of over-fitting stops to count
 CHANGES = 3.0  # where the sum of relative changes stops to count
 UNSTABLE = 0.017  # relative size of a step from which runs were seen to collapse, from some seeds or all
 ASTRAY = 0.056  # relative change of the weights before anything is learnt, likewise
-LATE = 0.022  # the same, from which runs often end far from their forecast
+LATE = 0.0195  # the same, from which runs often end far from their forecast
+SEVERAL = 4  # classes, above which forecasts of runs that end early are too good
+UNLEARNT = 0.45  # of the loss of a uniform guess, from which a run of so many ends before it has learnt
 FOLLOWED = 0.25  # of what its simulation learnt in the beginning: a run that learnt less then collapses
 QUANTITIES = ("eval_metric", "eval_loss", "train_loss")
 
@@ -72,6 +74,14 @@ def may_collapse(largest_step: float, change_before_learning: float) -> bool:
 def late(change_before_learning: float) -> bool:
     """Whether such runs were seen to end far from their forecasts: they learn features that tangents do not have."""
     return change_before_learning > LATE
+
+
+def unlearnt(fitted_loss: float, outputs: int) -> bool:
+    """Whether a run of several classes ends before it has learnt to tell its training examples apart.
+
+    What real ones learn first grows most, so that they tell fewer classes apart by then than their simulation does.
+    """
+    return outputs > SEVERAL and fitted_loss > UNLEARNT * math.log(outputs)
 
 
 def unstable(followed: float | None) -> bool:

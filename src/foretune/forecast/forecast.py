@@ -248,7 +248,7 @@ def forecast(
             kernel=kernel,
             trainable_parameters=sum(parameter.numel() for parameter in model.parameters()),
         )
-        found.warnings = advice(found.curve, candidate, task, reach)
+        found.warnings = advice(found.curve, candidate, task, reach, found.fitted_loss)
         forecasts.append(found)
     return _ranked(forecasts, task)
 
@@ -278,7 +278,7 @@ def begun(
                     task, each.candidate, losses, share=share, directory=directory, progress=progress
                 )
             each.seconds += each.beginning.seconds
-            each.warnings = advice(each.curve, each.candidate, task, each.reach, each.beginning)
+            each.warnings = advice(each.curve, each.candidate, task, each.reach, each.fitted_loss, each.beginning)
     return _ranked(forecasts, task)
 
 
