@@ -17,15 +17,25 @@ if __name__ == "__main__":  # not this folder: its names are common ones
 from paper.plot import Axis, Series, picture
 from paper.reading import DOCS, paragraph
 from truth.calibrate import UNKNOWN, learnt_on
-from truth.gather import RESULTS, prediction_of, read_fast, read_sizes, read_tasks, simulation, truth_of
+from truth.cost import section
+from truth.gather import prediction_of, read_fast, read_sizes, read_tasks, simulation, truth_of
 from truth.grid import TASKS
 from truth.metrics import Prediction, Truth, another_seed, bootstrap, evaluate, interval
 from truth.ours import left_out, simulated
 
 from foretune.forecast.advice import WIDE
 from foretune.forecast.beginning import BEGIN
-from foretune.forecast.calibration import ASTRAY, FOLLOWED, LATE, UNSTABLE, late, may_collapse, unstable
-from foretune.results import read_json
+from foretune.forecast.calibration import (
+    ASTRAY,
+    FOLLOWED,
+    LATE,
+    UNLEARNT,
+    UNSTABLE,
+    late,
+    may_collapse,
+    unlearnt,
+    unstable,
+)
 
 OURS = "foretune"
 COMPARED = ("kendall", "regret")
@@ -56,6 +66,7 @@ def document(tasks: list[dict[str, Any]], sizes: list[dict[str, Any]], fast: lis
             *_collapse(tasks),
             *_near_the_limit(tasks, fast),
             *_warnings(tasks, truths, predictors[OURS]),
+            *section(tasks),
             *_sizes(sizes, tasks),
             *_candidates(tasks, truths, predictors[OURS]),
         ]
@@ -72,11 +83,6 @@ def predictions(tasks: list[dict[str, Any]], truths: list[Truth]) -> dict[str, l
         name: [prediction_of(scores, truth) for scores, truth in zip(own, truths, strict=True)]
         for name, own in said.items()
     }
-
-
-def _quiet() -> str:
-    found = read_json(RESULTS.parent / "forecast.json", "run benchmarks/forecast.py")["candidates"]
-    return " and ".join(f"{each['forecast_over_train']:.2f} ({name})" for name, each in found.items())
 
 
 def _head(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
@@ -102,8 +108,7 @@ def _head(tasks: list[dict[str, Any]], truths: list[Truth]) -> list[str]:
             "prediction, its part of what all candidates share included, over those of the real run. Real runs (the "
             "fastest seed of each) and forecasts were timed by the clock, forecasts beside two other processes on two "
             "cores, which makes them look dearer than they are, other predictors by their processor time, which makes "
-            f"them look cheaper; on a quiet machine a forecast takes {_quiet()} of the time of a real run "
-            "(`python benchmarks/forecast.py`)."
+            "them look cheaper; for processor time of both see below."
         ),
         *paragraph(
             f"Models: {_list(sorted({task['model'] for task in tasks}))}; all corrections were learnt on minilm, so "
@@ -345,20 +350,23 @@ def _warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[
         near: list[bool] = []
         stable: list[float] = []
         for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
-            steps, ways = (_of_simulations(task, truth, key) for key in ("largest_step", "change_before_learning"))
+            figures = ("largest_step", "change_before_learning", "fitted_loss")
+            steps, ways, fits = (_of_simulations(task, truth, key) for key in figures)
             if averaged:
                 truth, forecast = truth.averaged(), forecast.averaged()
-                steps, ways = (np.nanmean(each, 1, keepdims=True) for each in (steps, ways))
+                steps, ways, fits = (np.nanmean(each, 1, keepdims=True) for each in (steps, ways, fits))
             errors, risky = np.abs(forecast.metric - truth.metric), np.vectorize(may_collapse)(steps, ways)
             warned = risky | np.vectorize(late)(ways) | ((forecast.high - forecast.low) / 2 >= WIDE)
+            warned |= np.vectorize(unlearnt)(fits, task["outputs"] or 0)
             known = ~np.isnan(errors)
             far += warned[known & (errors > 0.05)].tolist()
             near += warned[known & (errors <= 0.05)].tolist()
             stable += errors[known & ~risky].tolist()
         lines += paragraph(
             f"{len(far)} forecasts are off by more than 5 points of {what}; {sum(far)} of them were warned of, as "
-            f"runs that may collapse, that learn late ({LATE:.1%}) or whose error bar is ±{100 * WIDE:.0f} points or "
-            f"more, and so were {sum(near)} of the {len(near)} others. Without the candidates that may collapse the "
+            f"runs that may collapse, that learn late ({LATE:.2%}), that end before they have learnt several classes "
+            f"(training loss above {UNLEARNT:.0%} of a uniform guess's) or whose error bar is ±{100 * WIDE:.0f} points "
+            f"or more, and so were {sum(near)} of the {len(near)} others. Without the candidates that may collapse the "
             f"mean error is {100 * np.mean(stable):.1f} points."
         )
     return lines

