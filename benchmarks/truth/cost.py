@@ -7,7 +7,6 @@ network at its weights, kernel's figures) and the real run with its evaluations,
 not named stay as they were measured before.
 """
 
-import json
 import sys
 import tempfile
 import time
@@ -19,16 +18,18 @@ if __name__ == "__main__":  # not this folder: its names are common ones
     sys.path[0] = str(Path(__file__).parents[1])
 
 import numpy as np
+from common import RESULTS, save
 from paper.reading import paragraph
 from truth.grid import command_line, run_file
+from truth.predictors import clock
 
 from foretune.forecast.forecast import forecast
-from foretune.results import provenance, read_json, write_json
+from foretune.results import read_json
 from foretune.tangents import Tangents, collect
 from foretune.task import Candidate, Task, load_task
 from foretune.train import fine_tune
 
-COSTS = Path(__file__).parents[1] / "results" / "cost.json"
+COSTS = RESULTS / "cost.json"
 CANDIDATES = ("qv", "all-linear")
 SHARERS = 16  # candidates of a task, which share its pass
 TASKS = ("movie", "amazon", "order", "reuters", "newsgroups")
@@ -36,9 +37,9 @@ TASKS = ("movie", "amazon", "order", "reuters", "newsgroups")
 
 def cpu_seconds(work: Callable[[], object]) -> float:
     """Processor time of all threads."""
-    began = time.process_time()
+    began = clock()
     work()
-    return time.process_time() - began
+    return clock() - began
 
 
 def train(task: Task, candidate: Candidate) -> None:
@@ -97,9 +98,7 @@ def main(names: list[str], output: Path) -> None:
     costs = read_json(COSTS, "run benchmarks/truth/cost.py")["tasks"] if COSTS.exists() else {}
     for name in names:
         costs[name] = measure(load_task(run_file(name, output / name), list(CANDIDATES)))
-        print(name, json.dumps(costs[name]), flush=True)
-        ordered = {each: costs[each] for each in TASKS if each in costs}
-        write_json(COSTS, provenance(0, time.perf_counter() - began) | {"tasks": ordered})
+        save(COSTS.stem, began, {"tasks": {each: costs[each] for each in TASKS if each in costs}})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from foretune.tangents.head import Head, gradients_in
+from foretune.tangents.head import Head
 from foretune.task.task import directions_taken
 
 STEPS, RATE = 64, 1e-3  # of the head's training on frozen features
@@ -60,8 +60,7 @@ def task_directions(head: Head, features: Float[Tensor, "n d"], labels: Tensor, 
             out = head(x)
             loss = nn.functional.cross_entropy(out, y) if classes > 1 else nn.functional.mse_loss(out.squeeze(1), y)
             if step % (STEPS // 8) == 0:
-                some = x[:SAMPLE].detach().requires_grad_()
-                rows.append(mix @ gradients_in(some, head(some)).mean(0))
+                rows.append(mix @ head.gradients(x[:SAMPLE]).mean(0))
                 heads.append(copy.deepcopy(head))
             optimiser.zero_grad()
             loss.backward(inputs=list(head.parameters()))
@@ -121,9 +120,7 @@ def limited(
     rows, x = basis.double().cpu(), features.detach().double().cpu()
     bend = torch.zeros(len(x), rows.shape[1], rows.shape[1], dtype=x.dtype)
     for head in heads:
-        some = (x[:1] if head.linear else x).requires_grad_()
-        with torch.enable_grad():
-            jacobian = gradients_in(some, head(some)) @ rows.mT
+        jacobian = head.gradients(x) @ rows.mT
         with torch.no_grad():
             p = head(x).softmax(1)
         mean = (p[:, None] @ jacobian).squeeze(1)

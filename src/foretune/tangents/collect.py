@@ -183,7 +183,8 @@ class _Pass:
             self.summary["span"].append(output_basis(rows, directions.rows, self.count).to(self.kind))
         span = self.summary["span"][-1]
         basis = limited(span, features, directions.heads)
-        if basis is not span or not self.head.linear or not self.summary["basis"]:
+        of_all = self.head.linear and basis is span
+        if not (of_all and self.summary["basis"]):
             self.summary["basis"].append(basis)
         self.summary["features"].append(features.detach())
         self.summary["outputs"].append(logits.detach())

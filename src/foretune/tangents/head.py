@@ -68,6 +68,12 @@ class Head(nn.Module):
         plain = all(link == "identity" for link in self.links)
         return plain and all(isinstance(step, nn.Linear) for step in self.steps)
 
+    def gradients(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "k c d"]:
+        """Gradient of every output in the features: of each example (k = b), or one for all if they are affine."""
+        some = (features[:1] if self.linear else features).detach().requires_grad_()
+        with torch.enable_grad():
+            return gradients_in(some, self(some))
+
     def with_modules(self, model: nn.Module) -> "Head":
         """The same head with copies of another model's modules, such as those of another seed."""
         modules = [copy.deepcopy(model.get_submodule(name)) for name in self.names]

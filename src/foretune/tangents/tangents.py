@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from foretune.tangents import store
-from foretune.tangents.head import Head, gradients_in
+from foretune.tangents.head import Head
 
 
 @dataclass(frozen=True)
@@ -171,13 +171,10 @@ class Tangents:
 
     def output_gradients(self, examples: Int[Tensor, " b"]) -> Float[Tensor, "b c q"]:
         """Gradient of the outputs in the coordinates of the features, at the head of the tangents, in float64."""
-        head = copy.deepcopy(self.head).double()
-        chosen = examples[:1] if head.linear else examples  # an affine head's gradient is the same everywhere
-        features = self.features[chosen].double().requires_grad_()
-        with torch.enable_grad():
-            gradients = gradients_in(features, head(features)).expand(len(examples), -1, -1)
+        gradients = copy.deepcopy(self.head).double().gradients(self.features[examples].double())
         basis = self.directions(self.basis, examples).double()
-        return torch.einsum("bcd,bqd->bcq", gradients, basis.expand(len(examples), -1, -1))
+        shape = len(examples), -1, -1
+        return torch.einsum("bcd,bqd->bcq", gradients.expand(shape), basis.expand(shape))
 
     def save(self, folder: Path) -> None:
         """Write everything but the rows, which are there already, and mark the folder as finished."""
