@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from foretune.errors import InputError
-from foretune.tangents.rules import check_supported, sizes
+from foretune.tangents.rules import check_supported, plain_weight, sizes
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,12 @@ class Rows:
 
     Args:
         device: Where new tensors are made.
+
+    Attributes:
+        product: In which type gradients may be multiplied by weights on their way down; None: the model's.
     """
+
+    product: torch.dtype | None = None
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = device
@@ -106,6 +111,9 @@ class _Tape:
                 self.inputs.append(self.inputs[shared])
             self.calls.append(call)
             leaf = not output.requires_grad
+            weight = None if leaf or self.room.product is None else plain_weight(layer)
+            if weight is not None:
+                output = _WeightIn.apply(source, output.detach(), weight.to(self.room.product))
             if leaf:
                 output = output.detach().requires_grad_()
                 self.leaves.append(output)
@@ -175,6 +183,22 @@ def layer_gradients(
     finally:
         tape.close()
     return outputs.detach(), tape.calls, tape.inputs, tape.gradients
+
+
+class _WeightIn(torch.autograd.Function):
+    """What a layer computed, as before; its gradient goes down through its weight (o i) in the type of that."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, output: Tensor, weight: Tensor) -> Tensor:
+        """The output."""
+        ctx.weight = weight
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient at the source."""
+        (gradient,) = grads
+        return (gradient.to(ctx.weight.dtype) @ ctx.weight).to(gradient.dtype), None, None
 
 
 @contextmanager
