@@ -51,6 +51,18 @@ def test_moments_give_the_outputs_the_model_had(trained: bool, growing: bool) ->
     assert list(moments.recall()) == []
 
 
+@pytest.mark.parametrize("at_once", [0, 100])
+def test_how_much_is_held_at_once_changes_nothing(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tangents, adapters = collect(tiny_task("bert")), read_adapters(lora_model("bert", True))
+    model, examples = TangentModel(tangents, adapters, tangents.head).eval(), torch.arange(9)
+    with torch.no_grad():
+        for adapter in adapters:
+            model.factors(adapter)[1].mul_(1.5)
+        whole = model.coordinates(examples)
+        monkeypatch.setattr("foretune.linear.tangent_model.AT_ONCE", at_once)
+        assert_close(model.coordinates(examples), whole, rtol=1e-10, atol=1e-12)
+
+
 def test_dropout_leaves_the_mean() -> None:
     """The mean over dropout masks is the model without."""
     tangents = collect(tiny_task("bert"))

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from foretune.kernel import ntk
 from foretune.tangents import collect, read_adapters
-from foretune.tangents.compress import RANKS, SIMULATED, Ranks, lost, low_rank, padded, ranks_for
+from foretune.tangents.compress import RANKS, SIMULATED, Ranks, lost, low_rank, padded, ranks_for, short_products
 
 
 def rows(seed: int, tokens: int, decay: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -38,8 +38,9 @@ def test_a_sufficient_rank_is_exact_whatever_the_padding(seed: int, tokens: int,
 
 def test_padding_changes_nothing_below_that_rank_either() -> None:
     plain = rows(0, 10, decay=0.5)
-    long = [torch.nn.functional.pad(each, (0, 0, 0, 7)) for each in plain]
-    assert_close(products(*low_rank(long[0], long[1], 3)), products(*low_rank(*plain, 3)), rtol=1e-10, atol=1e-10)
+    for more in (7, 70):  # few tokens, and so many that these are not multiplied with each other
+        long = [torch.nn.functional.pad(each, (0, 0, 0, more)) for each in plain]
+        assert_close(products(*low_rank(long[0], long[1], 3)), products(*low_rank(*plain, 3)), rtol=1e-10, atol=1e-10)
 
 
 def test_what_is_lost_is_near_the_least_possible() -> None:
@@ -125,3 +126,22 @@ def test_a_model_in_half_precision_is_compressed_too() -> None:
     task.model.bfloat16()
     close, exact = collect(task), collect(task, tolerance=0.0)
     assert close.dtype == torch.bfloat16 and close.num_bytes < exact.num_bytes
+
+
+def test_products_are_short_for_short_rows_only_and_afterwards_as_before() -> None:
+    assert torch.get_float32_matmul_precision() == "highest"
+    with short_products(torch.float32):
+        assert torch.get_float32_matmul_precision() == "highest"
+    with pytest.raises(ZeroDivisionError), short_products(torch.bfloat16):
+        assert torch.get_float32_matmul_precision() == "medium"
+        _ = 1 // 0
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_precisions_of_single_backends_stay_the_users() -> None:
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
+    try:
+        with short_products(torch.bfloat16):
+            assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"  # type: ignore[attr-defined]
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -11,7 +11,7 @@ from foretune.linear import Modes, best_strength
 from foretune.tangents import Adapter, Tangents
 from foretune.task import Candidate
 
-ENTRIES = 1024  # rows of a kernel whose figures are given: its eigenvalues take the cube of it
+ENTRIES = 512  # rows of a kernel whose figures are given: its eigenvalues take the cube of it
 
 
 class Figures(Summary):

@@ -64,8 +64,8 @@ class Movement(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Remember the start."""
-        self.start = self.before = _factors(kwargs["model"])
+        """Remember the start, as far as it is not zero."""
+        self.start = self.before = dict(kwargs["model"].start)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

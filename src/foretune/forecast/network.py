@@ -18,7 +18,7 @@ from foretune.linear import TangentModel, replaced
 from foretune.tangents import Tangents, all_outputs, centred, collect, evaluating
 from foretune.task import Task
 
-SAMPLE = 64  # evaluation examples on which the linearity gap is measured
+SAMPLE = 32  # evaluation examples on which the linearity gap is measured
 
 
 @contextmanager

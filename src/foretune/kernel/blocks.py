@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from foretune.tangents import Adapter
+from foretune.tangents import Adapter, short_products
 
 CHUNK_BYTES = 2**28  # of a Jacobian held at a time
 WORK_BYTES = 2**26  # of rows converted at a time
@@ -128,17 +128,17 @@ def _sum_outer(
     dtype = torch.promote_types(lefts[0].dtype, rights[0].dtype)
     num_x, num_y = lefts[0].shape[2], rights[0].shape[1]
     shape = len(calls[0].counts), calls[0].num_outputs, num_x, num_y
-    total = torch.zeros(shape, dtype=dtype, device=lefts[0].device)
-    for call, left, right in zip(calls, lefts, rights, strict=True):
+    total = torch.empty(shape, dtype=dtype, device=lefts[0].device)
+    for number, (call, left, right) in enumerate(zip(calls, lefts, rights, strict=True)):
         per_row = left.shape[1] * num_x * dtype.itemsize
         for first, last, start, length in _runs(call.counts, WORK_BYTES // per_row):
             stop = start + (last - first) * length
-            wide = left[start:stop].to(dtype).reshape(last - first, length, -1)  # (m, t, q x)
-            narrow = right[start:stop].to(dtype).reshape(last - first, length, num_y)
-            product = (wide.mT @ narrow).view(last - first, left.shape[1], -1)  # (m, q, x y)
+            wide = left[start:stop].unflatten(0, (-1, length)).transpose(1, 2).to(dtype)  # (m, q, t, x)
             if call.mixing is not None:
-                product = call.mixing[first:last].to(product) @ product
-            total[first:last] += product.unflatten(2, (num_x, num_y))
+                wide = (call.mixing[first:last].to(wide) @ wide.flatten(2)).unflatten(2, (length, num_x))
+            narrow = right[start:stop].to(dtype).view(last - first, 1, length, num_y).expand(-1, shape[1], -1, -1)
+            part = total[first:last].flatten(0, 1)  # (m k, x, y)
+            part.baddbmm_(wide.flatten(0, 1).mT, narrow.flatten(0, 1), beta=min(number, 1))
     examples = calls[0].examples.to(total.device)
     return total if bool((examples.diff() == 1).all()) else total[examples.argsort()]
 
@@ -187,7 +187,8 @@ def layer_kernels(
         kernels: list[Tensor] = []
         for jacobian in jacobians:
             pieces = jacobian.unbind(rank_axis) if by_rank else [jacobian]
-            products = [_gram(piece.flatten(2), columns) for piece in pieces]
+            with short_products(calls[0].gradients.dtype):
+                products = [_gram(piece.flatten(2), columns) for piece in pieces]
             kernels = [k.add_(p) for k, p in zip(kernels, products, strict=True)] if kernels else products
         for number, kernel in enumerate(kernels):
             yield (f"{letter}.{number}" if by_rank else letter), kernel

@@ -21,6 +21,7 @@ from foretune.linear.growth import Factors, Growth, bounded, change_norms, moved
 from foretune.linear.left_out import LeftOut
 from foretune.tangents import Adapter, Head, Tangents, product_dtype
 
+AT_ONCE = 2**21  # numbers that are held on the way to a change of the features
 _Factors = dict[str, tuple[Float[Tensor, "k r i"], Float[Tensor, "k o r"]]]  # of every adapted layer
 
 
@@ -85,6 +86,11 @@ class TangentModel(nn.Module):
         if prefix or not recurse:
             return super().named_parameters(prefix, recurse, remove_duplicate)
         return iter(self._known)
+
+    def modules(self, remove_duplicate: bool = True) -> Iterator[nn.Module]:
+        """Those that do anything: accelerate looks through them in every step, and this tree's have nothing to find."""
+        yield self
+        yield from self.head.modules(remove_duplicate)
 
     def train(self, mode: bool = True) -> "TangentModel":
         """Only the head behaves otherwise while training: no walk through the tree in every step."""
@@ -161,27 +167,24 @@ class TangentModel(nn.Module):
         ]
         for layout in dict.fromkeys(entry.rows_per_example for _, entry in read):
             rows, owner = tangents.rows(examples, layout)
-            groups: dict[int, Bilinear] = {}  # layers with the same inputs together, by the entry that keeps these
-            total = torch.zeros(len(owner), *shape, dtype=self.dtype)
+            forms, inputs = Bilinear(), {}
             for number, entry in read:
                 if entry.rows_per_example != layout:
                     continue
-                if entry.inputs not in groups:
-                    groups[entry.inputs] = Bilinear(_take(tangents.inputs(number), rows).to(self.product))
-                group, adapter = groups[entry.inputs], self.adapters[entry.layer]
+                if entry.inputs not in inputs:
+                    inputs[entry.inputs] = _take(tangents.inputs(number), rows).to(self.product)
+                given, adapter = inputs[entry.inputs], self.adapters[entry.layer]
                 gradients = _take(tangents.gradients(number), rows).to(self.product)
-                if adapter.dropout and self.training:  # every layer drops other inputs
-                    alone = Bilinear(nn.functional.dropout(group.inputs, adapter.dropout))
-                    alone.add(gradients, adapter.scaling, *factors[entry.layer])
-                    total = total + alone.sum()
-                else:
-                    group.add(gradients, adapter.scaling, *factors[entry.layer])
                 if entry.layer in self.start:
                     first = (factor.expand(count, -1, -1) for factor in self.start[entry.layer])
-                    group.add(gradients, -adapter.scaling, *first)
-            for group in groups.values():
-                total = total + group.sum() if group.factors else total
-            change = change.index_add(0, owner, total)
+                    forms.add(given, gradients, -adapter.scaling, *first)
+                if adapter.dropout and self.training:  # every layer drops other inputs
+                    given = nn.functional.dropout(given, adapter.dropout)
+                forms.add(given, gradients, adapter.scaling, *factors[entry.layer])
+                if forms.size > AT_ONCE:
+                    change, forms = change.index_add(0, owner, forms.sum()), Bilinear()
+            if forms.size:
+                change = change.index_add(0, owner, forms.sum())
         return change
 
     def _features(self, examples: Int[Tensor, " b"], change: Float[Tensor, "b q"]) -> Float[Tensor, "b d"]:

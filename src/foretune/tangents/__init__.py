@@ -11,6 +11,7 @@ from foretune.tangents.basis import centring as centring
 from foretune.tangents.collect import collect as collect
 from foretune.tangents.collect import select_layers as select_layers
 from foretune.tangents.compress import product_dtype as product_dtype
+from foretune.tangents.compress import short_products as short_products
 from foretune.tangents.head import Head as Head
 from foretune.tangents.hooks import evaluating as evaluating
 from foretune.tangents.hooks import layer_gradients as layer_gradients

@@ -6,6 +6,8 @@ twenty-six tokens have most of ``|G|^2`` in a few directions (``docs/log.md``), 
 runs do with fewer of them than the small eigenvalues of a kernel: rows are kept in two parts, and runs read the first.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -42,12 +44,17 @@ def low_rank(
     generator = torch.Generator().manual_seed(0)
     more = min(rank + MORE, inputs.shape[2])
     start = torch.randn(inputs.shape[2], more, generator=generator).to(inputs)
-    image = (inputs @ start).mT @ gradients
-    basis = _orthonormal(inputs.mT @ (gradients @ image.mT))
-    rows = (inputs @ basis).mT @ gradients
-    _, turn = torch.linalg.eigh(_single(rows @ rows.mT))
-    turn = turn[:, :, more - rank :].to(rows.dtype)
-    return (basis @ turn).mT, turn.mT @ rows
+    few = inputs.shape[1] <= 3 * more
+    gram = gradients @ gradients.mT if few else None  # (b t t): gradients are the longest rows, seldom to be read
+
+    def across(columns: Float[Tensor, "b t m"]) -> Float[Tensor, "b t m"]:
+        return gradients @ (columns.mT @ gradients).mT if gram is None else gram @ columns
+
+    basis = _orthonormal(inputs.mT @ across(inputs @ start))
+    seen = inputs @ basis
+    _, turn = torch.linalg.eigh(_single(seen.mT @ across(seen)))
+    turn = turn[:, :, more - rank :].to(basis.dtype)
+    return (basis @ turn).mT, (seen @ turn).mT @ gradients
 
 
 def _orthonormal(columns: Float[Tensor, "b i r"]) -> Float[Tensor, "b i r"]:
@@ -99,3 +106,24 @@ def product_dtype(stored: torch.dtype) -> torch.dtype:
         return stored
     fast = stored == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
+
+
+@contextmanager
+def short_products(stored: torch.dtype) -> Generator[None]:
+    """Inside the block products of long float32 matrices may be as inexact as the rows that they are made of.
+
+    Those of rows kept in bfloat16 then go to the faster library, which rounds their factors only where the processor
+    gains from it. Many small products are slower there.
+    """
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set for some backends only, by somebody who knows why
+        before = None
+    if stored != torch.bfloat16 or before is None:
+        yield
+        return
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
