@@ -178,6 +178,11 @@ def deviations(result: Result, key: str, task: str) -> list[float]:
     return [stdev(column) if len(column) > 1 else 0.0 for column in columns]
 
 
+def listed(names: list[str]) -> str:
+    """One behind the other."""
+    return ", ".join(names) or "none"
+
+
 def paragraph(text: str, indent: str = "") -> list[str]:
     """A paragraph, wrapped, with an empty line behind it."""
     lines = textwrap.wrap(text, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
