@@ -145,7 +145,7 @@ def test_the_oracle_agrees_with_plain_autograd() -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])  # Linear and Conv1D
-@pytest.mark.parametrize(("product", "most"), [(torch.float64, 1e-12), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("product", "most"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
 def test_gradients_go_down_in_the_type_of_products(kind: str, product: torch.dtype, most: float) -> None:
     model, batch = tiny_model(kind).double().eval(), tiny_batch(kind)
     layers, room = select_layers(model, "all-linear", ("classifier", "score")), Rows()
@@ -157,20 +157,15 @@ def test_gradients_go_down_in_the_type_of_products(kind: str, product: torch.dty
     room.product = product
     found = gradients(room)
     errors = [float((a - b).norm() / b.norm()) for a, b in zip(found, true, strict=True)]
-    assert max(errors) <= most
-    assert (max(errors) > 1e-4) == (product == torch.bfloat16)
+    assert most / 100 <= max(errors) <= most
 
 
 def test_a_layer_that_others_changed_keeps_its_own_backward() -> None:
-    model, x, room = (
-        nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)).double(),
-        torch.randn(5, 3),
-        Rows(),
-    )
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
     model[1].register_forward_hook(lambda layer, args, output: output * 3)
     layers, x, room = dict(model.named_children()), torch.randn(5, 3).double(), Rows()
-    room.product = torch.float64
-    _, _, (inputs, *_), (first, *_) = layer_gradients(model, layers, lambda: model(x), None, room)
+    room.product = torch.bfloat16
+    _, _, (inputs, _), (first, _) = layer_gradients(model, layers, lambda: model(x), None, room)
     weight = model.get_parameter("0.weight")
     true = torch.stack([torch.autograd.grad(model(x)[:, c].sum(), weight)[0] for c in range(2)])
     assert_close(torch.einsum("tco,ti->coi", first, inputs), true, **EXACT)

@@ -51,7 +51,8 @@ class Rows:
         device: Where new tensors are made.
 
     Attributes:
-        product: In which type gradients may be multiplied by weights on their way down; None: the model's.
+        product: In which type gradients may be multiplied by weights on their way down, if it is shorter than theirs;
+            None: in theirs.
     """
 
     product: torch.dtype | None = None
@@ -111,9 +112,9 @@ class _Tape:
                 self.inputs.append(self.inputs[shared])
             self.calls.append(call)
             leaf = not output.requires_grad
-            weight = None if leaf or self.room.product is None else plain_weight(layer)
-            if weight is not None:
-                output = _WeightIn.apply(source, output.detach(), weight.to(self.room.product))
+            weight, product = plain_weight(layer), self.room.product
+            if not leaf and weight is not None and product is not None and product.itemsize < weight.dtype.itemsize:
+                output = _WeightIn.apply(source, output.detach(), weight.to(product))
             if leaf:
                 output = output.detach().requires_grad_()
                 self.leaves.append(output)
