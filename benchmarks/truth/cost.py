@@ -1,10 +1,10 @@
 """What forecasts cost on the benchmark's tasks, in processor time, which other work on the machine hardly changes.
 
-    python benchmarks/truth/cost.py [TASK...] [-o runs/truth]
+    python benchmarks/truth/cost.py [TASK...] [--few] [-o runs/truth]
 
-Of each task the pass that all candidates share, and for query-value and for all linear layers the forecast (simulation,
-network at its weights, kernel's figures) and the real run with its evaluations, in turn in one process. Tasks that are
-not named stay as they were measured before.
+Of each task the pass that all candidates share, the forecasts of all of them (simulations, network at their weights,
+kernels' figures) and all real runs with their evaluations, one after the other in one process. With ``--few`` two
+candidates are really trained, and stand for all. Tasks that are not named stay as they were measured before.
 """
 
 import sys
@@ -30,9 +30,8 @@ from foretune.task import Candidate, Task, load_task
 from foretune.train import fine_tune
 
 COSTS = RESULTS / "cost.json"
-CANDIDATES = ("qv", "all-linear")
-SHARERS = 16  # candidates of a task, which share its pass
-TASKS = ("movie", "amazon", "order", "reuters", "newsgroups")
+ALONE = ("qv", "all-linear")  # candidates that are forecast by themselves too
+TASKS = ("movie", "amazon", "order", "reuters", "newsgroups", "movie-mpnet", "movie-smollm2")
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -48,20 +47,37 @@ def train(task: Task, candidate: Candidate) -> None:
         fine_tune(task, candidate, Path(scratch), seed=candidate.seed)
 
 
-def measure(task: Task) -> dict[str, Any]:
-    """Processor seconds of the pass, and of the forecast and the real run of each candidate."""
+def measure(task: Task, few: bool) -> dict[str, Any]:
+    """Processor seconds of the pass, of all forecasts together, and of the real runs of all candidates or of two."""
     found: list[Tangents] = []
     with tempfile.TemporaryDirectory() as scratch:
         shared = cpu_seconds(lambda: found.append(collect(task, "all-linear", directory=Path(scratch))))
         (tangents,) = found
-        candidates = {}
-        for candidate in task.candidates:
-            forecast(tangents, task, [candidate])  # reads the rows from disk once
-            candidates[candidate.name] = {
-                "forecast": cpu_seconds(lambda c=candidate: forecast(tangents, task, [c])),  # type: ignore[misc]
-                "train": cpu_seconds(lambda c=candidate: train(task, c)),  # type: ignore[misc]
-            }
-    return {"pass": shared, "directions": tangents.num_directions, "candidates": candidates}
+        together = cpu_seconds(lambda: forecast(tangents, task, task.candidates))
+        alone = {
+            candidate.name: cpu_seconds(lambda c=candidate: forecast(tangents, task, [c]))  # type: ignore[misc]
+            for candidate in task.candidates
+            if candidate.name in ALONE
+        }
+    trained = {
+        candidate.name: cpu_seconds(lambda c=candidate: train(task, c))  # type: ignore[misc]
+        for candidate in task.candidates
+        if not few or candidate.name in ALONE
+    }
+    return {
+        "candidates": len(task.candidates),
+        "pass": shared,
+        "directions": tangents.num_directions,
+        "forecasts": together,
+        "alone": alone,
+        "trained": trained,
+    }
+
+
+def part_of_a_run(found: dict[str, Any]) -> float:
+    """What a forecast costs, its part of the pass included, of what a real run costs: means over candidates."""
+    forecasts = (found["pass"] + found["forecasts"]) / found["candidates"]
+    return float(forecasts / np.mean(list(found["trained"].values())))
 
 
 def section(tasks: list[dict[str, Any]]) -> list[str]:
@@ -69,40 +85,42 @@ def section(tasks: list[dict[str, Any]]) -> list[str]:
     costs = read_json(COSTS, "run benchmarks/truth/cost.py")["tasks"]
     runs = [each for task in tasks for found in task["simulated"].values() for each in found.values()]
     begun = sum(each.get("followed") is not None for each in runs)
+    mean = np.mean([part_of_a_run(found) for found in costs.values()])
     lines = [
         "## What it costs",
         "",
         *paragraph(
             "Processor time, as a part of that of the real run of the same candidate with its evaluations (`python "
-            f"benchmarks/truth/cost.py`). One pass serves all candidates: in all is a forecast and a {SHARERS}th of "
-            f"the pass. Beginnings come on top: {begun} of {len(runs)} candidates here, each with about a fifth of its "
-            "run (`python benchmarks/forecast.py`)."
+            "benchmarks/truth/cost.py`). In all: the pass and the forecasts of all candidates, for one candidate, over "
+            f"the mean of the real runs that were made; {mean:.3f} on average over these tasks. Beginnings come on "
+            f"top: {begun} of {len(runs)} candidates here, each with about a fifth of its run (`python "
+            "benchmarks/forecast.py`)."
         ),
-        "| task | directions | pass, in real runs | query-value | in all | all linear layers | in all |",
-        "|---|---|---|---|---|---|---|",
+        "| task | candidates | trained | directions | pass, in real runs | query-value | all linear layers | in all |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, found in costs.items():
-        cells = [name, str(found["directions"])]
-        trained = [each["train"] for each in found["candidates"].values()]
-        cells.append(f"{found['pass'] / np.mean(trained):.2f}")
-        for each in found["candidates"].values():
-            whole = each["forecast"] + found["pass"] / SHARERS
-            cells += [f"{each['forecast'] / each['train']:.3f}", f"{whole / each['train']:.3f}"]
-        lines.append(f"| {' | '.join(cells)} |")
+        trained = found["trained"]
+        cells = [name, str(found["candidates"]), str(len(trained)), str(found["directions"])]
+        cells.append(f"{found['pass'] / np.mean(list(trained.values())):.2f}")
+        cells += [f"{found['alone'][each] / trained[each]:.3f}" for each in ALONE]
+        lines.append(f"| {' | '.join([*cells, f'**{part_of_a_run(found):.3f}**'])} |")
     return [*lines, ""]
 
 
-def main(names: list[str], output: Path) -> None:
+def main(names: list[str], output: Path, few: bool) -> None:
     """Measure the tasks and write what was found after each."""
     began = time.perf_counter()
-    costs = read_json(COSTS, "run benchmarks/truth/cost.py")["tasks"] if COSTS.exists() else {}
     for name in names:
-        costs[name] = measure(load_task(run_file(name, output / name), list(CANDIDATES)))
+        found = measure(load_task(run_file(name, output / name)), few)
+        known = read_json(COSTS, "run benchmarks/truth/cost.py")["tasks"] if COSTS.exists() else {}
+        costs = known | {name: found}
         save(COSTS.stem, began, {"tasks": {each: costs[each] for each in TASKS if each in costs}})
 
 
 if __name__ == "__main__":
     parser = command_line(__doc__)
     parser.set_defaults(tasks=list(TASKS))
+    parser.add_argument("--few", action="store_true", help="really train two candidates, which stand for all")
     options = parser.parse_args()
-    main(options.tasks, options.output)
+    main(options.tasks, options.output, options.few)

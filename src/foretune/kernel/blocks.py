@@ -133,7 +133,7 @@ def _sum_outer(
         per_row = left.shape[1] * num_x * dtype.itemsize
         for first, last, start, length in _runs(call.counts, WORK_BYTES // per_row):
             stop = start + (last - first) * length
-            wide = left[start:stop].unflatten(0, (-1, length)).transpose(1, 2).to(dtype)  # (m, q, t, x)
+            wide = left[start:stop].unflatten(0, (last - first, length)).transpose(1, 2).to(dtype)  # (m, q, t, x)
             if call.mixing is not None:
                 wide = (call.mixing[first:last].to(wide) @ wide.flatten(2)).unflatten(2, (length, num_x))
             narrow = right[start:stop].to(dtype).view(last - first, 1, length, num_y).expand(-1, shape[1], -1, -1)
