@@ -26,7 +26,7 @@ def layers(count: int) -> list[tuple[Tensor, Tensor, float, Tensor, Tensor]]:
             draw(count, rank, inputs.shape[1]).requires_grad_(),
             draw(count, outputs, rank).requires_grad_(),
         )
-        for inputs, outputs, rank, scaling in ((first, 7, 2, 0.5), (first, 3, 4, -2.0), (second, 5, 1, 1.5))
+        for inputs, outputs, rank, scaling in ((first, 7, 2, 0.3), (first, 3, 4, -(2**0.5)), (second, 5, 1, 1.1))
     ]
 
 

@@ -177,7 +177,8 @@ def ntk(tangents: Tangents, adapters: Sequence[Adapter], granularity: Granularit
     ``K[(i,m),(j,l)] = sum_p  d(P f)_m(x_i)/d p  d(P f)_l(x_j)/d p`` over all entries p of the factors A and B, without
     any normalising constant; the head is not among the parameters. With B = 0 the blocks of A are zero and left out.
     Exact up to rounding where the output basis holds all k directions (c up to 9), else projected on each example's.
-    Products are in float64 for rows stored in float64, else in float32; sums of blocks in float64.
+    Products are in float64 for rows stored in float64, else in float32, of rows stored in bfloat16 as exact as these
+    are (``short_products``); sums of blocks in float64.
 
     Args:
         tangents: Of the network and its examples.

@@ -55,12 +55,13 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layers: list[_Layer], *factors: Tensor) -> Float[Tensor, "rows q k"]:
         """The sum of bilinear forms of every row; factors are A and B of each layer in turn."""
-        kept, count, (rows, directions, _) = factors[0].dtype, len(factors[0]), layers[0].gradients.shape
+        count, (rows, directions, _) = len(factors[0]), layers[0].gradients.shape
         ranks = [a.shape[1] for a in factors[::2]]
         parts = [slice(stop - rank, stop) for stop, rank in zip(accumulate(ranks), ranks, strict=True)]
         groups = _groups(layers)
-        scale = torch.tensor([layer.scaling for layer, rank in zip(layers, ranks, strict=True) for _ in range(rank)])
-        scale = scale.to(factors[0])
+        scale = factors[0].new_tensor(
+            [layer.scaling for layer, rank in zip(layers, ranks, strict=True) for _ in range(rank)]
+        )
         down = factors[0].new_empty(rows, count, sum(ranks))
         up = factors[0].new_empty(rows, directions, count, sum(ranks))
         for group in groups:
@@ -73,7 +74,7 @@ class _Sum(torch.autograd.Function):
             up[..., part] = (layer.gradients.flatten(0, 1) @ columns).view(rows, directions, count, -1)
         down.mul_(scale)
         ctx.layers, ctx.groups, ctx.parts, ctx.scale, ctx.down, ctx.up = layers, groups, parts, scale, down, up
-        return (up * down.unsqueeze(1)).sum(3).to(kept)
+        return (up * down.unsqueeze(1)).sum(3)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -90,7 +90,7 @@ class TangentModel(nn.Module):
     def modules(self, remove_duplicate: bool = True) -> Iterator[nn.Module]:
         """Those that do anything: accelerate looks through them in every step, and this tree's have nothing to find."""
         yield self
-        yield from self.head.modules(remove_duplicate)
+        yield from self.head.modules()  # without the argument, which older torch does not know
 
     def train(self, mode: bool = True) -> "TangentModel":
         """Only the head behaves otherwise while training: no walk through the tree in every step."""
