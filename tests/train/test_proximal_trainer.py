@@ -250,7 +250,7 @@ def test_two_processes_are_one_on_the_joint_batch(tmp_path: Path) -> None:
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], said
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
     alone = start(0)
     steps(*alone, 0, 1)
     for rank in range(2):

@@ -30,11 +30,16 @@ def outcome(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter.detach() for parameter in model.parameters()] + anchors
 
 
-if __name__ == "__main__":
-    accelerator = Accelerator(cpu=True)
+def share(accelerator: Accelerator, folder: str) -> None:
     rank, world = accelerator.process_index, accelerator.num_processes
     assert world > 1
     model, optimizer = accelerator.prepare(*start(rank))  # the other processes get process 0's parameters here
     steps(model, optimizer, rank, world)
-    torch.save(outcome(model, optimizer), f"{sys.argv[1]}/{rank}.pt")
+    torch.save(outcome(model, optimizer), f"{folder}/{rank}.pt")
+
+
+if __name__ == "__main__":
+    accelerator = Accelerator(cpu=True)
+    share(accelerator, sys.argv[1])
+    accelerator.free_memory()  # a wrapped model keeps gloo's threads, which may abort a process that ends with them
     accelerator.end_training()
