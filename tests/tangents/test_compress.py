@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from foretune.kernel import ntk
 from foretune.tangents import collect, read_adapters
-from foretune.tangents.compress import RANKS, SIMULATED, Ranks, lost, low_rank, padded, ranks_for, short_products
+from foretune.tangents.compress import RANKS, SIMULATED, Ranks, lost, low_rank, padded, ranks_for
 
 
 def rows(seed: int, tokens: int, decay: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -126,22 +126,3 @@ def test_a_model_in_half_precision_is_compressed_too() -> None:
     task.model.bfloat16()
     close, exact = collect(task), collect(task, tolerance=0.0)
     assert close.dtype == torch.bfloat16 and close.num_bytes < exact.num_bytes
-
-
-def test_products_are_short_for_short_rows_only_and_afterwards_as_before() -> None:
-    assert torch.get_float32_matmul_precision() == "highest"
-    with short_products(torch.float32):
-        assert torch.get_float32_matmul_precision() == "highest"
-    with pytest.raises(ZeroDivisionError), short_products(torch.bfloat16):
-        assert torch.get_float32_matmul_precision() == "medium"
-        _ = 1 // 0
-    assert torch.get_float32_matmul_precision() == "highest"
-
-
-def test_precisions_of_single_backends_stay_the_users() -> None:
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
-    try:
-        with short_products(torch.bfloat16):
-            assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"  # type: ignore[attr-defined]
-    finally:
-        torch.set_float32_matmul_precision("highest")

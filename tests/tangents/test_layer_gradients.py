@@ -11,9 +11,7 @@ from torch.testing import assert_close
 
 from foretune.errors import InputError
 from foretune.tangents import layer_gradients
-from foretune.tangents.collect import select_layers
 from foretune.tangents.head import outputs_of
-from foretune.tangents.hooks import Rows
 from foretune.tangents.reference import jacobian, kernel
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
@@ -142,30 +140,3 @@ def test_the_oracle_agrees_with_plain_autograd() -> None:
         for name, row in zip(names, rows, strict=True):
             assert_close(found[name][n, c], row, **EXACT)
     assert kernel(found).shape == (12, 12)
-
-
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])  # Linear and Conv1D
-@pytest.mark.parametrize(("product", "most"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_gradients_go_down_in_the_type_of_products(kind: str, product: torch.dtype, most: float) -> None:
-    model, batch = tiny_model(kind).double().eval(), tiny_batch(kind)
-    layers, room = select_layers(model, "all-linear", ("classifier", "score")), Rows()
-
-    def gradients(room: Rows | None) -> list[Tensor]:
-        return layer_gradients(model, layers, lambda: outputs_of(model, batch), None, room)[3]
-
-    true = gradients(None)
-    room.product = product
-    found = gradients(room)
-    errors = [float((a - b).norm() / b.norm()) for a, b in zip(found, true, strict=True)]
-    assert most / 100 <= max(errors) <= most
-
-
-def test_a_layer_that_others_changed_keeps_its_own_backward() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
-    model[1].register_forward_hook(lambda layer, args, output: output * 3)
-    layers, x, room = dict(model.named_children()), torch.randn(5, 3).double(), Rows()
-    room.product = torch.bfloat16
-    _, _, (inputs, _), (first, _) = layer_gradients(model, layers, lambda: model(x), None, room)
-    weight = model.get_parameter("0.weight")
-    true = torch.stack([torch.autograd.grad(model(x)[:, c].sum(), weight)[0] for c in range(2)])
-    assert_close(torch.einsum("tco,ti->coi", first, inputs), true, **EXACT)

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from foretune.forecast.movement import growth_of, last_step
 from foretune.kernel.bounds import nonlinearity
 from foretune.linear import TangentModel, replaced
-from foretune.tangents import Tangents, all_outputs, centred, collect, evaluating
+from foretune.tangents import ShortLayers, Tangents, all_outputs, centred, collect, evaluating
 from foretune.task import Task
 
 SAMPLE = 32  # evaluation examples on which the linearity gap is measured
@@ -104,8 +104,8 @@ def linearity_gap(task: Task, model: TangentModel, examples: Int[Tensor, " b"], 
         examples: Evaluation examples, numbered as in the tangents.
         before: The network's outputs f0 for them at the start of the run.
     """
-    rows = [task.eval[int(example) - model.tangents.num_train] for example in examples]
-    with simulated_weights(task, model):
+    rows = task.eval.select((examples - model.tangents.num_train).tolist())
+    with simulated_weights(task, model), ShortLayers(model.tangents.dtype):
         true = all_outputs(task.model, task, rows)
     with evaluating(model), without_growth(model), torch.no_grad():
         predicted = model(examples).logits

@@ -81,7 +81,7 @@ class CallRows:
 
 def jacobian_b(calls: Sequence[CallRows], factors: Factors, *, dtype: torch.dtype) -> Float[Tensor, "n k o r"]:
     """Jacobian of every example's outputs in B, scaling included."""
-    return next(_jacobians_b(calls, factors, dtype, calls[0].gradients.shape[2]))
+    return next(_jacobians_b(calls, factors, dtype, calls[0].gradients.shape[2])).mT
 
 
 def jacobian_a(calls: Sequence[CallRows], factors: Factors, *, dtype: torch.dtype) -> Float[Tensor, "n k r i"]:
@@ -91,11 +91,11 @@ def jacobian_a(calls: Sequence[CallRows], factors: Factors, *, dtype: torch.dtyp
 
 def _jacobians_b(
     calls: Sequence[CallRows], factors: Factors, dtype: torch.dtype, step: int
-) -> Iterator[Float[Tensor, "n k x r"]]:
-    """The Jacobian in B by parts of ``step`` layer outputs."""
-    down = [_project(call.inputs, factors.rows.T, dtype) for call in calls]  # (rows, r)
+) -> Iterator[Float[Tensor, "n k r x"]]:
+    """The Jacobian in B, transposed, by parts of ``step`` layer outputs."""
+    down = [_project(call.inputs, factors.rows.T, dtype).unsqueeze(1) for call in calls]  # (rows, 1, r)
     for part in _slices(calls[0].gradients.shape[2], step):
-        yield _sum_outer(calls, [call.gradients[:, :, part] for call in calls], down)
+        yield _sum_outer(calls, down, [call.gradients[:, :, part] for call in calls])
 
 
 def _jacobians_a(
@@ -104,7 +104,7 @@ def _jacobians_a(
     """The Jacobian in A by parts of ``step`` layer inputs."""
     up = [_project(call.gradients, factors.columns, dtype) for call in calls]  # (rows, q, r)
     for part in _slices(calls[0].inputs.shape[1], step):
-        yield _sum_outer(calls, up, [call.inputs[:, part] for call in calls])
+        yield _sum_outer(calls, up, [call.inputs[:, part].unsqueeze(1) for call in calls])
 
 
 def _slices(width: int, step: int) -> Iterator[slice]:
@@ -119,26 +119,28 @@ def _project(values: Tensor, factor: Float[Tensor, "w r"], dtype: torch.dtype) -
 
 
 def _sum_outer(
-    calls: Sequence[CallRows], lefts: Sequence[Tensor], rights: Sequence[Tensor]
-) -> Float[Tensor, "n k x y"]:
-    """``sum_t mixing left[t] right[t]'`` of every example, over all calls: a batched product for each run of rows.
+    calls: Sequence[CallRows], shorts: Sequence[Tensor], longs: Sequence[Tensor]
+) -> Float[Tensor, "n k r x"]:
+    """``sum_t sum_q mixing[k, q] short[t, q] long[t, q]'`` of every example, over all calls.
 
-    ``lefts`` are (rows, q, x) and ``rights`` (rows, y).
+    One of ``shorts`` (rows, q, r) and ``longs`` (rows, q, x) has all q coordinates, the other one for all. Long rows
+    stay as they are stored, short ones are mixed; what remains is a batched product for each run of equally many rows.
     """
-    dtype = torch.promote_types(lefts[0].dtype, rights[0].dtype)
-    num_x, num_y = lefts[0].shape[2], rights[0].shape[1]
-    shape = len(calls[0].counts), calls[0].num_outputs, num_x, num_y
-    total = torch.empty(shape, dtype=dtype, device=lefts[0].device)
-    for number, (call, left, right) in enumerate(zip(calls, lefts, rights, strict=True)):
-        per_row = left.shape[1] * num_x * dtype.itemsize
+    dtype, coordinates = shorts[0].dtype, longs[0].shape[1]
+    shape = len(calls[0].counts), calls[0].num_outputs, shorts[0].shape[2], longs[0].shape[2]
+    total = torch.empty(shape, dtype=dtype, device=longs[0].device)
+    for number, (call, short, long) in enumerate(zip(calls, shorts, longs, strict=True)):
+        mixing = call.mixing
+        if mixing is None:
+            mixing = torch.eye(shape[1]).expand(shape[0], -1, -1)
+        per_row = max(long[0].numel(), mixing[0].numel() * shape[2]) * dtype.itemsize
         for first, last, start, length in _runs(call.counts, WORK_BYTES // per_row):
-            stop = start + (last - first) * length
-            wide = left[start:stop].unflatten(0, (last - first, length)).transpose(1, 2).to(dtype)  # (m, q, t, x)
-            if call.mixing is not None:
-                wide = (call.mixing[first:last].to(wide) @ wide.flatten(2)).unflatten(2, (length, num_x))
-            narrow = right[start:stop].to(dtype).view(last - first, 1, length, num_y).expand(-1, shape[1], -1, -1)
-            part = total[first:last].flatten(0, 1)  # (m k, x, y)
-            part.baddbmm_(wide.flatten(0, 1).mT, narrow.flatten(0, 1), beta=min(number, 1))
+            rows, some = slice(start, start + (last - first) * length), (last - first, length)
+            mixed = mixing[first:last, None].to(short).mT.unsqueeze(4) * short[rows].unflatten(0, some).unsqueeze(3)
+            if coordinates == 1:
+                mixed = mixed.sum(2)  # (m, t, k, r), else (m, t, q, k, r)
+            narrow, wide = mixed.flatten(-2).flatten(1, -2), long[rows].to(dtype).view(last - first, -1, shape[3])
+            total[first:last].flatten(1, 2).baddbmm_(narrow.mT, wide, beta=min(number, 1))
     examples = calls[0].examples.to(total.device)
     return total if bool((examples.diff() == 1).all()) else total[examples.argsort()]
 
@@ -180,13 +182,13 @@ def layer_kernels(
     """
     num_rows = len(calls[0].counts) * calls[0].num_outputs
     step = max(1, chunk_bytes // (num_rows * len(factors.rows) * dtype.itemsize))
-    parts = [("B", _jacobians_b(calls, factors, dtype, step), 3)]
+    parts = [("B", _jacobians_b(calls, factors, dtype, step))]
     if factors.has_columns:
-        parts.append(("A", _jacobians_a(calls, factors, dtype, step), 2))
-    for letter, jacobians, rank_axis in parts:
+        parts.append(("A", _jacobians_a(calls, factors, dtype, step)))
+    for letter, jacobians in parts:
         kernels: list[Tensor] = []
         for jacobian in jacobians:
-            pieces = jacobian.unbind(rank_axis) if by_rank else [jacobian]
+            pieces = jacobian.unbind(2) if by_rank else [jacobian]
             with short_products(calls[0].gradients.dtype):
                 products = [_gram(piece.flatten(2), columns) for piece in pieces]
             kernels = [k.add_(p) for k, p in zip(kernels, products, strict=True)] if kernels else products

@@ -149,7 +149,8 @@ class Modes:
         n, k = self.kernel.y_train.shape
         inverse = self.spectrum.flow_gain(strength, math.inf)
         vectors = self.spectrum.eigenvectors.view(n, k, -1)
-        blocks = torch.einsum("naM,nbM->nab", vectors * inverse, vectors)
+        weighted = vectors * inverse
+        blocks = (weighted * vectors).sum(2, keepdim=True) if k == 1 else weighted @ vectors.mT
         return torch.linalg.solve(blocks, (vectors @ (inverse * self.coefficients)))
 
 

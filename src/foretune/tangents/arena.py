@@ -8,8 +8,9 @@ from torch import Tensor
 
 from foretune.errors import InputError
 from foretune.tangents import store
-from foretune.tangents.compress import Ranks, low_rank, product_dtype
+from foretune.tangents.compress import Ranks, low_rank
 from foretune.tangents.hooks import Call, Rows
+from foretune.tangents.products import product_dtype
 from foretune.tangents.tangents import Entry
 
 

@@ -15,11 +15,12 @@ from foretune.errors import InputError
 from foretune.tangents import store
 from foretune.tangents.arena import Arena
 from foretune.tangents.basis import TaskDirections, centring, limited, num_directions, output_basis, task_directions
-from foretune.tangents.compress import TOLERANCE, Ranks, padded, product_dtype, ranks_for
+from foretune.tangents.compress import TOLERANCE, Ranks, padded, ranks_for
 from foretune.tangents.head import Head, entering, features_of, find_head, head_names, outputs_of, watched
 from foretune.tangents.hooks import Call, layer_gradients, token_mask
 from foretune.tangents.lengths import alike, alike_in_splits, lengths
 from foretune.tangents.normalisation import Seen, gain_and_offset, last_normalised, made_of
+from foretune.tangents.products import ShortLayers, product_dtype
 from foretune.tangents.rules import check_supported, supported
 from foretune.tangents.tangents import Tangents
 from foretune.task import Task
@@ -140,6 +141,7 @@ class _Pass:
         self.lengths = train + evaluation
         self.batches = alike_in_splits(train, evaluation, batch_size)
         self.order = [i for batch in self.batches for i in batch]
+        self.short_layers = ShortLayers(dtype, [task.model.get_submodule(name) for name in heads])
         self.head: Head = find_head(task.model, heads, self.batch(self.order[:2]))
 
     def batch(self, examples: Sequence[int]) -> dict[str, Tensor]:
@@ -172,7 +174,8 @@ class _Pass:
         """Coordinates of the head's features in the output basis (b, q), keeping the summary of the batch."""
         model = self.task.model
         with watched(model, self.head.names) as watch, last_normalised(model) as normalised:
-            logits = outputs_of(model, batch)
+            with self.short_layers:
+                logits = outputs_of(model, batch)
             features, jacobian = entering(self.head, watch, logits)
         self.look_at_normalisation(features.detach(), next(iter(normalised), None), token_mask(batch))
         if not (self.head.linear and self.summary["span"]):

@@ -6,8 +6,6 @@ twenty-six tokens have most of ``|G|^2`` in a few directions (``docs/log.md``), 
 runs do with fewer of them than the small eigenvalues of a kernel: rows are kept in two parts, and runs read the first.
 """
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -98,32 +96,3 @@ def ranks_for(
 def padded(rows: Float[Tensor, "rows w"], counts: list[int]) -> Float[Tensor, "b t w"]:
     """Rows of examples that lie one behind the other, with zeros behind those of shorter ones."""
     return torch.nn.utils.rnn.pad_sequence(rows.split(counts), batch_first=True)
-
-
-def product_dtype(stored: torch.dtype) -> torch.dtype:
-    """In which type to multiply long matrices of stored rows: bfloat16 where the processor can, else float32."""
-    if stored == torch.float64:
-        return stored
-    fast = stored == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
-
-
-@contextmanager
-def short_products(stored: torch.dtype) -> Generator[None]:
-    """Inside the block products of long float32 matrices may be as inexact as the rows that they are made of.
-
-    Those of rows kept in bfloat16 then go to the faster library, which rounds their factors only where the processor
-    gains from it. Many small products are slower there.
-    """
-    try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # set for some backends only, by somebody who knows why
-        before = None
-    if stored != torch.bfloat16 or before is None:
-        yield
-        return
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

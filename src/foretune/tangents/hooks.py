@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from foretune.errors import InputError
-from foretune.tangents.rules import check_supported, plain_weight, sizes
+from foretune.tangents.rules import check_supported, sizes
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,7 @@ class Rows:
 
     Args:
         device: Where new tensors are made.
-
-    Attributes:
-        product: In which type gradients may be multiplied by weights on their way down, if it is shorter than theirs;
-            None: in theirs.
     """
-
-    product: torch.dtype | None = None
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = device
@@ -112,9 +106,6 @@ class _Tape:
                 self.inputs.append(self.inputs[shared])
             self.calls.append(call)
             leaf = not output.requires_grad
-            weight, product = plain_weight(layer), self.room.product
-            if not leaf and weight is not None and product is not None and product.itemsize < weight.dtype.itemsize:
-                output = _WeightIn.apply(source, output.detach(), weight.to(product))
             if leaf:
                 output = output.detach().requires_grad_()
                 self.leaves.append(output)
@@ -186,22 +177,6 @@ def layer_gradients(
     return outputs.detach(), tape.calls, tape.inputs, tape.gradients
 
 
-class _WeightIn(torch.autograd.Function):
-    """What a layer computed, as before; its gradient goes down through its weight (o i) in the type of that."""
-
-    @staticmethod
-    def forward(ctx: Any, source: Tensor, output: Tensor, weight: Tensor) -> Tensor:
-        """The output."""
-        ctx.weight = weight
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient at the source."""
-        (gradient,) = grads
-        return (gradient.to(ctx.weight.dtype) @ ctx.weight).to(gradient.dtype), None, None
-
-
 @contextmanager
 def frozen(model: nn.Module) -> Generator[None]:
     """No parameter of ``model`` requires gradients inside the block; afterwards those that did do again."""
@@ -258,8 +233,9 @@ def _row_counts(source: Tensor) -> Int[Tensor, " b"]:
 
 def _write(values: Tensor, padding: Bool[Tensor, " rows"] | None, target: Tensor) -> None:
     flat = values.reshape(-1, values.shape[-1])
-    if padding is not None and len(target) < len(flat):
-        flat, padding = flat.index_select(0, (~padding).nonzero().squeeze(1)), None
-    target.copy_(flat)
-    if padding is not None:
-        target[padding] = 0
+    if padding is None or len(target) == len(flat):
+        target.copy_(flat)
+        if padding is not None:
+            target.index_fill_(0, padding.nonzero().squeeze(1), 0)
+    else:
+        target.copy_(flat.index_select(0, (~padding).nonzero().squeeze(1)))

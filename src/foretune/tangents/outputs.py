@@ -1,7 +1,6 @@
 """Outputs of a model for whole splits, batch by batch."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from datasets import Dataset
@@ -10,20 +9,25 @@ from torch import Tensor, nn
 
 from foretune.tangents.head import outputs_of
 from foretune.tangents.hooks import evaluating
+from foretune.tangents.lengths import alike, lengths
 from foretune.task import Task
 
 BATCH = 32
 
 
-def batches(model: nn.Module, task: Task, rows: Dataset | Sequence[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
-    """Padded batches of the rows in their order, on the model's device."""
+def batches(
+    model: nn.Module, task: Task, rows: Dataset, numbers: list[list[int]] | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Padded batches on the model's device: of the rows with these numbers, by default of all in their order."""
     device = next(model.parameters()).device
-    for first in range(0, len(rows), BATCH):
-        batch = task.collator([rows[i] for i in range(first, min(first + BATCH, len(rows)))])
-        yield {name: value.to(device) for name, value in batch.items()}
+    in_order = [list(range(len(rows)))[first : first + BATCH] for first in range(0, len(rows), BATCH)]
+    for some in numbers or in_order:
+        yield {name: value.to(device) for name, value in task.collator([rows[i] for i in some]).items()}
 
 
-def all_outputs(model: nn.Module, task: Task, rows: Dataset | Sequence[dict[str, Any]]) -> Float[Tensor, "n c"]:
+def all_outputs(model: nn.Module, task: Task, rows: Dataset) -> Float[Tensor, "n c"]:
     """The model's outputs for the rows in eval mode, in float64 on the CPU, where they are compared."""
+    numbers = alike(lengths(rows), BATCH)
     with evaluating(model), torch.no_grad():
-        return torch.cat([outputs_of(model, batch).double().cpu() for batch in batches(model, task, rows)])
+        found = [outputs_of(model, batch).double().cpu() for batch in batches(model, task, rows, numbers)]
+    return torch.cat(found)[torch.tensor([i for some in numbers for i in some]).argsort()]

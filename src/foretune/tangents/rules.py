@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from foretune.errors import InputError
@@ -64,15 +63,6 @@ def sizes(layer: nn.Module) -> Sizes:
     rule = _rule(layer)
     assert rule is not None
     return rule(_wrapped(layer))
-
-
-def plain_weight(layer: nn.Module) -> Float[Tensor, "o i"] | None:
-    """W of a layer that certainly computes ``W a + b`` and nothing else: no subclass, nothing of others hooked in."""
-    if "forward" in vars(layer) or len(layer._forward_hooks) > 1:
-        return None
-    if type(layer) is nn.Linear:
-        return layer.weight
-    return layer.weight.T if type(layer) is Conv1D else None
 
 
 def _rule(layer: nn.Module) -> Rule | None:
