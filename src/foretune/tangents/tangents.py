@@ -126,13 +126,18 @@ class Tangents:
         self, examples: Int[Tensor, " b"], rows_per_example: int | None
     ) -> tuple[Int[Tensor, " rows"] | slice, Int[Tensor, " rows"]]:
         """The rows of some examples (a slice where they lie together), and to which of them (0 to b-1) each belongs."""
-        places = self.place[examples]
-        first = self.token_starts[places] if rows_per_example is None else places * rows_per_example
-        sizes = self.row_counts(rows_per_example)[places]
-        owner = torch.repeat_interleave(torch.arange(len(examples)), sizes)
-        if bool((places.diff() == 1).all()):
+        places, numbers = self.place[examples], torch.arange(len(examples))
+        together = bool((places.diff() == 1).all())
+        if rows_per_example is not None:
+            owner = numbers.repeat_interleave(rows_per_example)
+            if together:
+                return slice(int(places[0]) * rows_per_example, int(places[-1] + 1) * rows_per_example), owner
+            return (places.unsqueeze(1) * rows_per_example + torch.arange(rows_per_example)).flatten(), owner
+        first, sizes = self.token_starts[places], self.counts[places]
+        owner = numbers.repeat_interleave(sizes)
+        if together:
             return slice(int(first[0]), int(first[0]) + len(owner)), owner
-        within = torch.arange(len(owner)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+        within = torch.arange(len(owner)) - (sizes.cumsum(0) - sizes)[owner]
         return first[owner] + within, owner
 
     def sample(self, examples: Int[Tensor, " m"]) -> "Tangents":
