@@ -1,50 +1,82 @@
-"""Sums of bilinear forms against the plain one, in float64."""
+"""Sums of bilinear forms against the plain ones, in float64."""
+
+import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from foretune.linear.bilinear import Bilinear
+from foretune.linear.bilinear import Bilinear, Part
 
 ROWS, DIRECTIONS = 5, 3
+EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
+Layers = list[tuple[Tensor, Tensor, list[Part]]]
 
 
-def layers(count: int) -> list[tuple[Tensor, Tensor, float, Tensor, Tensor]]:
-    """Two layers with one input, then one with another; widths, ranks and scalings differ."""
+def layers(columns: int) -> Layers:
+    """Two layers with one input, then one with another; widths, ranks and scalings differ, and who has which layer."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     first, second = draw(ROWS, 6), draw(ROWS, 4)
-    return [
-        (
-            inputs,
-            draw(ROWS, DIRECTIONS, outputs),
-            scaling,
-            draw(count, rank, inputs.shape[1]).requires_grad_(),
-            draw(count, outputs, rank).requires_grad_(),
-        )
-        for inputs, outputs, rank, scaling in ((first, 7, 2, 0.3), (first, 3, 4, -(2**0.5)), (second, 5, 1, 1.1))
-    ]
+    found: Layers = []
+    for number, (inputs, width) in enumerate(((first, 7), (first, 3), (second, 5))):
+        parts = [
+            Part(
+                column,
+                (0.3, -(2**0.5), 1.1)[(number + column) % 3],
+                draw(rank, inputs.shape[1]).requires_grad_(),
+                draw(width, rank).requires_grad_(),
+            )
+            for column, rank in zip(range(columns), (2, 4, 1), strict=False)
+            if (number, column) != (1, 0) or columns == 1
+        ]
+        found.append((inputs, draw(ROWS, DIRECTIONS, width), [*parts, parts[0]._replace(scaling=0.7)]))
+    return found
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_values_and_gradients_are_those_of_the_plain_sum(count: int) -> None:
-    given = layers(count)
-    forms, factors = Bilinear(), [factor for *_, a, b in given for factor in (a, b)]
-    for layer in given:
-        forms.add(*layer)
-    plain = torch.stack(
-        [s * torch.einsum("tqo,kor,kri,ti->tqk", gradients, b, a, inputs) for inputs, gradients, s, a, b in given]
-    ).sum(0)
-    found, weights = forms.sum(), torch.randn(ROWS, DIRECTIONS, count, dtype=torch.float64)
-    assert_close(found, plain, rtol=1e-10, atol=1e-10)
+def both(given: Layers, columns: int) -> tuple[Bilinear, list[Tensor], Tensor]:
+    """The sums, what they are of, and the plain ones."""
+    forms, plain = Bilinear(columns), [torch.zeros(ROWS, DIRECTIONS, dtype=torch.float64) for _ in range(columns)]
+    for inputs, gradients, parts in given:
+        forms.add(inputs, gradients, parts)
+        for column, s, a, b in parts:
+            plain[column] = plain[column] + s * torch.einsum("tqo,or,ri,ti->tq", gradients, b, a, inputs)
+    return forms, [factor for *_, parts in given for _, _, *pair in parts for factor in pair], torch.stack(plain, 2)
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_values_and_gradients_are_those_of_the_plain_sums(columns: int) -> None:
+    given = layers(columns)
+    forms, factors, plain = both(given, columns)
+    found, weights = forms.sum(), torch.randn(ROWS, DIRECTIONS, columns, dtype=torch.float64)
+    assert_close(found, plain, **EXACT)
     for mine, true in zip(
         torch.autograd.grad((weights * found).sum(), factors),
         torch.autograd.grad((weights * plain).sum(), factors),
         strict=True,
     ):
-        assert_close(mine, true, rtol=1e-10, atol=1e-10)
-    assert forms.size == ROWS * DIRECTIONS * count * (2 + 4 + 1)
+        assert_close(mine, true, **EXACT)
+    assert forms.size == ROWS * DIRECTIONS * sum(len(part.a) for *_, parts in given for part in parts)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_what_is_no_number_stays_in_its_column(wrong: float) -> None:
+    given = layers(3)
+    with torch.no_grad():
+        given[0][2][1].a[0, 0] = wrong
+    column = given[0][2][1].column
+    others = [k for k in range(3) if k != column]
+    forms, factors, plain = both(given, 3)
+    found = forms.sum()
+    assert not found[..., column].isfinite().any()
+    assert_close(found[..., others], plain[..., others], **EXACT)
+    loss = (found**2).sum(2)
+    (true,) = torch.autograd.grad((plain[..., others] ** 2).sum(), factors[:1])
+    (mine,) = torch.autograd.grad(loss.sum(), factors[:1])
+    assert given[0][2][0].column != column and mine.isfinite().all()
+    assert_close(mine, true, **EXACT)

@@ -59,7 +59,7 @@ def test_how_much_is_held_at_once_changes_nothing(at_once: int, monkeypatch: pyt
         for adapter in adapters:
             model.factors(adapter)[1].mul_(1.5)
         whole = model.coordinates(examples)
-        monkeypatch.setattr("foretune.linear.tangent_model.AT_ONCE", at_once)
+        monkeypatch.setattr("foretune.linear.along.AT_ONCE", at_once)
         assert_close(model.coordinates(examples), whole, rtol=1e-10, atol=1e-12)
 
 

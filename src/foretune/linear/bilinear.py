@@ -1,6 +1,6 @@
 """What simulating a fine-tune spends its time on: bilinear forms of many rows, in the factors of adapters."""
 
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,100 +8,120 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+class Part(NamedTuple):
+    """The factors of a layer in one of several sums, and what their form is multiplied by."""
+
+    column: int
+    scaling: float
+    a: Float[Tensor, "r i"]
+    b: Float[Tensor, "o r"]
+
+
 class _Layer(NamedTuple):
-    """Of one layer: its rows, and what their forms are multiplied by."""
+    """Of one layer: its rows, and where its ranks lie among those of all."""
 
     inputs: Float[Tensor, "rows i"]
     gradients: Float[Tensor, "rows q o"]
-    scaling: float
+    ranks: list[int]  # of each part
+    place: slice
 
 
 class Bilinear:
-    """Bilinear forms ``sum_m s_m g_mq' B_mk A_mk a_m`` of layers m with equally many rows, for k pairs of factors.
+    """Several sums ``sum_m s_mk g_mq' B_mk A_mk a_m`` over layers m with equally many rows, one in each column k.
+
+    Args:
+        columns: How many.
 
     Attributes:
-        size: Numbers that are held on the way to the sum.
+        size: Numbers that are held on the way to the sums.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, columns: int) -> None:
+        self.columns, self.size = columns, 0
         self.layers: list[_Layer] = []
-        self.factors: list[Tensor] = []
-        self.size = 0
+        self.parts: list[Part] = []
 
-    def add(
-        self,
-        inputs: Float[Tensor, "rows i"],
-        gradients: Float[Tensor, "rows q o"],
-        scaling: float,
-        a: Float[Tensor, "k r i"],
-        b: Float[Tensor, "k o r"],
-    ) -> None:
+    def add(self, inputs: Float[Tensor, "rows i"], gradients: Float[Tensor, "rows q o"], parts: Sequence[Part]) -> None:
         """One more layer; of those with the very same inputs, one behind the other, A's products are taken together."""
-        self.layers.append(_Layer(inputs, gradients, scaling))
-        self.factors += [a, b]
-        self.size += gradients.shape[0] * gradients.shape[1] * a.shape[0] * a.shape[1]
+        ranks, start = [len(part.a) for part in parts], self.layers[-1].place.stop if self.layers else 0
+        self.layers.append(_Layer(inputs, gradients, ranks, slice(start, start + sum(ranks))))
+        self.parts += parts
+        self.size += gradients.shape[0] * gradients.shape[1] * sum(ranks)
 
     def sum(self) -> Float[Tensor, "rows q k"]:
-        """The sum over the layers, for every row."""
-        return _Sum.apply(self.layers, *self.factors)
+        """The sums over the layers, for every row."""
+        scale = self.parts[0].a.new_zeros(self.layers[-1].place.stop, self.columns)
+        start = 0
+        for part in self.parts:
+            scale[start : start + len(part.a), part.column] = part.scaling
+            start += len(part.a)
+        return _Sums.apply(self.layers, scale, *(factor for part in self.parts for factor in (part.a, part.b)))
 
 
-class _Sum(torch.autograd.Function):
-    """A ``Bilinear``'s sum: thin products of long matrices, each read once forward and once back.
+class _Sums(torch.autograd.Function):
+    """A ``Bilinear``'s sums: thin products of long matrices, each read once forward and once back.
 
     Products are taken in the rows' own type, sums over r, of all layers together, in the factors'.
     """
 
     @staticmethod
-    def forward(ctx: Any, layers: list[_Layer], *factors: Tensor) -> Float[Tensor, "rows q k"]:
-        """The sum of bilinear forms of every row; factors are A and B of each layer in turn."""
-        count, (rows, directions, _) = len(factors[0]), layers[0].gradients.shape
-        ranks = [a.shape[1] for a in factors[::2]]
-        parts = [slice(stop - rank, stop) for stop, rank in zip(accumulate(ranks), ranks, strict=True)]
-        groups = _groups(layers)
-        scale = factors[0].new_tensor(
-            [layer.scaling for layer, rank in zip(layers, ranks, strict=True) for _ in range(rank)]
-        )
-        down = factors[0].new_empty(rows, count, sum(ranks))
-        up = factors[0].new_empty(rows, directions, count, sum(ranks))
+    def forward(
+        ctx: Any, layers: list[_Layer], scale: Float[Tensor, "r k"], *factors: Tensor
+    ) -> Float[Tensor, "rows q k"]:
+        """The sums of bilinear forms of every row; factors are A and B of each part in turn."""
+        rows, directions, _ = layers[0].gradients.shape
+        first, second, groups = list(factors[::2]), list(factors[1::2]), _groups(layers)
+        down, up = scale.new_empty(rows, len(scale)), scale.new_empty(rows, directions, len(scale))
         for group in groups:
-            wide = torch.cat([factors[2 * m] for m in group], 1)  # (k, r of all, i)
-            inputs = layers[group[0]].inputs
-            product = inputs @ wide.flatten(0, 1).to(inputs.dtype).T
-            down[..., parts[group[0]].start : parts[group[-1]].stop] = product.view(rows, count, -1)
-        for m, (layer, part) in enumerate(zip(layers, parts, strict=True)):
-            columns = factors[2 * m + 1].transpose(0, 1).flatten(1).to(layer.gradients.dtype)  # (o, k r)
-            up[..., part] = (layer.gradients.flatten(0, 1) @ columns).view(rows, directions, count, -1)
-        down.mul_(scale)
-        ctx.layers, ctx.groups, ctx.parts, ctx.scale, ctx.down, ctx.up = layers, groups, parts, scale, down, up
-        return (up * down.unsqueeze(1)).sum(3)
+            inputs, count = group[0].inputs, sum(len(layer.ranks) for layer in group)
+            wide, first = torch.cat(first[:count]), first[count:]  # (r of all, i)
+            down[:, group[0].place.start : group[-1].place.stop] = inputs @ wide.to(inputs.dtype).T
+        for layer in layers:
+            columns, second = torch.cat(second[: len(layer.ranks)], 1), second[len(layer.ranks) :]  # (o, r)
+            up[..., layer.place] = layer.gradients @ columns.to(layer.gradients.dtype)
+        ctx.layers, ctx.groups, ctx.scale, ctx.down, ctx.up = layers, groups, scale, down, up
+        return _into_columns(up * down.unsqueeze(1), scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the factors."""
-        layers, kept, kind = ctx.layers, ctx.up.dtype, ctx.layers[0].inputs.dtype
-        rows, directions, count, _ = ctx.up.shape
-        outer = grads[0].unsqueeze(3)  # (rows, q, k, 1)
-        weights = (outer * ctx.up).sum(1).mul_(ctx.scale).to(kind)  # (rows, k, r of all)
-        mixed = (outer * ctx.down.unsqueeze(1)).to(kind)  # (rows, q, k, r of all)
-        found: list[Tensor] = []
+        kept, kind = ctx.up.dtype, ctx.layers[0].inputs.dtype
+        outer = _out_of_columns(grads[0], ctx.scale)  # (rows, q, r of all)
+        weights, mixed = (outer * ctx.up).sum(1).to(kind), (outer * ctx.down.unsqueeze(1)).to(kind)
+        of_a: list[Tensor] = []
+        of_b: list[Tensor] = []
         for group in ctx.groups:
-            mine = [ctx.parts[m] for m in group]
-            product = weights[..., mine[0].start : mine[-1].stop].flatten(1).T @ layers[group[0]].inputs
-            several = product.to(kept).view(count, -1, product.shape[1]).split([p.stop - p.start for p in mine], 1)
-            for m, part, grad_a in zip(group, mine, several, strict=True):
-                left = mixed[..., part].reshape(rows * directions, -1)  # (rows q, k r)
-                grad_b = (left.T @ layers[m].gradients.flatten(0, 1)).to(kept)
-                found += [grad_a, grad_b.view(count, -1, grad_b.shape[1]).transpose(1, 2)]
-        return None, *found
+            place = slice(group[0].place.start, group[-1].place.stop)
+            product = (weights[:, place].T @ group[0].inputs).to(kept)
+            of_a += product.split([rank for layer in group for rank in layer.ranks])
+        for layer in ctx.layers:
+            left = mixed[..., layer.place].flatten(0, 1)  # (rows q, r)
+            of_b += (left.T @ layer.gradients.flatten(0, 1)).to(kept).split(layer.ranks)
+        return None, None, *(each for a, b in zip(of_a, of_b, strict=True) for each in (a, b.T))
 
 
-def _groups(layers: list[_Layer]) -> list[list[int]]:
-    """Numbers of the layers that follow each other with the same inputs."""
-    groups: list[list[int]] = []
-    for number, layer in enumerate(layers):
-        if groups and layer.inputs is layers[groups[-1][-1]].inputs:
-            groups[-1].append(number)
+def _into_columns(values: Float[Tensor, "rows q r"], scale: Float[Tensor, "r k"]) -> Float[Tensor, "rows q k"]:
+    """Scaled sums of the ranks that belong to each column; what is no number stays in its own."""
+    found = values @ scale
+    if bool(found.isfinite().all()):
+        return found
+    return torch.stack([values[..., own != 0] @ own[own != 0] for own in scale.T], 2)
+
+
+def _out_of_columns(values: Float[Tensor, "rows q k"], scale: Float[Tensor, "r k"]) -> Float[Tensor, "rows q r"]:
+    """Each rank's share of what its column has, likewise."""
+    found = values @ scale.T
+    if bool(found.isfinite().all()):
+        return found
+    return values[..., scale.abs().argmax(1)] * scale.sum(1)
+
+
+def _groups(layers: list[_Layer]) -> list[list[_Layer]]:
+    """The layers that follow each other with the same inputs."""
+    groups: list[list[_Layer]] = []
+    for layer in layers:
+        if groups and layer.inputs is groups[-1][-1].inputs:
+            groups[-1].append(layer)
         else:
-            groups.append([number])
+            groups.append([layer])
     return groups

@@ -16,13 +16,10 @@ from torch.func import functional_call
 from transformers import PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from foretune.linear.bilinear import Bilinear
+from foretune.linear.along import Pair, Weights, along_tangents
 from foretune.linear.growth import Factors, Growth, bounded, change_norms, moved
 from foretune.linear.left_out import LeftOut
-from foretune.tangents import Adapter, Head, Tangents, product_dtype
-
-AT_ONCE = 2**21  # numbers that are held on the way to a change of the features
-_Factors = dict[str, tuple[Float[Tensor, "k r i"], Float[Tensor, "k o r"]]]  # of every adapted layer
+from foretune.tangents import Adapter, Head, Tangents
 
 
 class TangentModel(nn.Module):
@@ -63,9 +60,11 @@ class TangentModel(nn.Module):
         if len(self.adapters) < len(adapters):
             raise ValueError("several adapters on one layer: train them one at a time")
         self.config, self.accepts_loss_kwargs = config, accepts_loss_kwargs  # where Trainer looks for them
-        self.dtype, self.product = torch.promote_types(tangents.dtype, torch.float32), product_dtype(tangents.dtype)
+        self.dtype = torch.promote_types(tangents.dtype, torch.float32)
         self.head = head.to(self.dtype)
-        self.start: dict[str, tuple[Tensor, Tensor]] = {}
+        self.scalings = {adapter.layer: adapter.scaling for adapter in adapters}
+        self.dropouts = {adapter.layer: adapter.dropout for adapter in adapters}
+        self.start: dict[str, Pair] = {}
         self.names = {
             adapter.layer: (adapter.name.format("lora_A"), adapter.name.format("lora_B")) for adapter in adapters
         }
@@ -114,78 +113,50 @@ class TangentModel(nn.Module):
 
     def changes(self, since: Factors | None = None) -> dict[str, Float[Tensor, " 1"]]:
         """Frobenius norm of every adapted layer's change since these factors, by default since the tangents' own."""
-        return self._changes(self._stacked([dict(self.named_parameters())]), self.start if since is None else since)
+        now = {layer: (a.unsqueeze(0), b.unsqueeze(0)) for layer, (a, b) in self.weights().now.items()}
+        return change_norms(now, self.start if since is None else since, self.scalings)
 
-    def _changes(self, factors: _Factors, since: Factors) -> dict[str, Float[Tensor, " k"]]:
-        return change_norms(factors, since, {layer: each.scaling for layer, each in self.adapters.items()})
+    def weights(self) -> Weights:
+        """The factors as they are now, with dropout while training."""
+        return self._weights(dict(self.named_parameters()))
+
+    def _weights(self, values: Mapping[str, Tensor]) -> Weights:
+        """The factors among the values of the parameters, by name."""
+        return Weights(
+            now={layer: (values[a], values[b]) for layer, (a, b) in self.names.items()},
+            start=self.start,
+            scalings=self.scalings,
+            dropouts=self.dropouts if self.training else {},
+        )
 
     def coordinates(self, examples: Int[Tensor, " b"]) -> Float[Tensor, "b q"]:
         """Change of the features' coordinates."""
-        factors = self._stacked([dict(self.named_parameters())])
-        return (self._along_tangents(examples, factors) * self._grown(factors)).squeeze(2)
+        return self.grown(along_tangents(self.tangents, examples, [self.weights()], self.dtype).squeeze(2))
+
+    def grown(self, change: Float[Tensor, "b q"]) -> Float[Tensor, "b q"]:
+        """A change along the tangents, with what layers multiply of each other."""
+        return change if self.growth is None else change * self.growth.factor(self.changes()).to(self.dtype)
 
     def outputs_at(self, moments: Sequence[Mapping[str, Tensor]], batches: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         """Outputs (b c) of each batch (b) with the parameters, by name, of several moments; rows are read once."""
-        factors = self._stacked(moments)
-        grown = self._grown(factors)
+        weights = [self._weights(values) for values in moments]
+        grown = torch.ones(len(moments), dtype=self.dtype)
+        if self.growth is not None:
+            pairs = {layer: [each.now[layer] for each in weights] for layer in self.names}
+            stacked = {
+                layer: (torch.stack([a for a, _ in x]), torch.stack([b for _, b in x])) for layer, x in pairs.items()
+            }
+            grown = self.growth.factor(change_norms(stacked, self.start, self.scalings)).to(self.dtype)
         heads = [
             {name.removeprefix("head."): value for name, value in values.items() if name.startswith("head.")}
             for values in moments
         ]
         for examples in batches:
-            changes = (self._along_tangents(examples, factors) * grown).unbind(2)
+            changes = (along_tangents(self.tangents, examples, weights, self.dtype) * grown).unbind(2)
             yield [
                 functional_call(self.head, head, (self._features(examples, change),))
                 for head, change in zip(heads, changes, strict=True)
             ]
-
-    def _stacked(self, moments: Sequence[Mapping[str, Tensor]]) -> _Factors:
-        """Factors A and B of every adapter at several moments."""
-        if len(moments) == 1:  # as in a step, which needs no copies
-            (now,) = moments
-            return {layer: (now[a].unsqueeze(0), now[b].unsqueeze(0)) for layer, (a, b) in self.names.items()}
-        return {
-            layer: (torch.stack([values[a] for values in moments]), torch.stack([values[b] for values in moments]))
-            for layer, (a, b) in self.names.items()
-        }
-
-    def _grown(self, factors: _Factors) -> Float[Tensor, " k"]:
-        """What changes along the tangents are multiplied by."""
-        if self.growth is None:
-            return torch.ones(len(next(iter(factors.values()))[0]), dtype=self.dtype)
-        return self.growth.factor(self._changes(factors, self.start)).to(self.dtype)
-
-    def _along_tangents(self, examples: Int[Tensor, " b"], factors: _Factors) -> Float[Tensor, "b q k"]:
-        """Changes with k pairs of factors for every adapter, in one pass over the examples' rows."""
-        tangents, count = self.tangents, len(next(iter(factors.values()))[0])
-        shape = tangents.num_directions, count
-        change = torch.zeros(len(examples), *shape, dtype=self.dtype)
-        read = [
-            (number, entry)
-            for number, entry in enumerate(tangents.entries)
-            if entry.simulated and entry.layer in self.adapters
-        ]
-        for layout in dict.fromkeys(entry.rows_per_example for _, entry in read):
-            rows, owner = tangents.rows(examples, layout)
-            forms, inputs = Bilinear(), {}
-            for number, entry in read:
-                if entry.rows_per_example != layout:
-                    continue
-                if entry.inputs not in inputs:
-                    inputs[entry.inputs] = _take(tangents.inputs(number), rows).to(self.product)
-                given, adapter = inputs[entry.inputs], self.adapters[entry.layer]
-                gradients = _take(tangents.gradients(number), rows).to(self.product)
-                if entry.layer in self.start:
-                    first = (factor.expand(count, -1, -1) for factor in self.start[entry.layer])
-                    forms.add(given, gradients, -adapter.scaling, *first)
-                if adapter.dropout and self.training:  # every layer drops other inputs
-                    given = nn.functional.dropout(given, adapter.dropout)
-                forms.add(given, gradients, adapter.scaling, *factors[entry.layer])
-                if forms.size > AT_ONCE:
-                    change, forms = change.index_add(0, owner, forms.sum()), Bilinear()
-            if forms.size:
-                change = change.index_add(0, owner, forms.sum())
-        return change
 
     def _features(self, examples: Int[Tensor, " b"], change: Float[Tensor, "b q"]) -> Float[Tensor, "b d"]:
         """The features, given the change of their coordinates."""
@@ -199,7 +170,13 @@ class TangentModel(nn.Module):
 
     def forward(self, index: Int[Tensor, " b"], labels: Tensor | None = None, **_: object) -> SequenceClassifierOutput:
         """Outputs of the numbered examples and, given labels, their mean loss."""
-        features, tangents = self._features(index, self.coordinates(index)), self.tangents
+        return self.moved(index, self.coordinates(index), labels)
+
+    def moved(
+        self, index: Int[Tensor, " b"], change: Float[Tensor, "b q"], labels: Tensor | None
+    ) -> SequenceClassifierOutput:
+        """The same, given the change of the features' coordinates."""
+        features, tangents = self._features(index, change), self.tangents
         if self.left_out:
             self.left_out.watch(features, *(tangents.directions(q, index) for q in (tangents.basis, tangents.span)))
         logits = self.head(features)
@@ -212,11 +189,6 @@ def mean_loss(loss: str, logits: Float[Tensor, "b c"], labels: Tensor) -> Float[
     if loss == "cross_entropy":
         return nn.functional.cross_entropy(logits, labels)
     return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
-
-
-def _take(values: Tensor, rows: Int[Tensor, " rows"] | slice) -> Tensor:
-    """Some rows, without a copy where they lie together."""
-    return values[rows] if isinstance(rows, slice) else values.index_select(0, rows)
 
 
 def _plant(root: nn.Module, path: str, parameter: nn.Parameter) -> None:
