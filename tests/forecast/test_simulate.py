@@ -122,7 +122,7 @@ def test_evaluations_put_off_change_nothing(tmp_path: Path, training: dict[str, 
     curves = []
     for at_once in (False, True):
         if at_once:
-            monkeypatch.setattr("foretune.train.loop._depends_on_evaluations", lambda _: True)
+            monkeypatch.setattr("foretune.train.loop.depends_on_evaluations", lambda _: True)
         start = Starts(task, tangents).draw(candidate, candidate.seed)
         curves.append(simulate(tangents, task, candidate, *start, candidate.seed)[0].curve)
     assert len(curves[0]) == len(curves[1]) and (len(curves[0]) > TOGETHER) == ("eval_steps" in training)

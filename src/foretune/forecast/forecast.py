@@ -4,11 +4,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from foretune.forecast.advice import advice
 from foretune.forecast.beginning import Beginning, begin
@@ -34,8 +37,9 @@ from foretune.forecast.movement import (
 )
 from foretune.forecast.network import gap_sample, linearity_gap
 from foretune.forecast.sample import Sample, without
-from foretune.forecast.simulate import fitted_loss, simulate
+from foretune.forecast.simulate import Start, fitted_loss, simulate_all
 from foretune.forecast.starts import Starts
+from foretune.linear import TangentModel
 from foretune.tangents import Tangents
 from foretune.task import Candidate, Task
 from foretune.train.loop import Point, Run
@@ -83,6 +87,12 @@ class Forecast:
     trainable_parameters: int
     beginning: Beginning | None = None
     warnings: list[str] = field(default_factory=list)
+
+    def add(self, run: Run, seed: int) -> None:
+        """One more simulated run, from another seed."""
+        self.runs.append(run)
+        self.seeds.append(seed)
+        self.seconds += run.seconds
 
     @property
     def simulated(self) -> list[MeanPoint]:
@@ -203,54 +213,74 @@ def forecast(
     """
     starts = tangents if isinstance(tangents, Starts) else Starts(task, tangents)
     kernels, size = Kernels(), linear_norm(task, starts.first.head.names)
-    guess, guess_loss = task.majority_metric or 0.0, task.guess_loss
-    forecasts = []
-    for number, candidate in enumerate(candidates):
-        started = time.perf_counter()
-        own = [candidate.seed + extra for extra in range(seeds)]
-        runs: list[Run] = []
-        for seed in own:
-            taken = starts.tangents(seed)
-            adapters, head = starts.draw(candidate, seed)
-            examples = gap_sample(taken)
-            with torch.no_grad():
-                before = head.eval()(taken.features[examples])
-            first = not runs  # the user's own seed, whose run is looked at
-            movement = Movement(size)
-            watch = [movement] if first else []
-            run, model = simulate(taken, task, candidate, adapters, head, seed, refreshes=refreshes, watch=watch)
-            if first:
-                reach = Reach(
-                    largest_step=movement.largest_step,
-                    change_before_learning=change_before_learning(movement.changes, run.step_losses, guess_loss),
-                    weight_change=weight_change(task, model),
-                    layer_changes=layer_changes(task, model),
-                    linearity_gap=linearity_gap(task, model, examples, before),
-                )
-                fitted = fitted_loss(model)
-                kernel = kernels.figures(taken, candidate, adapters, int(run.final["step"]))
-            runs.append(run)
-            if progress:
-                progress(number * seeds + len(runs), len(candidates) * seeds)
-        found = Forecast(
-            candidate=candidate,
-            metric_name=task.metric_name,
-            guess=guess,
-            guess_loss=guess_loss,
-            outputs=task.num_outputs,
-            runs=runs,
-            seeds=own,
-            refreshes=refreshes,
-            reach=reach,
-            fitted_loss=fitted,
-            sample=Sample(taken.num_train, len(task.train)),
-            seconds=time.perf_counter() - started,
-            kernel=kernel,
-            trainable_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        )
-        found.warnings = advice(found.curve, candidate, task, reach, found.fitted_loss)
-        forecasts.append(found)
-    return _ranked(forecasts, task)
+    forecasts: dict[str, Forecast] = {}
+    done = 0
+
+    def tell(now: int) -> None:
+        if progress:
+            progress(done + now, len(candidates) * seeds)
+
+    for extra, seed in product(range(seeds), sorted({candidate.seed for candidate in candidates})):
+        taken, own = starts.tangents(seed + extra), [each for each in candidates if each.seed == seed]
+        jobs = [Start(each, *starts.draw(each, seed + extra), watch=() if extra else (Movement(size),)) for each in own]
+        first = _first_outputs(taken, jobs)
+        results = simulate_all(taken, task, jobs, seed + extra, refreshes=refreshes, progress=tell)
+        for job, (run, model), before in zip(jobs, results, first, strict=True):
+            if not extra:  # the user's own seed, whose run is looked at
+                forecasts[job.candidate.name] = _looked_at(task, taken, job, run, model, before, kernels, refreshes)
+            else:
+                forecasts[job.candidate.name].add(run, seed + extra)
+        done += len(own)
+    for each in forecasts.values():
+        each.warnings = advice(each.curve, each.candidate, task, each.reach, each.fitted_loss)
+    return _ranked(list(forecasts.values()), task)
+
+
+def _first_outputs(tangents: Tangents, jobs: Sequence[Start]) -> list[Float[Tensor, "b c"]]:
+    """Outputs of the examples of ``gap_sample`` before training, which changes the heads."""
+    with torch.no_grad():
+        return [job.head.eval()(tangents.features[gap_sample(tangents)]) for job in jobs]
+
+
+def _looked_at(
+    task: Task,
+    tangents: Tangents,
+    job: Start,
+    run: Run,
+    model: TangentModel,
+    before: Float[Tensor, "b c"],
+    kernels: Kernels,
+    refreshes: int,
+) -> Forecast:
+    """The forecast of one simulated run."""
+    started = time.perf_counter()
+    candidate, guess_loss = job.candidate, task.guess_loss
+    (movement,) = job.watch
+    assert isinstance(movement, Movement)
+    found = Forecast(
+        candidate=candidate,
+        metric_name=task.metric_name,
+        guess=task.majority_metric or 0.0,
+        guess_loss=guess_loss,
+        outputs=task.num_outputs,
+        runs=[run],
+        seeds=[candidate.seed],
+        refreshes=refreshes,
+        reach=Reach(
+            largest_step=movement.largest_step,
+            change_before_learning=change_before_learning(movement.changes, run.step_losses, guess_loss),
+            weight_change=weight_change(task, model),
+            layer_changes=layer_changes(task, model),
+            linearity_gap=linearity_gap(task, model, gap_sample(tangents), before),
+        ),
+        fitted_loss=fitted_loss(model),
+        sample=Sample(tangents.num_train, len(task.train)),
+        kernel=kernels.figures(tangents, candidate, job.adapters, int(run.final["step"])),
+        seconds=run.seconds,
+        trainable_parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+    found.seconds += time.perf_counter() - started
+    return found
 
 
 def begun(

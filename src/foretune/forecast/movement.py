@@ -65,7 +65,7 @@ class Movement(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Remember the start, as far as it is not zero."""
-        self.start = self.before = dict(kwargs["model"].start)
+        self.start = self.before = kwargs["model"].start
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -3,11 +3,12 @@
 import dataclasses
 import gc
 import inspect
+import json
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -15,10 +16,11 @@ from transformers import TrainerCallback, TrainingArguments
 
 from foretune.forecast.movement import growth_of
 from foretune.forecast.network import Relinearise
-from foretune.linear import Moments, TangentModel
+from foretune.linear import Lockstep, Moments, TangentModel
 from foretune.tangents import Adapter, Head, Tangents, evaluating
 from foretune.task import Candidate, Task
 from foretune.train.loop import Run, loop_arguments, run_trainer
+from foretune.train.together import can_share, run_together
 
 # what recomputing activations is called: the name of today, which outranks the one of before
 CHECKPOINTING = [
@@ -26,6 +28,7 @@ CHECKPOINTING = [
     for name in ("activation_checkpointing", "gradient_checkpointing")
     if name in {each.name for each in dataclasses.fields(TrainingArguments)}
 ]
+PARAMETERS = 2**23  # of adapters that are simulated in lockstep: each is kept at up to sixteen moments
 BATCH = 64  # of evaluations: rows of larger ones do not stay near the processor
 # what only concerns the hardware or the files of the real run
 _NEUTRAL: dict[str, Any] = {
@@ -42,6 +45,15 @@ _NEUTRAL: dict[str, Any] = {
     "dataloader_num_workers": 0,
     "per_device_eval_batch_size": BATCH,
 }
+
+
+class Start(NamedTuple):
+    """What a simulated run starts from, and the callbacks that watch its tangent model."""
+
+    candidate: Candidate
+    adapters: list[Adapter]
+    head: Head
+    watch: Sequence[TrainerCallback] = ()
 
 
 def simulate(
@@ -61,23 +73,14 @@ def simulate(
     On the way, tangents are taken again ``refreshes`` times at the simulated weights, each a pass over the network, and
     the callbacks in ``watch`` see the tangent model. Without ``growth``, outputs are what the tangents alone say.
     """
-    model = TangentModel(
-        tangents,
-        adapters,
-        head,
-        config=task.model.config,
-        accepts_loss_kwargs=accepts_loss_kwargs(task),
-        growth=growth_of(task, tangents, [adapter.layer for adapter in adapters]) if growth else None,
-    )
+    model = _model(tangents, task, Start(candidate, adapters, head), growth)
     train, evaluation = index_datasets(tangents, task)
-    moments = None if refreshes else Moments(model, tangents.stored[tangents.num_train :], BATCH)
+    moments = None if refreshes else _moments(model)
     with tempfile.TemporaryDirectory() as scratch, _garbage_set_aside():
-        overrides = _NEUTRAL | loop_arguments(candidate.training) | {"seed": seed}
-        args = candidate.training_arguments(scratch, **overrides)
         callbacks = [*watch, *([Relinearise(task, refreshes, Path(scratch))] if refreshes else [])]
         run, _ = run_trainer(
             model,
-            args,
+            _arguments(candidate, scratch, seed),
             train,
             evaluation,
             task.compute_metrics,
@@ -87,6 +90,107 @@ def simulate(
             moments=moments,
         )
     return run, model
+
+
+def simulate_all(
+    tangents: Tangents,
+    task: Task,
+    starts: Sequence[Start],
+    seed: int,
+    *,
+    refreshes: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[Run, TangentModel]]:
+    """Simulations of many candidates: in lockstep where they go ``together``, which changes nothing but the time.
+
+    Args:
+        tangents: Of the task and its head of this seed.
+        task: The task.
+        starts: Of every simulation.
+        seed: Of all.
+        refreshes: How often tangents are taken again in each, which then goes alone.
+        progress: Called with the number of simulations that are done, those that go on in proportion to their steps.
+    """
+    found: dict[str, tuple[Run, TangentModel]] = {}
+    tell = progress or (lambda _: None)
+    for group in [[each] for each in starts] if refreshes else together(starts, tangents):
+        if len(group) == 1:
+            candidate, adapters, head, watch = group[0]
+            results = [simulate(tangents, task, candidate, adapters, head, seed, refreshes=refreshes, watch=watch)]
+        else:
+            results = _in_lockstep(tangents, task, group, seed, len(found), tell)
+        found |= {start.candidate.name: result for start, result in zip(group, results, strict=True)}
+        tell(len(found))
+    return [found[start.candidate.name] for start in starts]
+
+
+def _in_lockstep(
+    tangents: Tangents, task: Task, starts: Sequence[Start], seed: int, done: int, tell: Callable[[int], None]
+) -> list[tuple[Run, TangentModel]]:
+    models = [_model(tangents, task, start) for start in starts]
+    train, evaluation = index_datasets(tangents, task)
+    with tempfile.TemporaryDirectory() as scratch, _garbage_set_aside():
+        runs = run_together(
+            Lockstep(models),
+            [_arguments(start.candidate, scratch, seed) for start in starts],
+            train,
+            evaluation,
+            task.compute_metrics,
+            collator=collate,
+            watch=[start.watch for start in starts],
+            moments=[_moments(model) for model in models],
+            progress=lambda step, steps: tell(done + len(starts) * step // steps),
+        )
+    return list(zip(runs, models, strict=True))
+
+
+def together(starts: Sequence[Start], tangents: Tangents) -> list[list[Start]]:
+    """Those whose simulations may go in lockstep: they differ in adapters and learning rate only.
+
+    Those that draw random numbers of their own, for dropout or for directions that were left out, go alone, as do those
+    with a proximal term. None is in a group whose adapters have more than ``PARAMETERS`` numbers in all.
+    """
+    groups: list[list[Start]] = []
+    open_groups: dict[str, list[Start]] = {}
+    for start in starts:
+        candidate = start.candidate
+        training = {name: value for name, value in candidate.training.items() if name != "learning_rate"}
+        key = json.dumps(training, sort_keys=True, default=str)
+        with tempfile.TemporaryDirectory() as scratch:
+            alone = not can_share(_arguments(candidate, scratch, candidate.seed))
+        alone = alone or candidate.peft.lora_dropout > 0 or tangents.num_left_out > 0
+        if alone or candidate.proximal.strength > 0:
+            groups.append([start])
+        elif sum(map(_size, [*open_groups.get(key, []), start])) <= PARAMETERS and key in open_groups:
+            open_groups[key].append(start)
+        else:
+            groups.append([start])
+            open_groups[key] = groups[-1]
+    return groups
+
+
+def _size(start: Start) -> int:
+    return sum(each.a.numel() + each.b.numel() for each in start.adapters)
+
+
+def _model(tangents: Tangents, task: Task, start: Start, growth: bool = True) -> TangentModel:
+    return TangentModel(
+        tangents,
+        start.adapters,
+        start.head,
+        config=task.model.config,
+        accepts_loss_kwargs=accepts_loss_kwargs(task),
+        growth=growth_of(task, tangents, [adapter.layer for adapter in start.adapters]) if growth else None,
+    )
+
+
+def _moments(model: TangentModel) -> Moments:
+    return Moments(model, model.tangents.stored[model.tangents.num_train :], BATCH)
+
+
+def _arguments(candidate: Candidate, scratch: str, seed: int) -> TrainingArguments:
+    overrides = _NEUTRAL | loop_arguments(candidate.training) | {"seed": seed}
+    return candidate.training_arguments(scratch, **overrides)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from foretune.linear.growth import Growth as Growth
 from foretune.linear.growth import change_norms as change_norms
 from foretune.linear.linearise import Linearised as Linearised
 from foretune.linear.linearise import linearise as linearise
+from foretune.linear.lockstep import Lockstep as Lockstep
 from foretune.linear.logistic import LogisticFit as LogisticFit
 from foretune.linear.logistic import logistic as logistic
 from foretune.linear.moments import Moments as Moments

@@ -50,11 +50,10 @@ class Bilinear:
 
     def sum(self) -> Float[Tensor, "rows q k"]:
         """The sums over the layers, for every row."""
-        scale = self.parts[0].a.new_zeros(self.layers[-1].place.stop, self.columns)
-        start = 0
-        for part in self.parts:
-            scale[start : start + len(part.a), part.column] = part.scaling
-            start += len(part.a)
+        scale = torch.zeros(len(self.parts), self.columns, dtype=self.parts[0].a.dtype)
+        columns, scalings, *_ = zip(*self.parts, strict=True)
+        scale[torch.arange(len(scale)), torch.tensor(columns)] = torch.tensor(scalings, dtype=scale.dtype)
+        scale = scale.repeat_interleave(torch.tensor([len(part.a) for part in self.parts]), 0)
         return _Sums.apply(self.layers, scale, *(factor for part in self.parts for factor in (part.a, part.b)))
 
 

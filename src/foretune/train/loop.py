@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from foretune.task.config import ProximalSpec
 from foretune.task.model import quiet
 from foretune.train.proximal import anchor_adapters
 
+T = TypeVar("T", bound="LoopTrainer")
 TOGETHER = 16  # moments that are evaluated together: each is a copy of what is trained
 
 
@@ -54,29 +55,62 @@ class Run:
     step_losses: list[float] = field(default_factory=list)
 
     @property
+    def seconds(self) -> float:
+        """Time spent in all."""
+        return self.train_seconds + self.eval_seconds
+
+    @property
     def final(self) -> Point:
         """The last point."""
         return self.curve[-1]
 
 
-class _Trainer(Trainer):
+class PutOff:
+    """Evaluations of a model that are made later, several at a time, and the history that they belong to.
+
+    Args:
+        moments: Keeps what is to be evaluated.
+    """
+
+    def __init__(self, moments: Moments) -> None:
+        self.moments = moments
+        self.history: list[dict[str, Any]] = []
+        self.pending: list[dict[str, Any]] = []  # entries of the history without their evaluation yet
+
+    def take(self, step: int, epoch: float) -> None:
+        """Note that there is something to evaluate."""
+        self.moments.take()
+        self.pending.append({"step": step, "epoch": epoch})
+        self.history.append(self.pending[-1])
+
+    def settle(self, evaluate: Callable[[nn.Module], dict[str, float]]) -> None:
+        """Make the evaluations."""
+        for entry, stand_in in zip(self.pending, self.moments.recall(), strict=True):
+            entry.update(evaluate(stand_in))
+        self.pending.clear()
+
+
+class LoopTrainer(Trainer):
+    """``Trainer`` as both kinds of runs use it: it keeps every step's loss and may put evaluations off."""
+
     eval_seconds = 0.0
     proximal: ProximalSpec | None = None
-    moments: Moments | None = None
     blind = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.pending: list[dict[str, Any]] = []  # entries of the history without their evaluation yet
+        self.put_off: list[PutOff] = []
         self.losses: dict[int, torch.Tensor] = {}  # by the steps made before
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As ever."""
         loss = super().training_step(*args, **kwargs)
         step = self.state.global_step
         self.losses[step] = self.losses[step] + loss if step in self.losses else loss
         return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """With the proximal term, if there is one."""
         made = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if made and self.proximal is not None and self.proximal.strength > 0:
@@ -84,41 +118,76 @@ class _Trainer(Trainer):
             anchor_adapters(optimizer, self.model, self.proximal)
         return optimizer
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Training losses belong to the histories of what is evaluated later, too."""
+        super().log(logs, *args, **kwargs)
+        if "loss" in logs:
+            for each, loss in zip(self.put_off, self.logged(logs["loss"]), strict=True):
+                each.history.append({"loss": loss})
+
+    def logged(self, loss: float) -> list[float]:
+        """The mean training loss since the last one, of everything whose evaluations are put off."""
+        return [loss] * len(self.put_off)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Now, later or not at all."""
         started = time.perf_counter()
-        if self.moments is None and not self.blind:
+        if not self.put_off and not self.blind:
             metrics = super().evaluate(*args, **kwargs)
         else:
             metrics = {}
             next(iter(self.get_eval_dataloader()))  # which draws a random number: later ones stay those of the real run
-        if self.moments is not None:
-            self.moments.take()
-            self.pending.append({"step": self.state.global_step, "epoch": self.state.epoch or 0.0})
-            self.state.log_history.append(self.pending[-1])
+        if self.put_off:
+            for each in self.put_off:
+                each.take(self.state.global_step, self.state.epoch or 0.0)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            if len(self.pending) == TOGETHER:
+            if len(self.put_off[0].pending) == TOGETHER:
                 self.settle()
         self.eval_seconds += time.perf_counter() - started
         return metrics
 
     def settle(self) -> None:
         """Make the evaluations that were put off."""
-        if self.moments is None:
-            return
         model = self.model
+
+        def evaluated(stand_in: nn.Module) -> dict[str, float]:
+            self.model = stand_in
+            return self.evaluation_loop(self.get_eval_dataloader(), "Evaluation").metrics or {}
+
         with torch.random.fork_rng(devices=[]):
-            for entry, stand_in in zip(self.pending, self.moments.recall(), strict=True):
-                self.model = stand_in
-                entry.update(self.evaluation_loop(self.get_eval_dataloader(), "Evaluation").metrics or {})
+            for each in self.put_off:
+                each.settle(evaluated)
         self.model = model
-        self.pending.clear()
+
+    def run(self, resume: bool = False) -> list[Run]:
+        """Train, with an evaluation at the end, and say how it went: one run, or one for each of ``put_off``."""
+        started = time.perf_counter()
+        with warnings.catch_warnings(), quiet():
+            warnings.simplefilter("ignore")
+            self.train(resume_from_checkpoint=resume or None)
+            if self.args.eval_strategy == "no" and not self.blind:  # the end is a point of every curve
+                self.evaluate()
+            settling = time.perf_counter()
+            self.settle()
+        self.eval_seconds += time.perf_counter() - settling
+        seconds = time.perf_counter() - started - self.eval_seconds
+        histories = [each.history for each in self.put_off] or [self.state.log_history]
+        steps = [loss.reshape(len(histories)).tolist() for loss in self.losses.values()]
+        losses = [[each[number] for each in steps] for number in range(len(histories))]
+        return [
+            Run(_curve(history), seconds / len(histories), self.eval_seconds / len(histories), own)
+            for history, own in zip(histories, losses, strict=True)
+        ]
 
 
-class _OnStep(TrainerCallback):
+class OnStep(TrainerCallback):
+    """Tells steps done and in all."""
+
     def __init__(self, tell: Callable[[int, int], None]) -> None:
         self.tell = tell
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Tell."""
         self.tell(state.global_step, state.max_steps)
 
 
@@ -137,12 +206,34 @@ def run_trainer(
     proximal: ProximalSpec | None = None,
     moments: Moments | None = None,
     blind: bool = False,
-) -> tuple[Run, Trainer]:
+) -> tuple[Run, LoopTrainer]:
     """Train a model that returns ``loss`` and ``logits``; evaluate as ``args`` say: see ``loop_arguments``.
 
     A proximal term acts on the adapters, and not on modules trained in full, such as a new head. Given ``moments``,
     evaluations are made later, several at a time, and ``blind`` not at all, unless the run itself depends on them.
     """
+    trainer = made(LoopTrainer, model, args, train, evaluation, compute_metrics, collator, tokenizer, callbacks)
+    trainer.proximal = proximal
+    if progress:
+        trainer.add_callback(OnStep(progress))
+    if not depends_on_evaluations(args):
+        trainer.put_off, trainer.blind = [PutOff(moments)] if moments else [], blind
+    (run,) = trainer.run(resume)
+    return run, trainer
+
+
+def made(
+    kind: type[T],
+    model: nn.Module,
+    args: TrainingArguments,
+    train: Dataset,
+    evaluation: Dataset,
+    compute_metrics: Callable[[Any, Any], dict[str, float]],
+    collator: Callable[..., Any] | None = None,
+    tokenizer: Any = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> T:
+    """A trainer that says nothing."""
 
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
         logits = prediction.predictions
@@ -150,7 +241,7 @@ def run_trainer(
 
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
-        trainer = _Trainer(
+        trainer = kind(
             model=model,
             args=args,
             train_dataset=train,
@@ -158,23 +249,11 @@ def run_trainer(
             data_collator=collator,
             processing_class=tokenizer,
             compute_metrics=metrics,
-            callbacks=[*callbacks, *([_OnStep(progress)] if progress else [])],
+            callbacks=list(callbacks),
         )
-        trainer.proximal = proximal
-        if not _depends_on_evaluations(args):
-            trainer.moments, trainer.blind = moments, blind
-        for chatty in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(chatty)
-        started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=resume or None)
-        if args.eval_strategy == "no" and not blind:  # the end is a point of every curve
-            trainer.evaluate()
-        settling = time.perf_counter()
-        trainer.settle()
-        trainer.eval_seconds += time.perf_counter() - settling
-        seconds = time.perf_counter() - started
-    curve, losses = _curve(trainer.state.log_history), [float(loss) for loss in trainer.losses.values()]
-    return Run(curve, seconds - trainer.eval_seconds, trainer.eval_seconds, losses), trainer
+    for chatty in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(chatty)
+    return trainer
 
 
 def loop_arguments(given: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +266,7 @@ def loop_arguments(given: dict[str, Any]) -> dict[str, Any]:
     } | {name: given[name] for name in ("eval_strategy", "logging_strategy") if name in given}
 
 
-def _depends_on_evaluations(args: TrainingArguments) -> bool:
+def depends_on_evaluations(args: TrainingArguments) -> bool:
     """Whether steps depend on evaluations, or evaluations on more than the parameters."""
     averages = str(args.optim).startswith("schedule_free")  # evaluates at other weights than it trains
     return averages or args.lr_scheduler_type == "reduce_lr_on_plateau" or args.metric_for_best_model is not None

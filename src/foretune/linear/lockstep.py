@@ -1,0 +1,89 @@
+"""Several tangent models that are trained in lockstep: examples' rows are read once for all of them."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from foretune.linear.along import along_tangents
+from foretune.linear.growth import change_norms
+from foretune.linear.tangent_model import TangentModel
+
+
+class Lockstep(nn.Module):
+    """Tangent models of the same tangents as one module, whose loss is the sum of theirs.
+
+    No member gets another's gradients, and each draws the random numbers that it would draw alone, if all draw equally
+    many: models without dropout in their adapters and without noise for directions that were left out.
+
+    Args:
+        members: The models.
+
+    Attributes:
+        losses: Of each member, for the last batch (k).
+    """
+
+    def __init__(self, members: Sequence[TangentModel]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.config, self.accepts_loss_kwargs = members[0].config, members[0].accepts_loss_kwargs
+        self.losses: Float[Tensor, " k"] = torch.zeros(len(members))
+        self._known = tuple(super().named_parameters())
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of any module, without a walk through the members' trees."""
+        if prefix or not recurse:
+            return super().named_parameters(prefix, recurse, remove_duplicate)
+        return iter(self._known)
+
+    def modules(self, remove_duplicate: bool = True) -> Iterator[nn.Module]:
+        """Those that do anything."""
+        yield self
+        for member in self.members:
+            yield from member.modules()
+
+    def train(self, mode: bool = True) -> "Lockstep":
+        """All of them, without a walk either."""
+        self.training = mode
+        for member in self.members:
+            member.train(mode)
+        return self
+
+    def measure(self) -> None:
+        """Measure every member's ``changes`` at once, for as long as the weights stay as they are."""
+        members: list[TangentModel] = list(self.members)  # type: ignore[arg-type]
+        now: dict[str, tuple[Tensor, Tensor]] = {}
+        start: dict[str, tuple[Tensor, Tensor]] = {}
+        scalings: dict[str, float] = {}
+        for number, member in enumerate(members):
+            weights = member.weights()
+            now |= {f"{number} {layer}": (a.unsqueeze(0), b.unsqueeze(0)) for layer, (a, b) in weights.now.items()}
+            start |= {f"{number} {layer}": pair for layer, pair in weights.start.items()}
+            scalings |= {f"{number} {layer}": scaling for layer, scaling in weights.scalings.items()}
+        found = change_norms(now, start, scalings)
+        for number, member in enumerate(members):
+            member.known = {layer: found[f"{number} {layer}"] for layer in member.names}
+
+    def forget(self) -> None:
+        """The weights are about to change."""
+        for member in self.members:
+            member.known = None  # type: ignore[assignment]
+
+    def forward(self, index: Int[Tensor, " b"], labels: Tensor, **_: object) -> SequenceClassifierOutput:
+        """The sum of the members' losses for the numbered examples."""
+        members: list[TangentModel] = list(self.members)  # type: ignore[arg-type]
+        first = members[0]
+        changes = along_tangents(first.tangents, index, [each.weights() for each in members], first.dtype).unbind(2)
+        losses: list[Tensor] = []
+        before = torch.get_rng_state()
+        for member, change in zip(members, changes, strict=True):
+            torch.set_rng_state(before)
+            loss = member.moved(index, member.grown(change), labels).loss
+            assert loss is not None
+            losses.append(loss)
+        self.losses = torch.stack([loss.detach() for loss in losses])
+        return SequenceClassifierOutput(loss=torch.stack(losses).sum())

@@ -1,0 +1,123 @@
+"""Simulations in lockstep are those that each candidate has alone."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import write_tiny_run
+
+from foretune.forecast import simulate as simulations
+from foretune.forecast.forecast import forecast
+from foretune.forecast.movement import Movement
+from foretune.forecast.simulate import Start, simulate, simulate_all, together
+from foretune.forecast.starts import Starts
+from foretune.tangents import Tangents, collect
+from foretune.task import Task, load_task
+from foretune.train.loop import TOGETHER, Run
+
+CANDIDATES: list[dict[str, Any]] = [
+    {"name": "base"},
+    {"name": "faster", "training": {"learning_rate": 5e-2}},
+    {"name": "all", "peft": {"target_modules": "all-linear", "use_rslora": True}},
+    {"name": "moved", "peft": {"r": 2, "init_lora_weights": "gaussian"}},
+    {"name": "first", "peft": {"layers_to_transform": [0], "r": 3}},
+]
+OTHERS: list[dict[str, Any]] = [
+    {"name": "dropping", "peft": {"lora_dropout": 0.1}},
+    {"name": "held", "proximal": {"strength": 1.0}},
+    {"name": "longer", "training": {"num_train_epochs": 3}},
+    {"name": "smooth", "training": {"label_smoothing_factor": 0.1}},
+    {"name": "plateau", "training": {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"}},
+    {"name": "two-a-step", "training": {"gradient_accumulation_steps": 2}},
+]
+
+
+def loaded(folder: Path, candidates: list[dict[str, Any]], **training: Any) -> tuple[Task, Tangents]:
+    task = load_task(write_tiny_run(folder, training=training, candidates=candidates))
+    return task, collect(task, dtype=torch.float64)
+
+
+def starts(task: Task, tangents: Tangents, seed: int = 0) -> list[Start]:
+    found, draw = [], Starts(task, tangents).draw
+    for candidate in task.candidates:
+        adapters, head = draw(candidate, seed)
+        if candidate.name == "moved":  # does not start from zero
+            adapters = [replace(each, b=torch.ones_like(each.b) / 9) for each in adapters]
+        found.append(Start(candidate, adapters, head, watch=(Movement(10.0),)))
+    return found
+
+
+def assert_same(run: Run, other: Run) -> None:
+    for mine, its in zip(run.curve, other.curve, strict=True):
+        assert mine["train_loss"] == (its["train_loss"] and pytest.approx(its["train_loss"], rel=1e-6))  # float32
+        for name in ("step", "epoch", "eval_loss", "eval_metric"):
+            assert mine[name] == pytest.approx(its[name], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {},
+        {"optim": "sgd", "lr_scheduler_type": "cosine", "warmup_steps": 3, "weight_decay": 0.1, "max_grad_norm": 0.01},
+        {"eval_strategy": "steps", "eval_steps": 1, "num_train_epochs": 6, "max_grad_norm": 0},  # more than TOGETHER
+        {"eval_strategy": "no", "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"},
+    ],
+    ids=str,
+)
+def test_each_is_simulated_as_it_is_alone(tmp_path: Path, training: dict[str, Any]) -> None:
+    task, tangents = loaded(tmp_path, CANDIDATES, **training)
+    tangents.head.dropouts = (0.1,)
+    drawn = starts(task, tangents)
+    (group,) = together(drawn, tangents)
+    assert [each.candidate.name for each in group] == [each["name"] for each in CANDIDATES]
+    told: list[int] = []
+    found = simulate_all(tangents, task, drawn, 0, progress=told.append)
+    assert told == sorted(told) and told[-1] == len(CANDIDATES) and len(set(told)) > 2
+    if "eval_steps" in training:
+        assert len(found[0][0].curve) > TOGETHER
+    for together_start, alone, (run, model) in zip(drawn, starts(task, tangents), found, strict=True):
+        single, other = simulate(tangents, task, *alone[:3], 0, watch=alone.watch)
+        assert_same(run, single)
+        assert run.step_losses == pytest.approx(single.step_losses, rel=1e-9)
+        (mine_moved,), (its_moved,) = together_start.watch, alone.watch
+        assert isinstance(mine_moved, Movement) and isinstance(its_moved, Movement)
+        assert mine_moved.changes == pytest.approx(its_moved.changes, rel=1e-7)
+        assert mine_moved.largest_step == pytest.approx(its_moved.largest_step, rel=1e-7)
+        for (name, value), (its_name, its_value) in zip(
+            model.named_parameters(), other.named_parameters(), strict=True
+        ):
+            assert name == its_name
+            torch.testing.assert_close(value, its_value, rtol=1e-7, atol=1e-9)
+
+
+def test_one_that_gives_no_numbers_leaves_the_others_alone(tmp_path: Path) -> None:
+    task, tangents = loaded(tmp_path, [{"name": "base"}, {"name": "wild", "training": {"learning_rate": 1e200}}])
+    base, wild = simulate_all(tangents, task, starts(task, tangents), 0)
+    assert not math.isfinite(wild[0].step_losses[-1])
+    candidate, adapters, head, _ = starts(task, tangents)[0]
+    single, _ = simulate(tangents, task, candidate, adapters, head, 0)
+    assert_same(base[0], single)
+
+
+def test_who_draws_numbers_of_its_own_or_trains_otherwise_goes_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, tangents = loaded(tmp_path, CANDIDATES[:2] + OTHERS)
+    names = [[each.candidate.name for each in group] for group in together(starts(task, tangents), tangents)]
+    assert names == [["base", "faster"], *([each["name"]] for each in OTHERS)]
+    monkeypatch.setattr(simulations, "PARAMETERS", 1)
+    assert all(len(group) == 1 for group in together(starts(task, tangents), tangents))
+
+
+def test_forecasts_do_not_depend_on_who_is_forecast_beside_them(tmp_path: Path) -> None:
+    task, tangents = loaded(tmp_path, CANDIDATES)
+    several = {each.candidate.name: each for each in forecast(tangents, task, task.candidates)}
+    for candidate in task.candidates[1:3]:
+        (alone,) = forecast(tangents, task, [candidate])
+        mine, its = several[candidate.name].to_json(), alone.to_json()
+        for name in ("predicted", "simulated"):
+            assert mine[name]["eval_loss"] == pytest.approx(its[name]["eval_loss"], rel=1e-7)
+        assert mine["linearity_gap"] == pytest.approx(its["linearity_gap"], rel=1e-4)
