@@ -1,10 +1,11 @@
 """What forecasts cost on the benchmark's tasks, in processor time, which other work on the machine hardly changes.
 
-    python benchmarks/truth/cost.py [TASK...] [--few] [-o runs/truth]
+    python benchmarks/truth/cost.py [TASK...] [--few | --trained-before] [-o runs/truth]
 
 Of each task the pass that all candidates share, the forecasts of all of them (simulations, network at their weights,
 kernels' figures) and all real runs with their evaluations, one after the other in one process. With ``--few`` two
-candidates are really trained, and stand for all. Tasks that are not named stay as they were measured before.
+candidates are really trained, and stand for all; with ``--trained-before`` none, and real runs stay as they were
+measured before. Tasks that are not named stay as they were measured before.
 """
 
 import sys
@@ -51,8 +52,8 @@ def train(task: Task, candidate: Candidate) -> None:
         fine_tune(task, candidate, Path(scratch), seed=candidate.seed)
 
 
-def measure(task: Task, few: bool) -> dict[str, Any]:
-    """Processor seconds of the pass, of all forecasts together, and of the real runs of all candidates or of two."""
+def measure(task: Task, few: bool, trained: dict[str, float]) -> dict[str, Any]:
+    """Processor seconds of the pass, of all forecasts together, and of the real runs, if they are not known."""
     found: list[Tangents] = []
     with tempfile.TemporaryDirectory() as scratch:
         shared = cpu_seconds(lambda: found.append(collect(task, "all-linear", directory=Path(scratch))))
@@ -63,7 +64,7 @@ def measure(task: Task, few: bool) -> dict[str, Any]:
             for candidate in task.candidates
             if candidate.name in ALONE
         }
-    trained = {
+    trained = trained or {
         candidate.name: cpu_seconds(lambda c=candidate: train(task, c))  # type: ignore[misc]
         for candidate in task.candidates
         if not few or candidate.name in ALONE
@@ -118,13 +119,13 @@ def section(tasks: list[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
-def main(names: list[str], output: Path, few: bool) -> None:
+def main(names: list[str], output: Path, few: bool, trained_before: bool) -> None:
     """Measure the tasks and write what was found after each."""
     began = time.perf_counter()
     for name in names:
-        found = measure(load_task(run_file(name, output / name)), few)
         known = read_json(COSTS, "run benchmarks/truth/cost.py")["tasks"] if COSTS.exists() else {}
-        costs = known | {name: found}
+        trained = known[name]["trained"] if trained_before else {}
+        costs = known | {name: measure(load_task(run_file(name, output / name)), few, trained)}
         save(COSTS.stem, began, {"tasks": {each: costs[each] for each in TASKS if each in costs}})
 
 
@@ -132,5 +133,6 @@ if __name__ == "__main__":
     parser = command_line(__doc__)
     parser.set_defaults(tasks=list(TASKS))
     parser.add_argument("--few", action="store_true", help="really train two candidates, which stand for all")
+    parser.add_argument("--trained-before", action="store_true", help="real runs stay as they were measured before")
     options = parser.parse_args()
-    main(options.tasks, options.output, options.few)
+    main(options.tasks, options.output, options.few, options.trained_before)
