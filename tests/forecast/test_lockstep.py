@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import write_tiny_run
+from transformers import TrainingArguments
 
 from foretune.forecast import simulate as simulations
 from foretune.forecast.forecast import forecast
@@ -17,6 +18,7 @@ from foretune.forecast.starts import Starts
 from foretune.tangents import Tangents, collect
 from foretune.task import Task, load_task
 from foretune.train.loop import TOGETHER, Run
+from foretune.train.together import can_share
 
 CANDIDATES: list[dict[str, Any]] = [
     {"name": "base"},
@@ -108,8 +110,16 @@ def test_who_draws_numbers_of_its_own_or_trains_otherwise_goes_alone(
     task, tangents = loaded(tmp_path, CANDIDATES[:2] + OTHERS)
     names = [[each.candidate.name for each in group] for group in together(starts(task, tangents), tangents)]
     assert names == [["base", "faster"], *([each["name"]] for each in OTHERS)]
+    assert [can_share(TrainingArguments(str(tmp_path), learning_rate=rate)) for rate in (0.0, 1e-3)] == [False, True]
     monkeypatch.setattr(simulations, "PARAMETERS", 1)
     assert all(len(group) == 1 for group in together(starts(task, tangents), tangents))
+
+
+def test_candidates_of_one_name_stay_apart(tmp_path: Path) -> None:
+    task, tangents = loaded(tmp_path, CANDIDATES[:2])
+    base, faster = task.candidates
+    found = forecast(tangents, task, [base, replace(faster, name="base")])
+    assert {each.candidate.training["learning_rate"] for each in found} == {1e-3, 5e-2}
 
 
 def test_forecasts_do_not_depend_on_who_is_forecast_beside_them(tmp_path: Path) -> None:

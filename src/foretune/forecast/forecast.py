@@ -213,7 +213,7 @@ def forecast(
     """
     starts = tangents if isinstance(tangents, Starts) else Starts(task, tangents)
     kernels, size = Kernels(), linear_norm(task, starts.first.head.names)
-    forecasts: dict[str, Forecast] = {}
+    forecasts: dict[int, Forecast] = {}
     done = 0
 
     def tell(now: int) -> None:
@@ -221,16 +221,19 @@ def forecast(
             progress(done + now, len(candidates) * seeds)
 
     for extra, seed in product(range(seeds), sorted({candidate.seed for candidate in candidates})):
-        taken, own = starts.tangents(seed + extra), [each for each in candidates if each.seed == seed]
-        jobs = [Start(each, *starts.draw(each, seed + extra), watch=() if extra else (Movement(size),)) for each in own]
+        taken, numbers = starts.tangents(seed + extra), [n for n, each in enumerate(candidates) if each.seed == seed]
+        jobs = [
+            Start(each, *starts.draw(each, seed + extra), watch=() if extra else (Movement(size),))
+            for each in (candidates[number] for number in numbers)
+        ]
         first = _first_outputs(taken, jobs)
         results = simulate_all(taken, task, jobs, seed + extra, refreshes=refreshes, progress=tell)
-        for job, (run, model), before in zip(jobs, results, first, strict=True):
+        for number, job, (run, model), before in zip(numbers, jobs, results, first, strict=True):
             if not extra:  # the user's own seed, whose run is looked at
-                forecasts[job.candidate.name] = _looked_at(task, taken, job, run, model, before, kernels, refreshes)
+                forecasts[number] = _looked_at(task, taken, job, run, model, before, kernels, refreshes)
             else:
-                forecasts[job.candidate.name].add(run, seed + extra)
-        done += len(own)
+                forecasts[number].add(run, seed + extra)
+        done += len(jobs)
     for each in forecasts.values():
         each.warnings = advice(each.curve, each.candidate, task, each.reach, each.fitted_loss)
     return _ranked(list(forecasts.values()), task)

@@ -111,7 +111,7 @@ def simulate_all(
         refreshes: How often tangents are taken again in each, which then goes alone.
         progress: Called with the number of simulations that are done, those that go on in proportion to their steps.
     """
-    found: dict[str, tuple[Run, TangentModel]] = {}
+    found: dict[int, tuple[Run, TangentModel]] = {}
     tell = progress or (lambda _: None)
     for group in [[each] for each in starts] if refreshes else together(starts, tangents):
         if len(group) == 1:
@@ -119,9 +119,9 @@ def simulate_all(
             results = [simulate(tangents, task, candidate, adapters, head, seed, refreshes=refreshes, watch=watch)]
         else:
             results = _in_lockstep(tangents, task, group, seed, len(found), tell)
-        found |= {start.candidate.name: result for start, result in zip(group, results, strict=True)}
+        found |= {id(start): result for start, result in zip(group, results, strict=True)}
         tell(len(found))
-    return [found[start.candidate.name] for start in starts]
+    return [found[id(start)] for start in starts]
 
 
 def _in_lockstep(

@@ -23,6 +23,7 @@ def can_share(args: TrainingArguments) -> bool:
     return (
         args.lr_scheduler_type in SCHEDULES
         and not args.lr_scheduler_kwargs
+        and args.learning_rate > 0
         and args.optim in OPTIMISERS
         and args.gradient_accumulation_steps == 1
         and args.label_smoothing_factor == 0
@@ -101,6 +102,11 @@ class _Members(TrainerCallback):
         self._tell("on_step_begin", args, state, control, kwargs)
 
     def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        kwargs["model"].forget()
+
+    def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         kwargs["model"].forget()
