@@ -9,10 +9,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from foretune.forecast.advice import advice
 from foretune.forecast.beginning import Beginning, begin
 from foretune.forecast.calibration import (
@@ -226,11 +222,10 @@ def forecast(
             Start(each, *starts.draw(each, seed + extra), watch=() if extra else (Movement(size),))
             for each in (candidates[number] for number in numbers)
         ]
-        first = _first_outputs(taken, jobs)
         results = simulate_all(taken, task, jobs, seed + extra, refreshes=refreshes, progress=tell)
-        for number, job, (run, model), before in zip(numbers, jobs, results, first, strict=True):
+        for number, job, (run, model) in zip(numbers, jobs, results, strict=True):
             if not extra:  # the user's own seed, whose run is looked at
-                forecasts[number] = _looked_at(task, taken, job, run, model, before, kernels, refreshes)
+                forecasts[number] = _looked_at(task, taken, job, run, model, kernels, refreshes)
             else:
                 forecasts[number].add(run, seed + extra)
         done += len(jobs)
@@ -239,25 +234,18 @@ def forecast(
     return _ranked(list(forecasts.values()), task)
 
 
-def _first_outputs(tangents: Tangents, jobs: Sequence[Start]) -> list[Float[Tensor, "b c"]]:
-    """Outputs of the examples of ``gap_sample`` before training, which changes the heads."""
-    with torch.no_grad():
-        return [job.head.eval()(tangents.features[gap_sample(tangents)]) for job in jobs]
-
-
 def _looked_at(
     task: Task,
     tangents: Tangents,
     job: Start,
     run: Run,
     model: TangentModel,
-    before: Float[Tensor, "b c"],
     kernels: Kernels,
     refreshes: int,
 ) -> Forecast:
     """The forecast of one simulated run."""
     started = time.perf_counter()
-    candidate, guess_loss = job.candidate, task.guess_loss
+    candidate, guess_loss, examples = job.candidate, task.guess_loss, gap_sample(tangents)
     (movement,) = job.watch
     assert isinstance(movement, Movement)
     found = Forecast(
@@ -274,7 +262,7 @@ def _looked_at(
             change_before_learning=change_before_learning(movement.changes, run.step_losses, guess_loss),
             weight_change=weight_change(task, model),
             layer_changes=layer_changes(task, model),
-            linearity_gap=linearity_gap(task, model, gap_sample(tangents), before),
+            linearity_gap=linearity_gap(task, model, examples, tangents.outputs[examples]),
         ),
         fitted_loss=fitted_loss(model),
         sample=Sample(tangents.num_train, len(task.train)),

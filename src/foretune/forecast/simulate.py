@@ -156,13 +156,12 @@ def together(starts: Sequence[Start], tangents: Tangents) -> list[list[Start]]:
         candidate = start.candidate
         training = {name: value for name, value in candidate.training.items() if name != "learning_rate"}
         key = json.dumps(training, sort_keys=True, default=str)
-        with tempfile.TemporaryDirectory() as scratch:
-            alone = not can_share(_arguments(candidate, scratch, candidate.seed))
-        alone = alone or candidate.peft.lora_dropout > 0 or tangents.num_left_out > 0
-        if alone or candidate.proximal.strength > 0:
+        group = open_groups.get(key)
+        draws = candidate.peft.lora_dropout > 0 or tangents.num_left_out > 0
+        if draws or candidate.proximal.strength > 0 or not can_share(_arguments(candidate, "", candidate.seed)):
             groups.append([start])
-        elif sum(map(_size, [*open_groups.get(key, []), start])) <= PARAMETERS and key in open_groups:
-            open_groups[key].append(start)
+        elif group and sum(map(_size, [*group, start])) <= PARAMETERS:
+            group.append(start)
         else:
             groups.append([start])
             open_groups[key] = groups[-1]

@@ -10,9 +10,10 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from foretune.linear.along import along_tangents
 from foretune.linear.growth import change_norms
 from foretune.linear.tangent_model import TangentModel
+from foretune.linear.unwalked import Unwalked
 
 
-class Lockstep(nn.Module):
+class Lockstep(Unwalked):
     """Tangent models of the same tangents as one module, whose loss is the sum of theirs.
 
     No member gets another's gradients, and each draws the random numbers that it would draw alone, if all draw equally
@@ -22,65 +23,56 @@ class Lockstep(nn.Module):
         members: The models.
 
     Attributes:
+        models: The members.
         losses: Of each member, for the last batch (k).
     """
 
     def __init__(self, members: Sequence[TangentModel]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members, self.models = nn.ModuleList(members), list(members)
         self.config, self.accepts_loss_kwargs = members[0].config, members[0].accepts_loss_kwargs
         self.losses: Float[Tensor, " k"] = torch.zeros(len(members))
-        self._known = tuple(super().named_parameters())
-
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        """As of any module, without a walk through the members' trees."""
-        if prefix or not recurse:
-            return super().named_parameters(prefix, recurse, remove_duplicate)
-        return iter(self._known)
+        self.know_parameters()
 
     def modules(self, remove_duplicate: bool = True) -> Iterator[nn.Module]:
         """Those that do anything."""
         yield self
-        for member in self.members:
+        for member in self.models:
             yield from member.modules()
 
     def train(self, mode: bool = True) -> "Lockstep":
         """All of them, without a walk either."""
         self.training = mode
-        for member in self.members:
+        for member in self.models:
             member.train(mode)
         return self
 
     def measure(self) -> None:
         """Measure every member's ``changes`` at once, for as long as the weights stay as they are."""
-        members: list[TangentModel] = list(self.members)  # type: ignore[arg-type]
         now: dict[str, tuple[Tensor, Tensor]] = {}
         start: dict[str, tuple[Tensor, Tensor]] = {}
         scalings: dict[str, float] = {}
-        for number, member in enumerate(members):
+        for number, member in enumerate(self.models):
             weights = member.weights()
             now |= {f"{number} {layer}": (a.unsqueeze(0), b.unsqueeze(0)) for layer, (a, b) in weights.now.items()}
             start |= {f"{number} {layer}": pair for layer, pair in weights.start.items()}
             scalings |= {f"{number} {layer}": scaling for layer, scaling in weights.scalings.items()}
         found = change_norms(now, start, scalings)
-        for number, member in enumerate(members):
+        for number, member in enumerate(self.models):
             member.known = {layer: found[f"{number} {layer}"] for layer in member.names}
 
     def forget(self) -> None:
         """The weights are about to change."""
-        for member in self.members:
-            member.known = None  # type: ignore[assignment]
+        for member in self.models:
+            member.known = None
 
     def forward(self, index: Int[Tensor, " b"], labels: Tensor, **_: object) -> SequenceClassifierOutput:
         """The sum of the members' losses for the numbered examples."""
-        members: list[TangentModel] = list(self.members)  # type: ignore[arg-type]
-        first = members[0]
-        changes = along_tangents(first.tangents, index, [each.weights() for each in members], first.dtype).unbind(2)
+        first, weights = self.models[0], [member.weights() for member in self.models]
+        changes = along_tangents(first.tangents, index, weights, first.dtype).unbind(2)
         losses: list[Tensor] = []
         before = torch.get_rng_state()
-        for member, change in zip(members, changes, strict=True):
+        for member, change in zip(self.models, changes, strict=True):
             torch.set_rng_state(before)
             loss = member.moved(index, member.grown(change), labels).loss
             assert loss is not None

@@ -19,10 +19,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from foretune.linear.along import Pair, Weights, along_tangents
 from foretune.linear.growth import Factors, Growth, bounded, change_norms, moved
 from foretune.linear.left_out import LeftOut
+from foretune.linear.unwalked import Unwalked
 from foretune.tangents import Adapter, Head, Tangents
 
 
-class TangentModel(nn.Module):
+class TangentModel(Unwalked):
     """A stand-in for the adapted network: examples are given by number, outputs and loss are as the network's.
 
     Its parameters carry the names that they have in the peft model, so that a ``Trainer`` groups, decays and clips
@@ -75,17 +76,9 @@ class TangentModel(nn.Module):
                 _plant(self, name, nn.Parameter(value.clone()))
             if bool(first[1].any()):
                 self.start[adapter.layer] = first
-        self._known = tuple(super().named_parameters())
+        self.know_parameters()
         trained = (self.get_parameter(name) for pair in self.names.values() for name in pair)
         self.left_out = LeftOut(trained) if tangents.num_left_out else None
-
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        """As of any module, without a walk, thrice in every step, through a tree as deep as the peft model's."""
-        if prefix or not recurse:
-            return super().named_parameters(prefix, recurse, remove_duplicate)
-        return iter(self._known)
 
     def modules(self, remove_duplicate: bool = True) -> Iterator[nn.Module]:
         """Those that do anything: accelerate looks through them in every step, and this tree's have nothing to find."""

@@ -1,6 +1,6 @@
 """Outputs of a model for whole splits, batch by batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from datasets import Dataset
@@ -16,12 +16,12 @@ BATCH = 32
 
 
 def batches(
-    model: nn.Module, task: Task, rows: Dataset, numbers: list[list[int]] | None = None
+    model: nn.Module, task: Task, rows: Dataset, numbers: Sequence[Sequence[int]] | None = None
 ) -> Iterator[dict[str, Tensor]]:
     """Padded batches on the model's device: of the rows with these numbers, by default of all in their order."""
     device = next(model.parameters()).device
-    in_order = [list(range(len(rows)))[first : first + BATCH] for first in range(0, len(rows), BATCH)]
-    for some in numbers or in_order:
+    starts = range(0, len(rows), BATCH)
+    for some in numbers or [range(first, min(first + BATCH, len(rows))) for first in starts]:
         yield {name: value.to(device) for name, value in task.collator([rows[i] for i in some]).items()}
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from foretune.task.config import ProximalSpec
 from foretune.task.model import quiet
 from foretune.train.proximal import anchor_adapters
 
-T = TypeVar("T", bound="LoopTrainer")
 TOGETHER = 16  # moments that are evaluated together: each is a copy of what is trained
 
 
@@ -91,14 +90,27 @@ class PutOff:
 
 
 class LoopTrainer(Trainer):
-    """``Trainer`` as both kinds of runs use it: it keeps every step's loss and may put evaluations off."""
+    """``Trainer`` as both kinds of runs use it: it says nothing, keeps every step's loss and may put evaluations off.
+
+    Args:
+        compute_metrics: Of outputs and labels.
+        kwargs: What else ``Trainer`` takes.
+    """
 
     eval_seconds = 0.0
     proximal: ProximalSpec | None = None
     blind = False
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, compute_metrics: Callable[[Any, Any], dict[str, float]], **kwargs: Any) -> None:
+        def metrics(prediction: EvalPrediction) -> dict[str, float]:
+            logits = prediction.predictions
+            return compute_metrics(np.asarray(logits[0] if isinstance(logits, tuple) else logits), prediction.label_ids)
+
+        with warnings.catch_warnings(), quiet():
+            warnings.simplefilter("ignore")
+            super().__init__(compute_metrics=metrics, **kwargs)
+        for chatty in (PrinterCallback, ProgressCallback):
+            self.remove_callback(chatty)
         self.put_off: list[PutOff] = []
         self.losses: dict[int, torch.Tensor] = {}  # by the steps made before
 
@@ -110,13 +122,18 @@ class LoopTrainer(Trainer):
         return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """With the proximal term, if there is one."""
+        """As ever, prepared once."""
         made = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if made and self.proximal is not None and self.proximal.strength > 0:
+        if made:
+            self.prepare_optimizer(optimizer)
+        return optimizer
+
+    def prepare_optimizer(self, optimizer: Optimizer) -> None:
+        """With the proximal term, if there is one."""
+        if self.proximal is not None and self.proximal.strength > 0:
             assert isinstance(self.model, nn.Module)
             anchor_adapters(optimizer, self.model, self.proximal)
-        return optimizer
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Training losses belong to the histories of what is evaluated later, too."""
@@ -212,48 +229,21 @@ def run_trainer(
     A proximal term acts on the adapters, and not on modules trained in full, such as a new head. Given ``moments``,
     evaluations are made later, several at a time, and ``blind`` not at all, unless the run itself depends on them.
     """
-    trainer = made(LoopTrainer, model, args, train, evaluation, compute_metrics, collator, tokenizer, callbacks)
+    trainer = LoopTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        data_collator=collator,
+        processing_class=tokenizer,
+        compute_metrics=compute_metrics,
+        callbacks=[*callbacks, *([OnStep(progress)] if progress else [])],
+    )
     trainer.proximal = proximal
-    if progress:
-        trainer.add_callback(OnStep(progress))
     if not depends_on_evaluations(args):
         trainer.put_off, trainer.blind = [PutOff(moments)] if moments else [], blind
     (run,) = trainer.run(resume)
     return run, trainer
-
-
-def made(
-    kind: type[T],
-    model: nn.Module,
-    args: TrainingArguments,
-    train: Dataset,
-    evaluation: Dataset,
-    compute_metrics: Callable[[Any, Any], dict[str, float]],
-    collator: Callable[..., Any] | None = None,
-    tokenizer: Any = None,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> T:
-    """A trainer that says nothing."""
-
-    def metrics(prediction: EvalPrediction) -> dict[str, float]:
-        logits = prediction.predictions
-        return compute_metrics(np.asarray(logits[0] if isinstance(logits, tuple) else logits), prediction.label_ids)
-
-    with warnings.catch_warnings(), quiet():
-        warnings.simplefilter("ignore")
-        trainer = kind(
-            model=model,
-            args=args,
-            train_dataset=train,
-            eval_dataset=evaluation,
-            data_collator=collator,
-            processing_class=tokenizer,
-            compute_metrics=metrics,
-            callbacks=list(callbacks),
-        )
-    for chatty in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(chatty)
-    return trainer
 
 
 def loop_arguments(given: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from foretune.linear import Lockstep, Moments
-from foretune.train.loop import LoopTrainer, OnStep, PutOff, Run, depends_on_evaluations, made
+from foretune.train.loop import LoopTrainer, OnStep, PutOff, Run, depends_on_evaluations
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")  # whatever the rate, the same shares of it
 OPTIMISERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")  # of torch, a parameter at a time
@@ -46,7 +46,7 @@ class LockstepTrainer(LoopTrainer):
         """
         loss = super().training_step(*args, **kwargs)
         self.losses[self.state.global_step] = self.lockstep.losses
-        for member in self.lockstep.members:
+        for member in self.lockstep.models:
             parameters = list(member.parameters())
             if not nn.utils.clip_grad_norm_(parameters, self.limit or math.inf).isfinite():
                 for parameter in parameters:
@@ -60,18 +60,14 @@ class LockstepTrainer(LoopTrainer):
         assert isinstance(self.model, Lockstep)
         return self.model
 
-    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """The usual one, with groups of parameters for each member."""
-        made_before = self.optimizer is not None
-        optimizer = super().create_optimizer(model)
-        if not made_before:
-            owner = {p: number for number, each in enumerate(self.lockstep.members) for p in each.parameters()}
-            groups, optimizer.param_groups = optimizer.param_groups, []
-            for number, rate in enumerate(self.rates):
-                for group in groups:
-                    own = [parameter for parameter in group["params"] if owner[parameter] == number]
-                    optimizer.add_param_group(group | {"params": own, "lr": rate})
-        return optimizer
+    def prepare_optimizer(self, optimizer: Optimizer) -> None:
+        """Groups of parameters for each member."""
+        groups, optimizer.param_groups = optimizer.param_groups, []
+        for member, rate in zip(self.lockstep.models, self.rates, strict=True):
+            mine = set(member.parameters())
+            for group in groups:
+                own = [parameter for parameter in group["params"] if parameter in mine]
+                optimizer.add_param_group(group | {"params": own, "lr": rate})
 
     def logged(self, loss: float) -> list[float]:
         """The members' means, with ``Trainer``'s stand-in for what is no number."""
@@ -87,7 +83,7 @@ class _Members(TrainerCallback):
         self.watch = watch
 
     def _tell(self, event: str, args: Any, state: Any, control: Any, kwargs: dict[str, Any]) -> None:
-        for member, callbacks in zip(kwargs["model"].members, self.watch, strict=True):
+        for member, callbacks in zip(kwargs["model"].models, self.watch, strict=True):
             for callback in callbacks:
                 getattr(callback, event)(args, state, control, **kwargs | {"model": member})
 
@@ -143,14 +139,13 @@ def run_together(
     """
     args = copy.copy(several[0])
     args.max_grad_norm = 0.0  # of all members together
-    trainer = made(
-        LockstepTrainer,
-        lockstep,
-        args,
-        train,
-        evaluation,
-        compute_metrics,
-        collator,
+    trainer = LockstepTrainer(
+        model=lockstep,
+        args=args,
+        train_dataset=train,
+        eval_dataset=evaluation,
+        data_collator=collator,
+        compute_metrics=compute_metrics,
         callbacks=[_Members(watch), *([OnStep(progress)] if progress else [])],
     )
     trainer.rates, trainer.limit = [each.learning_rate for each in several], float(several[0].max_grad_norm)
