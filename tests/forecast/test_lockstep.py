@@ -15,7 +15,7 @@ from foretune.forecast.forecast import forecast
 from foretune.forecast.movement import Movement
 from foretune.forecast.simulate import Start, simulate, simulate_all, together
 from foretune.forecast.starts import Starts
-from foretune.tangents import Tangents, collect
+from foretune.tangents import Tangents, basis, collect
 from foretune.task import Task, load_task
 from foretune.train.loop import TOGETHER, Run
 from foretune.train.together import can_share
@@ -27,8 +27,12 @@ CANDIDATES: list[dict[str, Any]] = [
     {"name": "moved", "peft": {"r": 2, "init_lora_weights": "gaussian"}},
     {"name": "first", "peft": {"layers_to_transform": [0], "r": 3}},
 ]
+DROPPING: list[dict[str, Any]] = [
+    {"name": "tenth", "peft": {"lora_dropout": 0.1}},
+    {"name": "half", "peft": {"lora_dropout": 0.5, "target_modules": "all-linear"}},
+    {"name": "twice", "peft": {"lora_dropout": 0.1, "r": 2}, "training": {"learning_rate": 2e-3}},
+]
 OTHERS: list[dict[str, Any]] = [
-    {"name": "dropping", "peft": {"lora_dropout": 0.1}},
     {"name": "held", "proximal": {"strength": 1.0}},
     {"name": "longer", "training": {"num_train_epochs": 3}},
     {"name": "smooth", "training": {"label_smoothing_factor": 0.1}},
@@ -72,14 +76,29 @@ def assert_same(run: Run, other: Run) -> None:
 def test_each_is_simulated_as_it_is_alone(tmp_path: Path, training: dict[str, Any]) -> None:
     task, tangents = loaded(tmp_path, CANDIDATES, **training)
     tangents.head.dropouts = (0.1,)
+    found = assert_each_as_alone(task, tangents)
+    if "eval_steps" in training:
+        assert len(found[0].curve) > TOGETHER
+
+
+@pytest.mark.parametrize("taken", [1, 9], ids=["with-noise", "without-noise"])
+def test_each_drops_inputs_and_gets_noise_as_it_does_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    monkeypatch.setattr(basis, "directions_taken", lambda span: taken)
+    task, tangents = loaded(tmp_path, DROPPING)
+    tangents.head.dropouts = (0.1,)
+    assert (tangents.num_left_out > 0) == (taken == 1)
+    assert_each_as_alone(task, tangents)
+
+
+def assert_each_as_alone(task: Task, tangents: Tangents) -> list[Run]:
     drawn = starts(task, tangents)
-    (group,) = together(drawn, tangents)
-    assert [each.candidate.name for each in group] == [each["name"] for each in CANDIDATES]
+    (group,) = together(drawn)
+    assert [each.candidate.name for each in group] == [each.name for each in task.candidates]
     told: list[int] = []
     found = simulate_all(tangents, task, drawn, 0, progress=told.append)
-    assert told == sorted(told) and told[-1] == len(CANDIDATES) and len(set(told)) > 2
-    if "eval_steps" in training:
-        assert len(found[0][0].curve) > TOGETHER
+    assert told == sorted(told) and told[-1] == len(drawn) and len(set(told)) > 2
     for together_start, alone, (run, model) in zip(drawn, starts(task, tangents), found, strict=True):
         single, other = simulate(tangents, task, *alone[:3], 0, watch=alone.watch)
         assert_same(run, single)
@@ -93,6 +112,7 @@ def test_each_is_simulated_as_it_is_alone(tmp_path: Path, training: dict[str, An
         ):
             assert name == its_name
             torch.testing.assert_close(value, its_value, rtol=1e-7, atol=1e-9)
+    return [run for run, _ in found]
 
 
 def test_one_that_gives_no_numbers_leaves_the_others_alone(tmp_path: Path) -> None:
@@ -104,15 +124,13 @@ def test_one_that_gives_no_numbers_leaves_the_others_alone(tmp_path: Path) -> No
     assert_same(base[0], single)
 
 
-def test_who_draws_numbers_of_its_own_or_trains_otherwise_goes_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task, tangents = loaded(tmp_path, CANDIDATES[:2] + OTHERS)
-    names = [[each.candidate.name for each in group] for group in together(starts(task, tangents), tangents)]
-    assert names == [["base", "faster"], *([each["name"]] for each in OTHERS)]
+def test_who_trains_otherwise_goes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, tangents = loaded(tmp_path, CANDIDATES[:2] + DROPPING + OTHERS)
+    names = [[each.candidate.name for each in group] for group in together(starts(task, tangents))]
+    assert names == [["base", "faster"], ["tenth", "half", "twice"], *([each["name"]] for each in OTHERS)]
     assert [can_share(TrainingArguments(str(tmp_path), learning_rate=rate)) for rate in (0.0, 1e-3)] == [False, True]
     monkeypatch.setattr(simulations, "PARAMETERS", 1)
-    assert all(len(group) == 1 for group in together(starts(task, tangents), tangents))
+    assert all(len(group) == 1 for group in together(starts(task, tangents)))
 
 
 def test_candidates_of_one_name_stay_apart(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def simulate_all(
     """
     found: dict[int, tuple[Run, TangentModel]] = {}
     tell = progress or (lambda _: None)
-    for group in [[each] for each in starts] if refreshes else together(starts, tangents):
+    for group in [[each] for each in starts] if refreshes else together(starts):
         if len(group) == 1:
             candidate, adapters, head, watch = group[0]
             results = [simulate(tangents, task, candidate, adapters, head, seed, refreshes=refreshes, watch=watch)]
@@ -144,21 +144,20 @@ def _in_lockstep(
     return list(zip(runs, models, strict=True))
 
 
-def together(starts: Sequence[Start], tangents: Tangents) -> list[list[Start]]:
+def together(starts: Sequence[Start]) -> list[list[Start]]:
     """Those whose simulations may go in lockstep: they differ in adapters and learning rate only.
 
-    Those that draw random numbers of their own, for dropout or for directions that were left out, go alone, as do those
-    with a proximal term. None is in a group whose adapters have more than ``PARAMETERS`` numbers in all.
+    Those with dropout in their adapters draw one number more in every step than the others and are apart from them;
+    those with a proximal term go alone. No group's adapters have more than ``PARAMETERS`` numbers in all.
     """
     groups: list[list[Start]] = []
     open_groups: dict[str, list[Start]] = {}
     for start in starts:
         candidate = start.candidate
         training = {name: value for name, value in candidate.training.items() if name != "learning_rate"}
-        key = json.dumps(training, sort_keys=True, default=str)
+        key = json.dumps([candidate.peft.lora_dropout > 0, training], sort_keys=True, default=str)
         group = open_groups.get(key)
-        draws = candidate.peft.lora_dropout > 0 or tangents.num_left_out > 0
-        if draws or candidate.proximal.strength > 0 or not can_share(_arguments(candidate, "", candidate.seed)):
+        if candidate.proximal.strength > 0 or not can_share(_arguments(candidate, "", candidate.seed)):
             groups.append([start])
         elif group and sum(map(_size, [*group, start])) <= PARAMETERS:
             group.append(start)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from foretune.linear.bilinear import Bilinear, Part
+from foretune.linear.draws import Draws
 from foretune.tangents import Tangents, product_dtype
 
 AT_ONCE = 2**21  # numbers that are held on the way to a change of the features
@@ -36,6 +37,8 @@ def along_tangents(
 ) -> Float[Tensor, "b q k"]:
     """Coordinates of the features' changes ``sum_m sum_t g_mqt' dW_mk a_mt`` with k weights each (theory.md section 6).
 
+    Weights with the same dropout drop the same inputs; every layer drops others.
+
     Args:
         tangents: Of the network and its examples.
         examples: By number.
@@ -43,6 +46,7 @@ def along_tangents(
         dtype: Of the changes.
     """
     product = product_dtype(tangents.dtype)
+    draws = Draws() if any(share for each in weights for share in each.dropouts.values()) else None
     change = torch.zeros(len(examples), tangents.num_directions, len(weights), dtype=dtype)
     adapted = {layer for each in weights for layer in each.now}
     read = [
@@ -57,11 +61,9 @@ def along_tangents(
             if entry.inputs not in inputs:
                 inputs[entry.inputs] = _take(tangents.inputs(number), rows).to(product)
             gradients, given = _take(tangents.gradients(number), rows).to(product), inputs[entry.inputs]
-            plain, dropped = _parts(entry.layer, weights)
-            if plain:
-                forms.add(given, gradients, plain)
-            for part, share in dropped:  # every layer drops other inputs
-                forms.add(nn.functional.dropout(given, share), gradients, [part])
+            for share, parts in _parts(entry.layer, weights).items():
+                some = _dropped(given, share, draws.generator(number)) if draws and share else given
+                forms.add(some, gradients, parts)
             if forms.size > AT_ONCE:
                 change, forms = change.index_add(0, owner, forms.sum()), Bilinear(len(weights))
         if forms.size:
@@ -69,20 +71,22 @@ def along_tangents(
     return change
 
 
-def _parts(layer: str, weights: Sequence[Weights]) -> tuple[list[Part], list[tuple[Part, float]]]:
-    """What a layer adds to each change, and, apart, what it adds with dropped inputs, and how many are dropped."""
-    plain: list[Part] = []
-    dropped: list[tuple[Part, float]] = []
+def _parts(layer: str, weights: Sequence[Weights]) -> dict[float, list[Part]]:
+    """What a layer adds to each change, by the share of its inputs that is dropped."""
+    found: dict[float, list[Part]] = {}
     for column, each in enumerate(weights):
         if layer in each.start:
-            plain.append(Part(column, -each.scalings[layer], *each.start[layer]))
+            found.setdefault(0.0, []).append(Part(column, -each.scalings[layer], *each.start[layer]))
         if layer in each.now:
-            part, share = Part(column, each.scalings[layer], *each.now[layer]), each.dropouts.get(layer, 0.0)
-            if share:
-                dropped.append((part, share))
-            else:
-                plain.append(part)
-    return plain, dropped
+            share = each.dropouts.get(layer, 0.0)
+            found.setdefault(share, []).append(Part(column, each.scalings[layer], *each.now[layer]))
+    return found
+
+
+def _dropped(inputs: Float[Tensor, "rows i"], share: float, generator: torch.Generator) -> Float[Tensor, "rows i"]:
+    """Inputs without a share of them, and the others larger by as much."""
+    kept = torch.empty_like(inputs).bernoulli_(1 - share, generator=generator)
+    return inputs * kept.div_(1 - share) if share < 1 else kept
 
 
 def _take(values: Tensor, rows: Int[Tensor, " rows"] | slice) -> Tensor:

@@ -14,10 +14,13 @@ along all directions had adapters' gradients of the same size.
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from foretune.linear.draws import Draws
 
 
 class LeftOut:
@@ -29,8 +32,9 @@ class LeftOut:
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.ratio = 0.0
-        for parameter in parameters:
-            parameter.register_hook(self._noisy)
+        self.draws: Draws | None = None  # of the backward pass to come
+        for number, parameter in enumerate(parameters):
+            parameter.register_hook(partial(self._noisy, number))
 
     def watch(
         self, features: Float[Tensor, "b d"], taken: Float[Tensor, "k q d"], span: Float[Tensor, "m s d"]
@@ -45,8 +49,12 @@ class LeftOut:
             self.ratio = max(whole / known - 1, 0.0) if known else 0.0
 
         if features.requires_grad:
+            self.draws = Draws()
             features.register_hook(measure)
 
-    def _noisy(self, gradient: Tensor) -> Tensor:
+    def _noisy(self, number: int, gradient: Tensor) -> Tensor:
+        if self.draws is None:
+            return gradient
         size = self.ratio**0.5 * gradient.norm() / gradient.numel() ** 0.5
-        return gradient + size * torch.randn_like(gradient)
+        noise = torch.randn(gradient.shape, dtype=gradient.dtype, generator=self.draws.generator(number))
+        return noise.mul_(size).add_(gradient)

@@ -17,7 +17,7 @@ class Lockstep(Unwalked):
     """Tangent models of the same tangents as one module, whose loss is the sum of theirs.
 
     No member gets another's gradients, and each draws the random numbers that it would draw alone, if all draw equally
-    many: models without dropout in their adapters and without noise for directions that were left out.
+    many from torch's own generator: models of which all have dropout in their adapters, or none has.
 
     Args:
         members: The models.
