@@ -24,7 +24,7 @@ from foretune.forecast.calibration import (
 )
 from foretune.forecast.forecast import forecast
 from foretune.forecast.movement import Movement
-from foretune.forecast.simulate import fitted_loss, simulate
+from foretune.forecast.simulate import fitted_losses, simulate
 from foretune.forecast.starts import Starts
 
 POINT = MeanPoint(
@@ -188,7 +188,7 @@ def test_looking_at_steps_changes_nothing_of_the_run(tmp_path: Path) -> None:
         alone = [
             float(model.eval()(each, tangents.labels[each]).loss) for each in torch.arange(tangents.num_train).split(1)
         ]
-    assert fitted_loss(model) == pytest.approx(sum(alone) / len(alone), rel=1e-4)
+    assert fitted_losses([model, model]) == [pytest.approx(sum(alone) / len(alone), rel=1e-4)] * 2
 
 
 def test_a_forecast_shows_what_it_was_corrected_from(tmp_path: Path) -> None:

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from foretune.linear import Growth, TangentModel, change_norms
+from foretune.linear import Growth, TangentModel, Weights, change_norms
 from foretune.linear.growth import bounded, moved
 from foretune.tangents import collect, read_adapters
 
 SHAPES = {"one": (2, 5, 7), "two": (2, 5, 7), "wide": (2, 9, 7), "other": (3, 5, 7)}  # r, i, o
 
 
-def drawn(*lead: int) -> dict[str, tuple[Tensor, Tensor]]:
+def drawn() -> dict[str, tuple[Tensor, Tensor]]:
     return {
-        layer: (torch.randn(*lead, r, i, dtype=torch.float64), torch.randn(*lead, o, r, dtype=torch.float64))
+        layer: (torch.randn(r, i, dtype=torch.float64), torch.randn(o, r, dtype=torch.float64))
         for layer, (r, i, o) in SHAPES.items()
     }
 
@@ -27,26 +27,34 @@ def drawn(*lead: int) -> dict[str, tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("started", [(), ("one", "wide")])
 def test_norms_are_those_of_the_dense_changes(started: tuple[str, ...]) -> None:
     torch.manual_seed(0)
-    factors, first, scalings = drawn(3), drawn(), {layer: 0.5 + k for k, layer in enumerate(SHAPES)}
+    first, scalings = drawn(), {layer: 0.5 + k for k, layer in enumerate(SHAPES)}
     start = {layer: first[layer] for layer in started}
-    found = change_norms(factors, start, scalings)
-    for layer, (a, b) in factors.items():
-        change = b @ a - (start[layer][1] @ start[layer][0] if layer in start else 0)
-        expected = scalings[layer] * torch.linalg.matrix_norm(change)
-        assert_close(found[layer], expected, rtol=1e-10, atol=1e-10)
+    several = [Weights(drawn(), start, scalings), Weights(drawn(), {}, scalings), Weights({}, {}, {})]
+    for weights, found in zip(several, change_norms(several), strict=True):
+        assert set(found) == set(weights.now)
+        for layer, (a, b) in weights.now.items():
+            change = b @ a - (weights.start[layer][1] @ weights.start[layer][0] if layer in weights.start else 0)
+            expected = scalings[layer] * torch.linalg.matrix_norm(change)
+            assert_close(found[layer], expected, rtol=1e-10, atol=1e-10)
 
 
-def test_what_has_not_moved_has_no_norm() -> None:
-    first = drawn()
-    still = {layer: (a.unsqueeze(0), b.unsqueeze(0)) for layer, (a, b) in first.items()}
-    for norm in change_norms(still, first, dict.fromkeys(SHAPES, 1.0)).values():
-        assert float(norm) < 1e-6
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_changes_of_large_weights_are_measured_well(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    first = {layer: (a.to(dtype), b.to(dtype)) for layer, (a, b) in drawn().items()}
+    a, b = first["one"]
+    step = 1e-4 * torch.randn_like(b)
+    now = first | {"one": (a, b + step)}
+    (found,) = change_norms([Weights(now, first, dict.fromkeys(SHAPES, 1.0))])
+    moved = (b + step).double() - b.double()
+    assert_close(found["one"], torch.linalg.matrix_norm(moved @ a.double()), rtol=1e-6, atol=0)
+    assert all(float(norm) < 1e-6 for layer, norm in found.items() if layer != "one")
 
 
 @given(st.lists(st.floats(0, 1e3), min_size=1, max_size=5))
 def test_growth_goes_with_the_sum_of_the_changes(changes: list[float]) -> None:
     norms = {str(k): 2.0 for k in range(len(changes))}
-    changed = {str(k): torch.tensor([change], dtype=torch.float64) for k, change in enumerate(changes)}
+    changed = {str(k): torch.tensor(change, dtype=torch.float64) for k, change in enumerate(changes)}
     rho = sum(changes) / 2
     free, normalised = Growth(norms), Growth(norms, normalised=True)
     assert float(free.layer_changes(changed)) == pytest.approx(rho)
@@ -56,8 +64,8 @@ def test_growth_goes_with_the_sum_of_the_changes(changes: list[float]) -> None:
 
 def test_growth_of_what_diverges() -> None:
     growth = Growth({"one": 1.0})
-    assert float(growth.factor({"one": torch.tensor([math.inf])})) == pytest.approx(3)
-    assert math.isnan(growth.factor({"one": torch.tensor([math.nan])}))
+    assert float(growth.factor({"one": torch.tensor(math.inf)})) == pytest.approx(3)
+    assert math.isnan(growth.factor({"one": torch.tensor(math.nan)}))
 
 
 def test_the_model_changes_by_as_much_more() -> None:

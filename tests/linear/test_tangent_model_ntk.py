@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import pytest
@@ -30,25 +31,30 @@ def test_the_ntk_linearises_the_tangent_model(kind: str, trained: bool) -> None:
 
 @pytest.mark.parametrize("trained", [False, True], ids=["B=0", "B≠0"])
 @pytest.mark.parametrize("growing", [False, True], ids=["tangents", "growing"])
-def test_moments_give_the_outputs_the_model_had(trained: bool, growing: bool) -> None:
+def test_moments_give_the_outputs_the_models_had(trained: bool, growing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     tangents, adapters = collect(tiny_task("bert")), read_adapters(lora_model("bert", trained))
     growth = Growth({adapter.layer: 1.0 for adapter in adapters}) if growing else None
-    model = TangentModel(tangents, adapters, tangents.head, growth=growth)
+    models = [
+        TangentModel(tangents, some, copy.deepcopy(tangents.head), growth=growth) for some in (adapters, adapters[:1])
+    ]
     examples = torch.arange(9).flip(0)
-    moments = Moments(model, examples, batch=4)
+    moments = Moments(models, examples[:7], batch=4)
+    monkeypatch.setattr("foretune.linear.moments.LOT", 4)  # of six
     torch.manual_seed(0)
     before = []
     for _ in range(3):
         with torch.no_grad():
-            for parameter in model.parameters():
+            for parameter in (parameter for model in models for parameter in model.parameters()):
                 parameter.add_(0.1 * torch.randn_like(parameter))
-            before.append(model.eval()(examples, tangents.labels[examples]))
+            before.append([model.eval()(examples[:7], tangents.labels[examples[:7]]) for model in models])
         moments.take()
-    for stand_in, had in zip(moments.recall(), before, strict=True):
-        found = stand_in(examples, tangents.labels[examples])
-        assert_close(found.logits, had.logits, rtol=1e-10, atol=1e-10)
-        assert_close(found.loss, had.loss, rtol=1e-10, atol=1e-10)
-    assert list(moments.recall()) == []
+    for stand_ins, outputs in zip(moments.recall(), before, strict=True):
+        for stand_in, had in zip(stand_ins, outputs, strict=True):
+            found = stand_in(examples[:7], tangents.labels[examples[:7]])
+            assert_close(found.logits, had.logits, rtol=1e-10, atol=1e-10)
+            assert_close(found.loss, had.loss, rtol=1e-10, atol=1e-10)
+            assert bool(stand_in(examples[7:]).logits.isnan().all())
+    assert moments.recall() == []
 
 
 @pytest.mark.parametrize("at_once", [0, 100])

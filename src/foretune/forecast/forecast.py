@@ -33,7 +33,7 @@ from foretune.forecast.movement import (
 )
 from foretune.forecast.network import gap_sample, linearity_gap
 from foretune.forecast.sample import Sample, without
-from foretune.forecast.simulate import Start, fitted_loss, simulate_all
+from foretune.forecast.simulate import Start, fitted_losses, simulate_all
 from foretune.forecast.starts import Starts
 from foretune.linear import TangentModel
 from foretune.tangents import Tangents
@@ -223,11 +223,16 @@ def forecast(
             for each in (candidates[number] for number in numbers)
         ]
         results = simulate_all(taken, task, jobs, seed + extra, refreshes=refreshes, progress=tell)
-        for number, job, (run, model) in zip(numbers, jobs, results, strict=True):
-            if not extra:  # the user's own seed, whose run is looked at
-                forecasts[number] = _looked_at(task, taken, job, run, model, kernels, refreshes)
-            else:
+        if extra:
+            for number, (run, _) in zip(numbers, results, strict=True):
                 forecasts[number].add(run, seed + extra)
+        else:  # the user's own seed, whose runs are looked at
+            started = time.perf_counter()
+            losses = fitted_losses([model for _, model in results])
+            seconds = (time.perf_counter() - started) / len(results)
+            for number, job, (run, model), fitted in zip(numbers, jobs, results, losses, strict=True):
+                forecasts[number] = _looked_at(task, taken, job, run, model, kernels, refreshes, fitted)
+                forecasts[number].seconds += seconds
         done += len(jobs)
     for each in forecasts.values():
         each.warnings = advice(each.curve, each.candidate, task, each.reach, each.fitted_loss)
@@ -242,6 +247,7 @@ def _looked_at(
     model: TangentModel,
     kernels: Kernels,
     refreshes: int,
+    fitted_loss: float,
 ) -> Forecast:
     """The forecast of one simulated run."""
     started = time.perf_counter()
@@ -264,7 +270,7 @@ def _looked_at(
             layer_changes=layer_changes(task, model),
             linearity_gap=linearity_gap(task, model, examples, tangents.outputs[examples]),
         ),
-        fitted_loss=fitted_loss(model),
+        fitted_loss=fitted_loss,
         sample=Sample(tangents.num_train, len(task.train)),
         kernel=kernels.figures(tangents, candidate, job.adapters, int(run.final["step"])),
         seconds=run.seconds,

@@ -16,8 +16,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from foretune.forecast.movement import growth_of
 from foretune.forecast.network import Relinearise
-from foretune.linear import Lockstep, Moments, TangentModel
-from foretune.tangents import Adapter, Head, Tangents, evaluating
+from foretune.linear import Lockstep, Moments, TangentModel, mean_loss, outputs_at
+from foretune.tangents import Adapter, Head, Tangents
 from foretune.task import Candidate, Task
 from foretune.train.loop import Run, loop_arguments, run_trainer
 from foretune.train.together import can_share, run_together
@@ -75,7 +75,7 @@ def simulate(
     """
     model = _model(tangents, task, Start(candidate, adapters, head), growth)
     train, evaluation = index_datasets(tangents, task)
-    moments = None if refreshes else _moments(model)
+    moments = None if refreshes else _moments([model])
     with tempfile.TemporaryDirectory() as scratch, _garbage_set_aside():
         callbacks = [*watch, *([Relinearise(task, refreshes, Path(scratch))] if refreshes else [])]
         run, _ = run_trainer(
@@ -138,7 +138,7 @@ def _in_lockstep(
             task.compute_metrics,
             collator=collate,
             watch=[start.watch for start in starts],
-            moments=[_moments(model) for model in models],
+            moments=_moments(models),
             progress=lambda step, steps: tell(done + len(starts) * step // steps),
         )
     return list(zip(runs, models, strict=True))
@@ -182,8 +182,9 @@ def _model(tangents: Tangents, task: Task, start: Start, growth: bool = True) ->
     )
 
 
-def _moments(model: TangentModel) -> Moments:
-    return Moments(model, model.tangents.stored[model.tangents.num_train :], BATCH)
+def _moments(models: Sequence[TangentModel]) -> Moments:
+    tangents = models[0].tangents
+    return Moments(models, tangents.stored[tangents.num_train :], BATCH)
 
 
 def _arguments(candidate: Candidate, scratch: str, seed: int) -> TrainingArguments:
@@ -205,13 +206,16 @@ def _garbage_set_aside() -> Generator[None]:
         gc.unfreeze()
 
 
-def fitted_loss(model: TangentModel) -> float:
-    """Mean loss of the training examples where a simulated run has come to."""
-    tangents, total = model.tangents, 0.0
-    with evaluating(model), torch.no_grad():
-        for some in tangents.stored[: tangents.num_train].split(BATCH):
-            total += float(model(some, tangents.labels[some]).loss) * len(some)
-    return total / tangents.num_train
+def fitted_losses(models: Sequence[TangentModel]) -> list[float]:
+    """Mean loss of the training examples where simulated runs have come to."""
+    found: dict[int, float] = {}
+    for tangents in {id(model.tangents): model.tangents for model in models}.values():
+        own = [model for model in models if model.tangents is tangents]
+        some = tangents.stored[: tangents.num_train]
+        tables = outputs_at([(model, dict(model.named_parameters())) for model in own], some.split(BATCH))
+        for model, outputs in zip(own, tables, strict=True):
+            found[id(model)] = float(mean_loss(tangents.loss, outputs[some], tangents.labels[some]))
+    return [found[id(model)] for model in models]
 
 
 def index_datasets(tangents: Tangents, task: Task) -> tuple[Dataset, Dataset]:

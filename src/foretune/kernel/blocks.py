@@ -187,11 +187,10 @@ def layer_kernels(
         parts.append(("A", _jacobians_a(calls, factors, dtype, step)))
     for letter, jacobians in parts:
         kernels: list[Tensor] = []
-        for jacobian in jacobians:
-            pieces = jacobian.unbind(2) if by_rank else [jacobian]
-            with short_products(calls[0].gradients.dtype):
-                products = [_gram(piece.flatten(2), columns) for piece in pieces]
-            kernels = [k.add_(p) for k, p in zip(kernels, products, strict=True)] if kernels else products
+        with short_products(calls[0].gradients.dtype):
+            for jacobian in jacobians:
+                products = [_gram(each.flatten(2), columns) for each in (jacobian.unbind(2) if by_rank else [jacobian])]
+                kernels = [k.add_(p) for k, p in zip(kernels, products, strict=True)] if kernels else products
         for number, kernel in enumerate(kernels):
             yield (f"{letter}.{number}" if by_rank else letter), kernel
 

@@ -1,7 +1,6 @@
 """Changes of features along their tangents, for several sets of adapters in one reading of the examples' rows."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -9,27 +8,10 @@ from torch import Tensor
 
 from foretune.linear.bilinear import Bilinear, Part
 from foretune.linear.draws import Draws
+from foretune.linear.weights import Weights
 from foretune.tangents import Tangents, product_dtype
 
 AT_ONCE = 2**21  # numbers that are held on the way to a change of the features
-Pair = tuple[Float[Tensor, "r i"], Float[Tensor, "o r"]]  # A and B
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The factors of adapted layers at one moment.
-
-    Attributes:
-        now: Of every layer.
-        start: Where their change counts from, of the layers where that is not zero.
-        scalings: Of every layer.
-        dropouts: Probabilities with which inputs of layers are dropped; those that are not named drop none.
-    """
-
-    now: Mapping[str, Pair]
-    start: Mapping[str, Pair]
-    scalings: Mapping[str, float]
-    dropouts: Mapping[str, float]
 
 
 def along_tangents(

@@ -11,14 +11,13 @@ earlier and over-fit further, as real ones do, and do not learn by heart what re
 chosen on real runs of MiniLM (``docs/log.md``); it certifies nothing.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Factors = Mapping[str, tuple[Tensor, Tensor]]  # A and B of adapted layers, (r i) and (o r), maybe at several moments
 SLOPE = 2.0  # growth with the sum of the layers' relative changes
 
 
@@ -34,12 +33,12 @@ class Growth:
     norms: Mapping[str, float]
     normalised: bool = False
 
-    def layer_changes(self, changes: Mapping[str, Float[Tensor, " k"]]) -> Float[Tensor, " k"]:
-        """The sum over layers of their relative change, from the norms of their changes at k moments."""
-        return sum((change / self.norms[layer] for layer, change in changes.items()), torch.zeros(1))
+    def layer_changes(self, changes: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+        """The sum over layers of their relative change, from the norms of their changes."""
+        return sum((change / self.norms[layer] for layer, change in changes.items()), torch.zeros(()))
 
-    def factor(self, changes: Mapping[str, Float[Tensor, " k"]]) -> Float[Tensor, " k"]:
-        """What the features' change along the tangents is multiplied by at k moments."""
+    def factor(self, changes: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+        """What the features' change along the tangents is multiplied by."""
         rho = self.layer_changes(changes)
         return 1 + SLOPE * rho if self.normalised else 1 + SLOPE - SLOPE / (1 + rho)
 
@@ -83,32 +82,3 @@ def bounded(
         square = (change * torch.linalg.solve(metric, change)).sum(1)
     square = square * (1 + beyond / basis.shape[1])
     return offset + (features - offset + moved(change, basis)) / (1 + square / len(gain)).sqrt().unsqueeze(1)
-
-
-def change_norms(factors: Factors, start: Factors, scalings: Mapping[str, float]) -> dict[str, Float[Tensor, " k"]]:
-    """Frobenius norm of ``s (B A - B0 A0)`` for every layer, in float64, at each of the moments of the factors.
-
-    Args:
-        factors: A (k r i) and B (k o r) of every layer.
-        start: A0 (r i) and B0 (o r) of layers that do not start from zero.
-        scalings: The scaling s of every layer.
-    """
-    found: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for layers in _alike(factors, start):
-            a, b = (torch.stack([factors[layer][side] for layer in layers]).double() for side in (0, 1))  # (m, k, ., .)
-            if layers[0] in start:
-                first_a, first_b = (torch.stack([start[layer][side] for layer in layers]).double() for side in (0, 1))
-                a = torch.cat([a, first_a.unsqueeze(1).expand(-1, a.shape[1], -1, -1)], 2)
-                b = torch.cat([b, -first_b.unsqueeze(1).expand(-1, b.shape[1], -1, -1)], 3)
-            squares = ((b.mT @ b) * (a @ a.mT)).sum((2, 3)).clamp_min(0)
-            found |= {layer: scalings[layer] * one.sqrt() for layer, one in zip(layers, squares, strict=True)}
-    return found
-
-
-def _alike(factors: Factors, start: Factors) -> Iterable[Sequence[str]]:
-    """Layers whose factors have the same shapes, and which start alike from zero or not, together."""
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for layer, (a, b) in factors.items():
-        groups.setdefault((a.shape, b.shape, layer in start), []).append(layer)
-    return groups.values()

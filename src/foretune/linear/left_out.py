@@ -55,6 +55,6 @@ class LeftOut:
     def _noisy(self, number: int, gradient: Tensor) -> Tensor:
         if self.draws is None:
             return gradient
-        size = self.ratio**0.5 * gradient.norm() / gradient.numel() ** 0.5
+        size = (self.ratio / gradient.numel()) ** 0.5 * torch.linalg.vector_norm(gradient)
         noise = torch.randn(gradient.shape, dtype=gradient.dtype, generator=self.draws.generator(number))
         return noise.mul_(size).add_(gradient)

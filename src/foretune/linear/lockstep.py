@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from foretune.linear.along import along_tangents
-from foretune.linear.growth import change_norms
 from foretune.linear.tangent_model import TangentModel
 from foretune.linear.unwalked import Unwalked
+from foretune.linear.weights import change_norms
 
 
 class Lockstep(Unwalked):
@@ -49,17 +49,8 @@ class Lockstep(Unwalked):
 
     def measure(self) -> None:
         """Measure every member's ``changes`` at once, for as long as the weights stay as they are."""
-        now: dict[str, tuple[Tensor, Tensor]] = {}
-        start: dict[str, tuple[Tensor, Tensor]] = {}
-        scalings: dict[str, float] = {}
-        for number, member in enumerate(self.models):
-            weights = member.weights()
-            now |= {f"{number} {layer}": (a.unsqueeze(0), b.unsqueeze(0)) for layer, (a, b) in weights.now.items()}
-            start |= {f"{number} {layer}": pair for layer, pair in weights.start.items()}
-            scalings |= {f"{number} {layer}": scaling for layer, scaling in weights.scalings.items()}
-        found = change_norms(now, start, scalings)
-        for number, member in enumerate(self.models):
-            member.known = {layer: found[f"{number} {layer}"] for layer in member.names}
+        for member, norms in zip(self.models, change_norms([each.weights() for each in self.models]), strict=True):
+            member.known = norms
 
     def forget(self) -> None:
         """The weights are about to change."""
@@ -74,7 +65,7 @@ class Lockstep(Unwalked):
         before = torch.get_rng_state()
         for member, change in zip(self.models, changes, strict=True):
             torch.set_rng_state(before)
-            loss = member.moved(index, member.grown(change), labels).loss
+            loss = member.moved(index, member.grown(change, member.changes()), labels).loss
             assert loss is not None
             losses.append(loss)
         self.losses = torch.stack([loss.detach() for loss in losses])

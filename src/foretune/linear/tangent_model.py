@@ -7,7 +7,8 @@ normalisation lets them; of directions that were not taken the adapters get nois
 are estimates.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -16,10 +17,11 @@ from torch.func import functional_call
 from transformers import PretrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from foretune.linear.along import Pair, Weights, along_tangents
-from foretune.linear.growth import Factors, Growth, bounded, change_norms, moved
+from foretune.linear.along import along_tangents
+from foretune.linear.growth import Growth, bounded, moved
 from foretune.linear.left_out import LeftOut
 from foretune.linear.unwalked import Unwalked
+from foretune.linear.weights import Factors, Weights, change_norms
 from foretune.tangents import Adapter, Head, Tangents
 
 
@@ -65,7 +67,7 @@ class TangentModel(Unwalked):
         self.head = head.to(self.dtype)
         self.scalings = {adapter.layer: adapter.scaling for adapter in adapters}
         self.dropouts = {adapter.layer: adapter.dropout for adapter in adapters}
-        self.start: dict[str, Pair] = {}
+        self.start: dict[str, tuple[Tensor, Tensor]] = {}
         self.known: dict[str, Tensor] | None = None  # changes(), while the weights stay as they are
         self.names = {
             adapter.layer: (adapter.name.format("lora_A"), adapter.name.format("lora_B")) for adapter in adapters
@@ -105,19 +107,16 @@ class TangentModel(Unwalked):
         a, b = self.names[adapter.layer]
         return self.get_parameter(a), self.get_parameter(b)
 
-    def changes(self, since: Factors | None = None) -> dict[str, Float[Tensor, " 1"]]:
+    def changes(self, since: Factors | None = None) -> dict[str, Float[Tensor, ""]]:
         """Frobenius norm of every adapted layer's change since these factors, by default since the tangents' own."""
         if self.known is not None and (since is None or since is self.start):
             return self.known
-        now = {layer: (a.unsqueeze(0), b.unsqueeze(0)) for layer, (a, b) in self.weights().now.items()}
-        return change_norms(now, self.start if since is None else since, self.scalings)
+        weights = self.weights()
+        return change_norms([weights if since is None else replace(weights, start=since)])[0]
 
-    def weights(self) -> Weights:
-        """The factors as they are now, with dropout while training."""
-        return self._weights(dict(self.named_parameters()))
-
-    def _weights(self, values: Mapping[str, Tensor]) -> Weights:
-        """The factors among the values of the parameters, by name."""
+    def weights(self, values: Mapping[str, Tensor] | None = None) -> Weights:
+        """The factors as they are now, or among other values of the parameters by name; with dropout in training."""
+        values = dict(self.named_parameters()) if values is None else values
         return Weights(
             now={layer: (values[a], values[b]) for layer, (a, b) in self.names.items()},
             start=self.start,
@@ -127,32 +126,19 @@ class TangentModel(Unwalked):
 
     def coordinates(self, examples: Int[Tensor, " b"]) -> Float[Tensor, "b q"]:
         """Change of the features' coordinates."""
-        return self.grown(along_tangents(self.tangents, examples, [self.weights()], self.dtype).squeeze(2))
+        change = along_tangents(self.tangents, examples, [self.weights()], self.dtype).squeeze(2)
+        return change if self.growth is None else self.grown(change, self.changes())
 
-    def grown(self, change: Float[Tensor, "b q"]) -> Float[Tensor, "b q"]:
-        """A change along the tangents, with what layers multiply of each other."""
-        return change if self.growth is None else change * self.growth.factor(self.changes()).to(self.dtype)
+    def grown(self, change: Float[Tensor, "b q"], norms: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, "b q"]:
+        """A change along the tangents, with what layers multiply of each other that change by these norms."""
+        return change if self.growth is None else change * self.growth.factor(norms).to(self.dtype)
 
-    def outputs_at(self, moments: Sequence[Mapping[str, Tensor]], batches: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-        """Outputs (b c) of each batch (b) with the parameters, by name, of several moments; rows are read once."""
-        weights = [self._weights(values) for values in moments]
-        grown = torch.ones(len(moments), dtype=self.dtype)
-        if self.growth is not None:
-            pairs = {layer: [each.now[layer] for each in weights] for layer in self.names}
-            stacked = {
-                layer: (torch.stack([a for a, _ in x]), torch.stack([b for _, b in x])) for layer, x in pairs.items()
-            }
-            grown = self.growth.factor(change_norms(stacked, self.start, self.scalings)).to(self.dtype)
-        heads = [
-            {name.removeprefix("head."): value for name, value in values.items() if name.startswith("head.")}
-            for values in moments
-        ]
-        for examples in batches:
-            changes = (along_tangents(self.tangents, examples, weights, self.dtype) * grown).unbind(2)
-            yield [
-                functional_call(self.head, head, (self._features(examples, change),))
-                for head, change in zip(heads, changes, strict=True)
-            ]
+    def outputs_with(
+        self, values: Mapping[str, Tensor], examples: Int[Tensor, " b"], change: Float[Tensor, "b q"]
+    ) -> Float[Tensor, "b c"]:
+        """Outputs with other values of the parameters, by name, given the change of the features' coordinates."""
+        head = {name: values[f"head.{name}"] for name, _ in self.head.named_parameters()}
+        return functional_call(self.head, head, (self._features(examples, change),))
 
     def _features(self, examples: Int[Tensor, " b"], change: Float[Tensor, "b q"]) -> Float[Tensor, "b d"]:
         """The features, given the change of their coordinates."""

@@ -65,7 +65,7 @@ class Run:
 
 
 class PutOff:
-    """Evaluations of a model that are made later, several at a time, and the history that they belong to.
+    """Evaluations of models that are made later, several at a time, and the histories that they belong to.
 
     Args:
         moments: Keeps what is to be evaluated.
@@ -73,19 +73,21 @@ class PutOff:
 
     def __init__(self, moments: Moments) -> None:
         self.moments = moments
-        self.history: list[dict[str, Any]] = []
-        self.pending: list[dict[str, Any]] = []  # entries of the history without their evaluation yet
+        self.histories: list[list[dict[str, Any]]] = [[] for _ in moments.models]
+        self.pending: list[list[dict[str, Any]]] = []  # entries of the histories without their evaluations yet
 
     def take(self, step: int, epoch: float) -> None:
         """Note that there is something to evaluate."""
         self.moments.take()
-        self.pending.append({"step": step, "epoch": epoch})
-        self.history.append(self.pending[-1])
+        self.pending.append([{"step": step, "epoch": epoch} for _ in self.histories])
+        for history, entry in zip(self.histories, self.pending[-1], strict=True):
+            history.append(entry)
 
     def settle(self, evaluate: Callable[[nn.Module], dict[str, float]]) -> None:
         """Make the evaluations."""
-        for entry, stand_in in zip(self.pending, self.moments.recall(), strict=True):
-            entry.update(evaluate(stand_in))
+        for entries, stand_ins in zip(self.pending, self.moments.recall(), strict=True):
+            for entry, stand_in in zip(entries, stand_ins, strict=True):
+                entry.update(evaluate(stand_in))
         self.pending.clear()
 
 
@@ -111,7 +113,7 @@ class LoopTrainer(Trainer):
             super().__init__(compute_metrics=metrics, **kwargs)
         for chatty in (PrinterCallback, ProgressCallback):
             self.remove_callback(chatty)
-        self.put_off: list[PutOff] = []
+        self.put_off: PutOff | None = None
         self.losses: dict[int, torch.Tensor] = {}  # by the steps made before
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -138,13 +140,13 @@ class LoopTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Training losses belong to the histories of what is evaluated later, too."""
         super().log(logs, *args, **kwargs)
-        if "loss" in logs:
-            for each, loss in zip(self.put_off, self.logged(logs["loss"]), strict=True):
-                each.history.append({"loss": loss})
+        if "loss" in logs and self.put_off:
+            for history, loss in zip(self.put_off.histories, self.logged(logs["loss"]), strict=True):
+                history.append({"loss": loss})
 
     def logged(self, loss: float) -> list[float]:
         """The mean training loss since the last one, of everything whose evaluations are put off."""
-        return [loss] * len(self.put_off)
+        return [loss]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Now, later or not at all."""
@@ -155,10 +157,9 @@ class LoopTrainer(Trainer):
             metrics = {}
             next(iter(self.get_eval_dataloader()))  # which draws a random number: later ones stay those of the real run
         if self.put_off:
-            for each in self.put_off:
-                each.take(self.state.global_step, self.state.epoch or 0.0)
+            self.put_off.take(self.state.global_step, self.state.epoch or 0.0)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            if len(self.put_off[0].pending) == TOGETHER:
+            if len(self.put_off.pending) == TOGETHER:
                 self.settle()
         self.eval_seconds += time.perf_counter() - started
         return metrics
@@ -171,13 +172,13 @@ class LoopTrainer(Trainer):
             self.model = stand_in
             return self.evaluation_loop(self.get_eval_dataloader(), "Evaluation").metrics or {}
 
-        with torch.random.fork_rng(devices=[]):
-            for each in self.put_off:
-                each.settle(evaluated)
-        self.model = model
+        if self.put_off:
+            with torch.random.fork_rng(devices=[]):
+                self.put_off.settle(evaluated)
+            self.model = model
 
     def run(self, resume: bool = False) -> list[Run]:
-        """Train, with an evaluation at the end, and say how it went: one run, or one for each of ``put_off``."""
+        """Train, with an evaluation at the end, and say how it went: one run, or one for each model of ``put_off``."""
         started = time.perf_counter()
         with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
@@ -188,7 +189,7 @@ class LoopTrainer(Trainer):
             self.settle()
         self.eval_seconds += time.perf_counter() - settling
         seconds = time.perf_counter() - started - self.eval_seconds
-        histories = [each.history for each in self.put_off] or [self.state.log_history]
+        histories = self.put_off.histories if self.put_off else [self.state.log_history]
         steps = [loss.reshape(len(histories)).tolist() for loss in self.losses.values()]
         losses = [[each[number] for each in steps] for number in range(len(histories))]
         return [
@@ -241,7 +242,7 @@ def run_trainer(
     )
     trainer.proximal = proximal
     if not depends_on_evaluations(args):
-        trainer.put_off, trainer.blind = [PutOff(moments)] if moments else [], blind
+        trainer.put_off, trainer.blind = PutOff(moments) if moments else None, blind
     (run,) = trainer.run(resume)
     return run, trainer
 

@@ -121,7 +121,7 @@ def run_together(
     *,
     collator: Callable[..., Any],
     watch: Sequence[Sequence[TrainerCallback]],
-    moments: Sequence[Moments],
+    moments: Moments,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Run]:
     """Train the members, as ``run_trainer`` would train each of them alone.
@@ -134,7 +134,7 @@ def run_together(
         compute_metrics: Of outputs and labels.
         collator: Makes batches of them.
         watch: Callbacks for each member, which see it as the model and the first member's arguments.
-        moments: Of each member.
+        moments: Of the members.
         progress: Called with steps done and in all.
     """
     args = copy.copy(several[0])
@@ -149,7 +149,7 @@ def run_together(
         callbacks=[_Members(watch), *([OnStep(progress)] if progress else [])],
     )
     trainer.rates, trainer.limit = [each.learning_rate for each in several], float(several[0].max_grad_norm)
-    trainer.put_off = [PutOff(each) for each in moments]
+    trainer.put_off = PutOff(moments)
     return trainer.run()
 
 
