@@ -3,15 +3,17 @@
     python benchmarks/truth/cost.py [TASK...] [--few | --trained-before] [-o runs/truth]
 
 Of each task the pass that all candidates share, the forecasts of all of them (simulations, network at their weights,
-kernels' figures) and all real runs with their evaluations, one after the other in one process. With ``--few`` two
-candidates are really trained, and stand for all; with ``--trained-before`` none, and real runs stay as they were
-measured before. Tasks that are not named stay as they were measured before.
+kernels' figures) and all real runs with their evaluations, one after the other in one process. Models of which the
+benchmark trains fewer candidates are forecast for all sixteen, as the others are. With ``--few`` two candidates are
+really trained, and stand for all; with ``--trained-before`` none, and real runs stay as they were measured before.
+Tasks that are not named stay as they were measured before.
 """
 
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ if __name__ == "__main__":  # not this folder: its names are common ones
 import numpy as np
 from common import RESULTS, save
 from paper.reading import paragraph
-from truth.grid import EVAL_SAMPLES, command_line, run_file
+from truth.grid import EVAL_SAMPLES, command_line, prepare, run_file
+from truth.grid import TASKS as SETTINGS
 from truth.predictors import clock
 
 from foretune.forecast.forecast import forecast
@@ -37,6 +40,15 @@ MINILM = (
     *("fresh", "party", "pooler"),
 )
 TASKS = (*MINILM, "movie-mpnet", "movie-smollm2")
+
+
+def whole_grid(name: str, output: Path) -> Task:
+    """A task with all candidates of its grid, those too that the benchmark leaves out."""
+    setting, folder = SETTINGS[name], output / f"{name}-all"
+    if not setting.candidates:
+        return load_task(run_file(name, output / name))
+    path = folder / "run.yaml"
+    return load_task(path if path.exists() else prepare(replace(setting, candidates=()), folder))
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -125,7 +137,7 @@ def main(names: list[str], output: Path, few: bool, trained_before: bool) -> Non
     for name in names:
         known = read_json(COSTS, "run benchmarks/truth/cost.py")["tasks"] if COSTS.exists() else {}
         trained = known[name]["trained"] if trained_before else {}
-        costs = known | {name: measure(load_task(run_file(name, output / name)), few, trained)}
+        costs = known | {name: measure(whole_grid(name, output), few, trained)}
         save(COSTS.stem, began, {"tasks": {each: costs[each] for each in TASKS if each in costs}})
 
 
