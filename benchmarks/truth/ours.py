@@ -26,7 +26,7 @@ def forecast(task: dict[str, Any], weights: Weights) -> dict[str, Any]:
         said = corrected(found, corrections(evidence_of(found, task), weights), 1.0, task["metric_name"])
         metric, half = said["eval_metric"], Z_90 * said["eval_metric_std"]
         known = UNKNOWN | found
-        flagged = may_collapse(known["largest_step"], known["change_before_learning"]) and unstable(known["followed"])
+        flagged = may_collapse(known["travel"], known["change_before_learning"]) and unstable(known["followed"])
         return {
             "rank": metric - BEHIND * flagged,
             "metric": metric,

@@ -16,8 +16,8 @@ from foretune.forecast.calibration import (
     ASTRAY,
     FOLLOWED,
     LATE,
+    TRAVEL,
     UNLEARNT,
-    UNSTABLE,
     late,
     may_collapse,
     unlearnt,
@@ -26,7 +26,7 @@ from foretune.forecast.calibration import (
 
 COLLAPSED = 0.5  # of what its simulation gained over guessing: less is a collapse
 GAIN = 0.05  # over guessing, that a simulation must promise for its run to collapse
-NEAR = 0.007  # relative size of steps from which runs are shown one by one
+NEAR = 0.22  # travel from which runs are shown one by one
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Pair:
     @property
     def risky(self) -> bool:
         """Whether it may collapse, as simulated."""
-        return may_collapse(self.simulated["largest_step"], self.simulated["change_before_learning"])
+        return may_collapse(self.simulated["travel"], self.simulated["change_before_learning"])
 
     @property
     def unstable(self) -> bool:
@@ -88,8 +88,9 @@ def collapses(tasks: list[dict[str, Any]]) -> list[str]:
         *paragraph(
             f"A run counts as collapsed if it gains less than {COLLAPSED:.0%} of what its simulation gains over "
             f"guessing, if that is {100 * GAIN:.0f} points or more ({listed(_counted([pair.name for pair in fell]))}). "
-            f"`foretune forecast` warns where one of the first steps changes the network's linear weights by more than "
-            f"{UNSTABLE:.1%} or all steps before the training loss begins to fall by more than {ASTRAY:.1%}, limits "
+            "`foretune forecast` warns where all steps together, were they as large as the largest early one, could "
+            f"lead the network's linear weights more than {TRAVEL:.0%} of their size away, or those before the "
+            f"training loss begins to fall do lead them more than {ASTRAY:.1%} away, limits "
             "that were chosen on these very tasks and the runs below: before anything is trained that finds "
             f"{caught(risky)}. Of these runs it then makes the first {BEGIN:.0%} and expects those to collapse whose "
             f"training loss has fallen by less than {FOLLOWED:.0%} of what was simulated for these steps: "
@@ -107,6 +108,7 @@ def near_the_limit(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> l
         f"{label} {_area(fell, [pair.simulated[key] for pair in known]):.2f}"
         for key, label in (
             ("largest_step", "largest step"),
+            ("travel", "travel"),
             ("change_before_learning", "change before learning"),
             ("weight_change", "change of the weights"),
             ("linearity_gap", "linearity gap"),
@@ -115,27 +117,30 @@ def near_the_limit(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> l
     by_name: dict[str, list[Pair]] = {}
     for pair in known:
         by_name.setdefault(pair.name, []).append(pair)
-    shown = sorted(by_name.values(), key=lambda some: _mean(some, "largest_step"))
+    shown = sorted(by_name.values(), key=lambda some: _mean(some, "travel"))
     return [
         "### Near the limit",
         "",
         *paragraph(
-            f"All runs with steps of {NEAR:.1%} or more, {sum(len(task['runs']) for task in fast)} runs at learning "
+            f"All runs that may travel {NEAR:.0%} or more, {sum(len(task['runs']) for task in fast)} runs at learning "
             f"rates that were chosen to find the limit (`{'`, `'.join(task['name'] for task in fast)}`) among them. "
-            f"Area under the ROC curve, over all {len(known)} runs: {areas}. Step, change before learning, gap and "
-            "simulation are means over the seeds; followed: the share of what the simulation "
-            f"learnt in the first {BEGIN:.0%} that the real beginning learnt too."
+            f"Area under the ROC curve, over all {len(known)} runs: {areas}. Travel is the largest early step times "
+            "the sum of all steps' shares of the learning rate. It and step, change before learning, gap and "
+            "simulation are means over the seeds; followed: the share of what the simulation learnt in the first "
+            f"{BEGIN:.0%} that the real beginning learnt too."
         ),
-        "| task | candidate | step | before learning | gap | followed, each seed | simulated | true, each seed | |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| task | candidate | travel | step | before learning | gap | followed, each seed | simulated "
+        "| true, each seed | |",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *(
-            f"| {some[0].task['name']} | {some[0].candidate} | {_mean(some, 'largest_step'):.1%} "
+            f"| {some[0].task['name']} | {some[0].candidate} | {_mean(some, 'travel'):.0%} "
+            f"| {_mean(some, 'largest_step'):.1%} "
             f"| {_mean(some, 'change_before_learning'):.1%} | {_mean(some, 'linearity_gap'):.2f} "
             f"| {_followed(some)} | {100 * _mean(some, 'eval_metric'):.1f} "
             f"| {', '.join(f'{100 * pair.metric:.1f}' for pair in some)} "
             f"| {'collapsed' if any(pair.collapsed for pair in some) else ''} |"
             for some in shown
-            if _mean(some, "largest_step") >= NEAR
+            if _mean(some, "travel") >= NEAR
         ),
         "",
     ]
@@ -149,12 +154,12 @@ def warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[P
         near: list[bool] = []
         stable: list[float] = []
         for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
-            figures = ("largest_step", "change_before_learning", "fitted_loss")
-            steps, ways, fits = (of_simulations(task, truth, key) for key in figures)
+            figures = ("travel", "change_before_learning", "fitted_loss")
+            travels, ways, fits = (of_simulations(task, truth, key) for key in figures)
             if averaged:
                 truth, forecast = truth.averaged(), forecast.averaged()
-                steps, ways, fits = (np.nanmean(each, 1, keepdims=True) for each in (steps, ways, fits))
-            errors, risky = np.abs(forecast.metric - truth.metric), np.vectorize(may_collapse)(steps, ways)
+                travels, ways, fits = (np.nanmean(each, 1, keepdims=True) for each in (travels, ways, fits))
+            errors, risky = np.abs(forecast.metric - truth.metric), np.vectorize(may_collapse)(travels, ways)
             warned = risky | np.vectorize(late)(ways) | ((forecast.high - forecast.low) / 2 >= WIDE)
             warned |= np.vectorize(unlearnt)(fits, task["outputs"] or 0)
             known = ~np.isnan(errors)

@@ -91,15 +91,16 @@ def test_guessing_has_the_entropy_or_the_variance_of_the_labels(tmp_path: Path) 
     assert task.guess_loss == pytest.approx(ones * (1 - ones))
 
 
-def test_only_runs_whose_steps_are_too_large_are_begun(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("foretune.forecast.calibration.ASTRAY", math.inf)
+def test_only_runs_whose_steps_lead_too_far_are_begun(tmp_path: Path, monkeypatch: Any) -> None:
+    for limit in ("ASTRAY", "TRAVEL"):
+        monkeypatch.setattr(f"foretune.forecast.calibration.{limit}", math.inf)
     task, candidate, tangents = loaded(tmp_path, learning_rate=0.004, num_train_epochs=12)
     weak = Candidate("weak", candidate.peft, candidate.training | {"learning_rate": 1e-5})
     strong, other = forecast(tangents, task, [candidate, weak])
     assert strong.candidate is candidate
     assert all(each.beginning is None for each in begun([strong, other], task, 0.25))
     before = strong.seconds
-    monkeypatch.setattr("foretune.forecast.calibration.UNSTABLE", strong.reach.largest_step - 1e-9)
+    monkeypatch.setattr("foretune.forecast.calibration.TRAVEL", strong.reach.travel - 1e-9)
     assert strong.unstable and [each.beginning for each in begun([strong, other], task, 0.0)] == [None, None]
     fallen = strong.eval_metric
     ranked = begun([strong, other], task, 0.5)

@@ -115,6 +115,7 @@ def test_the_largest_step_is_that_of_the_network_while_it_is_early_at_the_full_r
     full = [size * max(norms.rates) / rate if rate else 0.0 for size, rate in zip(sizes, norms.rates, strict=True)]
     assert (norms.rates[0] == 0) is (warmup > 0) and max(norms.rates) == candidate.training["learning_rate"]
     assert early < len(sizes) and movement.largest_step == pytest.approx(max(full[:early]), rel=1e-4)
+    assert movement.travel == pytest.approx(movement.largest_step * sum(norms.rates) / max(norms.rates), rel=1e-9)
     ways = [float((now - norms.seen[0]).norm() / norms.seen[0].norm()) for now in norms.seen[1:]]
     assert movement.changes == pytest.approx(ways, rel=1e-4) and len(ways) == len(run.step_losses)
 

@@ -107,7 +107,7 @@ class Forecast:
         losses = without(self.excess, {"fitted_loss": self.fitted_loss, "eval_loss": final["eval_loss"]})
         return evidence(
             Simulation(
-                largest_step=self.reach.largest_step,
+                travel=self.reach.travel,
                 change_before_learning=self.reach.change_before_learning,
                 linearity_gap=self.reach.linearity_gap,
                 layer_changes=self.reach.layer_changes,
@@ -146,7 +146,7 @@ class Forecast:
     @property
     def may_collapse(self) -> bool:
         """Whether such runs were seen to collapse."""
-        return may_collapse(self.reach.largest_step, self.reach.change_before_learning)
+        return may_collapse(self.reach.travel, self.reach.change_before_learning)
 
     @property
     def followed(self) -> float | None:
@@ -265,6 +265,7 @@ def _looked_at(
         refreshes=refreshes,
         reach=Reach(
             largest_step=movement.largest_step,
+            travel=movement.travel,
             change_before_learning=change_before_learning(movement.changes, run.step_losses, guess_loss),
             weight_change=weight_change(task, model),
             layer_changes=layer_changes(task, model),

@@ -25,6 +25,7 @@ class Reach:
 
     Attributes:
         largest_step: Largest early step, see ``Movement``.
+        travel: How far steps of its size would lead, see ``Movement``.
         change_before_learning: How far it goes before it learns, see the function of that name.
         weight_change: Relative change of the adapted weights, see the function of that name.
         layer_changes: Sum of the adapted layers' relative changes, see ``foretune.linear.growth``.
@@ -32,6 +33,7 @@ class Reach:
     """
 
     largest_step: float
+    travel: float
     change_before_learning: float
     weight_change: float
     layer_changes: float
@@ -48,8 +50,7 @@ class Movement(TrainerCallback):
 
     Attributes:
         largest_step: :math:`\max_t \frac{\eta}{\eta_t} \lVert\Delta W_{t+1} - \Delta W_t\rVert_F / \lVert W\rVert_F`
-            over the first tenth of the steps and those of the warm-up, at their learning rates η_t of η in all. Real
-            runs collapse when it is too large (``docs/truth.md``).
+            over the first tenth of the steps and those of the warm-up, at their learning rates η_t of η in all.
         changes: :math:`\lVert\Delta W_t\rVert_F / \lVert W\rVert_F` after every step t.
     """
 
@@ -57,6 +58,7 @@ class Movement(TrainerCallback):
         self.size = size
         self.largest_step = 0.0
         self.share = 1.0  # of the learning rate
+        self.shares = 0.0  # of all steps
         self.changes: list[float] = []
         self.start: Factors = {}
         self.before: Factors = {}
@@ -70,8 +72,9 @@ class Movement(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note how far the learning rate has been warmed up."""
+        """Note which share of the learning rate this step has."""
         self.share = kwargs["optimizer"].param_groups[0]["lr"] / args.learning_rate if args.learning_rate else 1.0
+        self.shares += self.share
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure: the whole way at any time, the step while it is early."""
@@ -81,6 +84,16 @@ class Movement(TrainerCallback):
             step = _total(model.changes(self.before)) / self.size
             self.largest_step = max(self.largest_step, step / self.share if self.share else 0.0)
             self.before = _factors(model)
+
+    @property
+    def travel(self) -> float:
+        r"""How far the weights would go if all steps led one way and were as large as the largest early one.
+
+        .. math:: \textstyle\sum_t \frac{\eta_t}{\eta} \cdot \text{largest step}
+
+        Real runs collapse when it is too large (``docs/truth.md``).
+        """
+        return self.largest_step * self.shares
 
 
 def last_step(state: TrainerState, share: float) -> int:
