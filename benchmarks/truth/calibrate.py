@@ -85,7 +85,7 @@ def evidence_of(simulated: dict[str, Any], task: dict[str, Any]) -> dict[str, fl
 
 
 NAMES = tuple(
-    calibration.evidence(calibration.Simulation(0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5, 1.0, "accuracy", 2, 0.0))
+    calibration.evidence(calibration.Simulation(0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5, 1.0, "accuracy", 2, 0.0))
 )
 
 

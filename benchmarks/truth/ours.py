@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from truth.calibrate import UNKNOWN, Weights, evidence_of, fit
+from truth.gather import SIGNS
 from truth.grid import TASKS
 
 from foretune.forecast.calibration import corrected, corrections, may_collapse, unstable
@@ -26,7 +27,7 @@ def forecast(task: dict[str, Any], weights: Weights) -> dict[str, Any]:
         said = corrected(found, corrections(evidence_of(found, task), weights), 1.0, task["metric_name"])
         metric, half = said["eval_metric"], Z_90 * said["eval_metric_std"]
         known = UNKNOWN | found
-        flagged = may_collapse(known["travel"], known["change_before_learning"]) and unstable(known["followed"])
+        flagged = may_collapse(*(known[sign] for sign in SIGNS)) and unstable(known["followed"])
         return {
             "rank": metric - BEHIND * flagged,
             "metric": metric,

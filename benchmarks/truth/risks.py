@@ -7,7 +7,7 @@ import numpy as np
 from paper.reading import listed, paragraph
 from scipy.stats import mannwhitneyu
 from truth.calibrate import UNKNOWN
-from truth.gather import simulation
+from truth.gather import SIGNS, simulation
 from truth.metrics import Prediction, Truth
 
 from foretune.forecast.advice import WIDE
@@ -16,6 +16,7 @@ from foretune.forecast.calibration import (
     ASTRAY,
     FOLLOWED,
     LATE,
+    STEP,
     TRAVEL,
     UNLEARNT,
     late,
@@ -52,7 +53,7 @@ class Pair:
     @property
     def risky(self) -> bool:
         """Whether it may collapse, as simulated."""
-        return may_collapse(self.simulated["travel"], self.simulated["change_before_learning"])
+        return may_collapse(*(self.simulated[sign] for sign in SIGNS))
 
     @property
     def unstable(self) -> bool:
@@ -89,8 +90,9 @@ def collapses(tasks: list[dict[str, Any]]) -> list[str]:
             f"A run counts as collapsed if it gains less than {COLLAPSED:.0%} of what its simulation gains over "
             f"guessing, if that is {100 * GAIN:.0f} points or more ({listed(_counted([pair.name for pair in fell]))}). "
             "`foretune forecast` warns where all steps together, were they as large as the largest early one, could "
-            f"lead the network's linear weights more than {TRAVEL:.0%} of their size away, or those before the "
-            f"training loss begins to fall do lead them more than {ASTRAY:.1%} away, limits "
+            f"lead the network's linear weights more than {TRAVEL:.0%} of their size away and that one is above "
+            f"{STEP:.1%}, or where those before the training loss begins to fall do lead them more than {ASTRAY:.1%} "
+            "away, limits "
             "that were chosen on these very tasks and the runs below: before anything is trained that finds "
             f"{caught(risky)}. Of these runs it then makes the first {BEGIN:.0%} and expects those to collapse whose "
             f"training loss has fallen by less than {FOLLOWED:.0%} of what was simulated for these steps: "
@@ -154,13 +156,12 @@ def warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[P
         near: list[bool] = []
         stable: list[float] = []
         for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
-            figures = ("travel", "change_before_learning", "fitted_loss")
-            travels, ways, fits = (of_simulations(task, truth, key) for key in figures)
+            *signs, fits = (of_simulations(task, truth, key) for key in (*SIGNS, "fitted_loss"))
             if averaged:
                 truth, forecast = truth.averaged(), forecast.averaged()
-                travels, ways, fits = (np.nanmean(each, 1, keepdims=True) for each in (travels, ways, fits))
-            errors, risky = np.abs(forecast.metric - truth.metric), np.vectorize(may_collapse)(travels, ways)
-            warned = risky | np.vectorize(late)(ways) | ((forecast.high - forecast.low) / 2 >= WIDE)
+                *signs, fits = (np.nanmean(each, 1, keepdims=True) for each in (*signs, fits))
+            errors, risky = np.abs(forecast.metric - truth.metric), np.vectorize(may_collapse)(*signs)
+            warned = risky | np.vectorize(late)(signs[-1]) | ((forecast.high - forecast.low) / 2 >= WIDE)
             warned |= np.vectorize(unlearnt)(fits, task["outputs"] or 0)
             known = ~np.isnan(errors)
             far += warned[known & (errors > 0.05)].tolist()

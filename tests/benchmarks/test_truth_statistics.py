@@ -99,7 +99,13 @@ def made_up(name: str, generator: np.random.Generator, noise: float) -> dict[str
         }
         learnt = gap / 2  # what is learnt where the losses are e apart and the layers change by this sum
         changes = gap / (1 - gap)
-        gaps = {"travel": 0.1, "linearity_gap": gap, "weight_change": 1.0, "layer_changes": changes}
+        gaps = {
+            "largest_step": 0.001,
+            "travel": 0.1,
+            "linearity_gap": gap,
+            "weight_change": 1.0,
+            "layer_changes": changes,
+        }
         simulated[f"c{number}"] = row | gaps | {"seconds": 1.0}
         run: dict[str, Any] = {"candidate": f"c{number}", "seed": 0, "seconds": 10.0}
         for quantity in QUANTITIES:
@@ -136,7 +142,7 @@ def test_who_is_asked_once_is_held_against_every_seed() -> None:
 
 
 def test_evidence_is_read_from_what_was_gathered() -> None:
-    gaps = {"travel": 0.9, "linearity_gap": 2.0, "weight_change": 0.2, "layer_changes": 1.0}
+    gaps = {"largest_step": 0.03, "travel": 0.9, "linearity_gap": 2.0, "weight_change": 0.2, "layer_changes": 1.0}
     row = gaps | {"fitted_loss": 0.1, "eval_loss": 0.5, "eval_metric": 0.8}
     task = {"guess": 0.5, "metric_name": "accuracy", "outputs": 2}
     assert evidence_of(row, task)["unstable"] == 1 and evidence_of(row | {"travel": 0.3}, task)["unstable"] == 0

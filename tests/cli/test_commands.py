@@ -92,7 +92,8 @@ def test_forecast_train_compare_report(
 def test_what_may_collapse_is_begun_unless_it_is_not_to_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("foretune.forecast.calibration.TRAVEL", 1e-6)
+    for limit in ("STEP", "TRAVEL"):
+        monkeypatch.setattr(f"foretune.forecast.calibration.{limit}", 1e-6)
     run = write_tiny_run(tmp_path)
     assert foretune(monkeypatch, "forecast", run, "-o", tmp_path) == 0
     assert "begun for 5 of 12 steps, this one does" in " ".join(capsys.readouterr().out.split())

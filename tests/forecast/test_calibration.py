@@ -50,6 +50,7 @@ def test_no_scale_leaves_its_range(value: float, shift: float) -> None:
 
 
 LINEAR = Simulation(
+    largest_step=0.0,
     travel=0.0,
     change_before_learning=0.0,
     linearity_gap=0.0,
@@ -98,6 +99,7 @@ def test_evidence_counts_up_to_its_bounds() -> None:
 )
 def test_what_may_collapse_falls_towards_guessing(metric_name: str, guess: float, metric: float, fall: float) -> None:
     wild = LINEAR._replace(
+        largest_step=0.02,
         travel=0.7,
         linearity_gap=3.0,
         layer_changes=2.0,
@@ -115,10 +117,10 @@ def test_what_may_collapse_falls_towards_guessing(metric_name: str, guess: float
 
 
 def test_long_ways_may_collapse_unless_the_run_learns_all_the_same() -> None:
-    far, way = calibration.TRAVEL, calibration.ASTRAY
-    assert [may_collapse(*each) for each in ((far, way), (2 * far, 0.0), (0.0, 2 * way), (math.inf, 0.0))] == [
-        *(False, True, True, True)
-    ]
+    step, far, way = calibration.STEP, calibration.TRAVEL, calibration.ASTRAY
+    harmless = ((1.0, far, way), (step, math.inf, way))
+    harmful = ((2 * step, 2 * far, 0.0), (0.0, 0.0, 2 * way), (math.inf, math.inf, 0.0))
+    assert [may_collapse(*each) for each in (*harmless, *harmful)] == [*[False] * 2, *[True] * 3]
     assert [unstable(followed) for followed in (None, 0.0, 0.2, 0.25, 1.0)] == [*[True] * 3, False, False]
     astray = LINEAR._replace(change_before_learning=2 * way)
     assert evidence(astray)["unstable"] == 1 and evidence(astray)["fall"] < 0
@@ -144,7 +146,7 @@ def test_over_fitting_starts_when_training_examples_are_learnt(
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
 def test_evidence_about_a_run_that_diverged_is_numbers(loss: float) -> None:
     found = LINEAR._replace(linearity_gap=math.inf, layer_changes=math.inf, eval_loss=loss)
-    for each in (found, found._replace(travel=math.inf, fitted_loss=loss, eval_metric=math.nan)):
+    for each in (found, found._replace(largest_step=math.inf, travel=math.inf, fitted_loss=loss, eval_metric=math.nan)):
         assert all(map(math.isfinite, evidence(each).values()))
 
 

@@ -183,6 +183,7 @@ def test_what_may_collapse_is_ranked_last(tmp_path: Path, monkeypatch: Any) -> N
     task, candidate, tangents = loaded(tmp_path)
     weak = Candidate("weak", candidate.peft, candidate.training | {"learning_rate": 1e-4})
     best, other = forecast(tangents, task, [weak, candidate])
+    monkeypatch.setattr("foretune.forecast.calibration.STEP", 0.0)
     monkeypatch.setattr("foretune.forecast.calibration.TRAVEL", best.reach.travel - 1e-9)
     assert best.unstable and best.to_json()["unstable"] and best.reach.travel > other.reach.travel
     assert [each.candidate.name for each in forecast(tangents, task, [weak, candidate])] == [

@@ -33,7 +33,7 @@ def advice(
         beginning: Of the real run, if that was begun.
     """
     said, metric_std = [], curve[-1]["eval_metric_std"]
-    if may_collapse(reach.travel, reach.change_before_learning):
+    if may_collapse(reach.largest_step, reach.travel, reach.change_before_learning):
         said.append(
             f"{_movement(reach)} runs can collapse and learn nothing{_begun(beginning)}; "
             "lower the learning rate or the scaling"
@@ -73,7 +73,7 @@ def advice(
 
 def _movement(reach: Reach) -> str:
     """Why a run may collapse."""
-    if reach.travel > TRAVEL:
+    if reach.change_before_learning <= ASTRAY:
         steps = f"steps that change the network's linear weights by {reach.largest_step:.1%}"
         return f"{steps} may lead {reach.travel:.0%} of their size away by the end: above {TRAVEL:.0%}"
     return f"{_change(reach)}: above {ASTRAY:.1%}"

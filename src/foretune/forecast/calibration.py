@@ -22,9 +22,8 @@ from foretune.train.loop import Point
 
 OVERFIT = 4.0  # where evidence of over-fitting stops to count
 CHANGES = 3.0  # where the sum of relative changes stops to count
-TRAVEL = (
-    0.57  # how far steps may lead, relative to the weights, before runs were seen to collapse, from some seeds or all
-)
+TRAVEL = 0.57  # relative change to which all steps may lead, above which runs were seen to collapse, some seeds or all
+STEP = 0.005  # relative change in one step, below which none were, however long
 ASTRAY = 0.056  # relative change of the weights before anything is learnt, likewise
 LATE = 0.0195  # the same, from which runs often end far from their forecast
 SEVERAL = 4  # classes, above which forecasts of runs that end early are too good
@@ -68,9 +67,9 @@ def scale(quantity: str, metric_name: str) -> Scale:
     return SCALES[metric_name] if quantity == "eval_metric" else _LOGARITHM
 
 
-def may_collapse(travel: float, change_before_learning: float) -> bool:
-    """Whether such runs were seen to collapse: steps may lead too far in all, or have led astray before it learns."""
-    return travel > TRAVEL or change_before_learning > ASTRAY
+def may_collapse(largest_step: float, travel: float, change_before_learning: float) -> bool:
+    """Whether such runs were seen to collapse: large steps may lead too far in all, or lead astray before it learns."""
+    return (largest_step > STEP and travel > TRAVEL) or change_before_learning > ASTRAY
 
 
 def late(change_before_learning: float) -> bool:
@@ -95,6 +94,7 @@ class Simulation(NamedTuple):
     """What is known of a simulated run.
 
     Attributes:
+        largest_step: Largest relative change of the linear weights in one of the first steps.
         travel: How far its steps may lead, see ``foretune.forecast.movement.Movement``.
         change_before_learning: Their relative change when training losses begin to fall.
         linearity_gap: Linearity gap at the end.
@@ -109,6 +109,7 @@ class Simulation(NamedTuple):
         followed: How much of what it learnt in its beginning the real run learnt too; None if that was not begun.
     """
 
+    largest_step: float
     travel: float
     change_before_learning: float
     linearity_gap: float
@@ -137,7 +138,7 @@ def evidence(found: Simulation) -> dict[str, float]:
         on their scales, times the share that a real beginning did not follow, ``fall`` of the metric and ``loss_fall``.
     """
     on = scale("eval_metric", found.metric_name)
-    stable = not may_collapse(found.travel, found.change_before_learning)
+    stable = not may_collapse(found.largest_step, found.travel, found.change_before_learning)
     followed = found.followed or 0.0
     near = min(found.linearity_gap, 1.0) if stable else 0.0
     diverged = not math.isfinite(found.eval_loss + found.fitted_loss)

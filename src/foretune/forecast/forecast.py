@@ -107,6 +107,7 @@ class Forecast:
         losses = without(self.excess, {"fitted_loss": self.fitted_loss, "eval_loss": final["eval_loss"]})
         return evidence(
             Simulation(
+                largest_step=self.reach.largest_step,
                 travel=self.reach.travel,
                 change_before_learning=self.reach.change_before_learning,
                 linearity_gap=self.reach.linearity_gap,
@@ -146,7 +147,8 @@ class Forecast:
     @property
     def may_collapse(self) -> bool:
         """Whether such runs were seen to collapse."""
-        return may_collapse(self.reach.travel, self.reach.change_before_learning)
+        reach = self.reach
+        return may_collapse(reach.largest_step, reach.travel, reach.change_before_learning)
 
     @property
     def followed(self) -> float | None:
