@@ -8,7 +8,7 @@ from truth.gather import SIGNS
 from truth.grid import TASKS
 
 from foretune.forecast.calibration import corrected, corrections, may_collapse, unstable
-from foretune.forecast.compare import BEHIND, Z_90
+from foretune.forecast.compare import Z_90, worth
 
 
 def simulated(task: dict[str, Any]) -> dict[str, Any]:
@@ -27,9 +27,10 @@ def forecast(task: dict[str, Any], weights: Weights) -> dict[str, Any]:
         said = corrected(found, corrections(evidence_of(found, task), weights), 1.0, task["metric_name"])
         metric, half = said["eval_metric"], Z_90 * said["eval_metric_std"]
         known = UNKNOWN | found
-        flagged = may_collapse(*(known[sign] for sign in SIGNS)) and unstable(known["followed"])
+        risky = may_collapse(*(known[sign] for sign in SIGNS))
+        flagged = risky and unstable(known["followed"])
         return {
-            "rank": metric - BEHIND * flagged,
+            "rank": worth(metric, said["eval_metric_std"], risky, flagged, higher=True),
             "metric": metric,
             "loss": said["eval_loss"],
             "metric_interval": (metric - half, metric + half),

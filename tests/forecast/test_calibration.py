@@ -112,8 +112,10 @@ def test_what_may_collapse_falls_towards_guessing(metric_name: str, guess: float
     known["blind"] = 1.0
     assert evidence(wild) == pytest.approx(known)
     assert corrections(evidence(wild))["eval_metric"].shift == pytest.approx(fall, rel=0.2)
-    half = {"blind": 0.0, "followed": 0.5, "fall": fall / 2, "loss_fall": known["loss_fall"] / 2}
-    assert evidence(wild._replace(followed=0.5)) == pytest.approx(known | half)
+    half = {"blind": 0.0, "followed": 0.25, "fall": fall / 2, "loss_fall": known["loss_fall"] / 2}
+    assert evidence(wild._replace(followed=0.25)) == pytest.approx(known | half)
+    caught_up = {"blind": 0.0, "followed": 0.6, "fall": 0.0, "loss_fall": 0.0}
+    assert evidence(wild._replace(followed=0.6)) == pytest.approx(known | caught_up)
 
 
 def test_long_ways_may_collapse_unless_the_run_learns_all_the_same() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretune.errors import InputError
-from foretune.forecast.compare import compare, higher_is_better, is_share
+from foretune.forecast.compare import Z_90, compare, higher_is_better, is_share, worth
 from foretune.report.read import read_run
 from foretune.results import provenance, read_json, write_json
 
@@ -164,6 +164,19 @@ def test_what_may_collapse_is_chosen_last(tmp_path: Path) -> None:
     summary = compare(tmp_path)["summary"]
     assert (summary["regret"], summary["kendall"]) == (0.0, 1.0)
     assert summary["mean_absolute_error"] == pytest.approx(0.1)
+
+
+def test_what_may_collapse_is_chosen_by_the_worse_end_of_its_error_bar(tmp_path: Path) -> None:
+    risky = forecast("c", 0.8) | {"may_collapse": True}
+    risky["predicted"]["eval_metric_std"] = 0.1
+    for b, best in ((0.63, "c"), (0.64, "b")):
+        folder = tmp_path / best
+        folder.mkdir()
+        truths = [truth("a", 0.5), truth("b", b), truth("c", 0.5)]
+        write(folder, [forecast("a", 0.5), forecast("b", b), risky], truths)
+        assert (compare(folder)["summary"]["regret"] == 0) is (best == "b")
+    assert worth(0.3, 0.1, True, False, higher=False) == pytest.approx(0.3 + Z_90 * 0.1)
+    assert worth(0.3, None, True, True, higher=False) > 1e5
 
 
 def test_several_seeds_of_the_truth_are_averaged(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ LATE = 0.0195  # the same, from which runs often end far from their forecast
 SEVERAL = 4  # classes, above which forecasts of runs that end early are too good
 UNLEARNT = 0.45  # of the loss of a uniform guess, from which a run of so many ends before it has learnt
 FOLLOWED = 0.25  # of what its simulation learnt in the beginning: a run that learnt less then collapses
+CAUGHT_UP = 0.5  # likewise: a run that learnt as much then ends where its simulation does
 QUANTITIES = ("eval_metric", "eval_loss", "train_loss")
 
 
@@ -135,7 +136,7 @@ def evidence(found: Simulation) -> dict[str, float]:
         ``eval_loss`` of classes counts up to log 2: while the labels of training examples are not yet more probable
         than all others, nothing is over-fitted; and ``learnt``, ``ρ/(1+ρ) · q/(1+q)``. Else, where a run may collapse,
         ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far guessing is from the simulation
-        on their scales, times the share that a real beginning did not follow, ``fall`` of the metric and ``loss_fall``.
+        on their scales, times how far a real beginning is from ``CAUGHT_UP``, ``fall`` of the metric and ``loss_fall``.
     """
     on = scale("eval_metric", found.metric_name)
     stable = not may_collapse(found.largest_step, found.travel, found.change_before_learning)
@@ -150,7 +151,7 @@ def evidence(found: Simulation) -> dict[str, float]:
     loss = found.eval_loss if math.isfinite(found.eval_loss) else found.guess_loss
 
     def fall(on: Scale, guess: float, simulated: float) -> float:
-        return 0.0 if stable else (1 - followed) * (on.to(guess) - on.to(simulated))
+        return 0.0 if stable else (1 - min(followed / CAUGHT_UP, 1.0)) * (on.to(guess) - on.to(simulated))
 
     return {
         "constant": 1.0,

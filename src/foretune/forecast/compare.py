@@ -151,6 +151,22 @@ def _check_same(path: Path, result: dict[str, Any], candidate: dict[str, Any], *
         )
 
 
+def worth(metric: float, std: float | None, may_collapse: bool, unstable: bool, higher: bool) -> float:
+    """What a forecast is ranked by: its metric, but of what may collapse the worse end of the error bar.
+
+    What is expected to collapse is behind all others.
+
+    Args:
+        metric: What is expected.
+        std: Its standard deviation.
+        may_collapse: Whether such runs were seen to collapse, this or another seed.
+        unstable: Whether this one is expected to.
+        higher: Whether higher is better.
+    """
+    loss = Z_90 * (std or 0.0) * may_collapse + BEHIND * unstable
+    return metric - loss if higher else metric + loss
+
+
 def _row(candidate: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
     """One candidate's predicted and true values, side by side."""
     predicted = {key: _number(candidate["predicted"].get(key)) for key in (*_QUANTITIES, "eval_metric_std")}
@@ -159,6 +175,7 @@ def _row(candidate: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, 
     miss, std = error["eval_metric"], predicted["eval_metric_std"]
     return {
         "name": candidate["name"],
+        "may_collapse": bool(candidate.get("may_collapse")),
         "unstable": bool(candidate.get("unstable")),
         "predicted": predicted,
         "true": true,
@@ -208,8 +225,10 @@ def _summary(rows: list[dict[str, Any]], quantity: str, higher: bool, share: boo
     predicted = [row["predicted"][quantity] for row in known]
     true = [row["true"][quantity] for row in known]
     error = np.array([row["error"][quantity] for row in known], dtype=float)
-    last = BEHIND * (-1 if higher else 1) if quantity == "eval_metric" else 0.0  # a forecast ranks these behind
-    ranked = [value + last * row["unstable"] for value, row in zip(predicted, known, strict=True)]
+    ranked = predicted
+    if quantity == "eval_metric":
+        risks = [(row["predicted"]["eval_metric_std"], row["may_collapse"], row["unstable"]) for row in known]
+        ranked = [worth(value, *risk, higher) for value, risk in zip(predicted, risks, strict=True)]
     # predicted − true is exact in decimals only up to rounding: 0.80 − 0.77 must count as three points
     within = float(np.mean(np.abs(error) <= POINTS + 1e-12)) if share and known else None
     return {

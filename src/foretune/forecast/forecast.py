@@ -21,7 +21,7 @@ from foretune.forecast.calibration import (
     may_collapse,
     unstable,
 )
-from foretune.forecast.compare import higher_is_better
+from foretune.forecast.compare import higher_is_better, worth
 from foretune.forecast.figures import Figures, Kernels
 from foretune.forecast.movement import (
     Movement,
@@ -179,6 +179,7 @@ class Forecast:
             "predicted": predicted | {"curve": self.curve, "seeds": self.seeds},
             "simulated": _values(self.simulated[-1]) | {"fitted_loss": self.fitted_loss},
             **asdict(self.reach),
+            "may_collapse": self.may_collapse,
             "unstable": self.unstable,
             "beginning": self.beginning and asdict(self.beginning) | {"followed": self.followed},
             "kernel": self.kernel,
@@ -313,8 +314,14 @@ def begun(
 
 
 def _ranked(forecasts: Sequence[Forecast], task: Task) -> list[Forecast]:
-    sign = -1 if higher_is_better(task.metric_name) else 1
-    return sorted(forecasts, key=lambda each: (each.unstable, sign * each.eval_metric, each.eval_loss))
+    higher = higher_is_better(task.metric_name)
+
+    def rank(each: Forecast) -> tuple[float, float]:
+        std = each.curve[-1]["eval_metric_std"]
+        value = worth(each.eval_metric, std, each.may_collapse, each.unstable, higher)
+        return -value if higher else value, each.eval_loss
+
+    return sorted(forecasts, key=rank)
 
 
 def _values(point: MeanPoint) -> dict[str, Any]:
