@@ -23,7 +23,7 @@ if __name__ == "__main__":  # not this folder: its names are common ones
 import numpy as np
 from common import RESULTS, save
 from paper.reading import paragraph
-from truth.grid import EVAL_SAMPLES, command_line, prepare, run_file
+from truth.grid import EVAL_SAMPLES, command_line, prepared
 from truth.grid import TASKS as SETTINGS
 from truth.predictors import clock
 
@@ -44,11 +44,9 @@ TASKS = (*MINILM, "movie-mpnet", "movie-smollm2")
 
 def whole_grid(name: str, output: Path) -> Task:
     """A task with all candidates of its grid, those too that the benchmark leaves out."""
-    setting, folder = SETTINGS[name], output / f"{name}-all"
-    if not setting.candidates:
-        return load_task(run_file(name, output / name))
-    path = folder / "run.yaml"
-    return load_task(path if path.exists() else prepare(replace(setting, candidates=()), folder))
+    setting = SETTINGS[name]
+    folder = output / (f"{name}-all" if setting.candidates else name)
+    return load_task(prepared(replace(setting, candidates=()), folder))
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:

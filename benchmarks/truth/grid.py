@@ -204,6 +204,12 @@ def prepare(setting: Setting, folder: Path) -> Path:
     return path
 
 
+def prepared(setting: Setting, folder: Path) -> Path:
+    """The ``run.yaml`` in a folder, written where there is none."""
+    path = folder / "run.yaml"
+    return path if path.exists() else prepare(setting, folder)
+
+
 def command_line(text: str | None) -> argparse.ArgumentParser:
     """What every step of the benchmark is asked for: tasks, and where their runs are."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -214,8 +220,7 @@ def command_line(text: str | None) -> argparse.ArgumentParser:
 
 def run_file(name: str, folder: Path, seed: int = 0) -> Path:
     """The ``run.yaml`` of a task, prepared where there is none; of another seed than 0 a copy beside it."""
-    path = folder / "run.yaml"
-    path = path if path.exists() else prepare(TASKS[name], folder)
+    path = prepared(TASKS[name], folder)
     if seed == 0:
         return path
     content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -65,7 +65,7 @@ class Lockstep(Unwalked):
         before = torch.get_rng_state()
         for member, change in zip(self.models, changes, strict=True):
             torch.set_rng_state(before)
-            loss = member.moved(index, member.grown(change, member.changes()), labels).loss
+            loss = member.moved(index, member.grown(change), labels).loss
             assert loss is not None
             losses.append(loss)
         self.losses = torch.stack([loss.detach() for loss in losses])

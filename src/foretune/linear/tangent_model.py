@@ -126,12 +126,15 @@ class TangentModel(Unwalked):
 
     def coordinates(self, examples: Int[Tensor, " b"]) -> Float[Tensor, "b q"]:
         """Change of the features' coordinates."""
-        change = along_tangents(self.tangents, examples, [self.weights()], self.dtype).squeeze(2)
-        return change if self.growth is None else self.grown(change, self.changes())
+        return self.grown(along_tangents(self.tangents, examples, [self.weights()], self.dtype).squeeze(2))
 
-    def grown(self, change: Float[Tensor, "b q"], norms: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, "b q"]:
-        """A change along the tangents, with what layers multiply of each other that change by these norms."""
-        return change if self.growth is None else change * self.growth.factor(norms).to(self.dtype)
+    def grown(
+        self, change: Float[Tensor, "b q"], norms: Mapping[str, Float[Tensor, ""]] | None = None
+    ) -> Float[Tensor, "b q"]:
+        """A change along the tangents, with what layers multiply of each other: by these norms, or ``changes`` now."""
+        if self.growth is None:
+            return change
+        return change * self.growth.factor(self.changes() if norms is None else norms).to(self.dtype)
 
     def outputs_with(
         self, values: Mapping[str, Tensor], examples: Int[Tensor, " b"], change: Float[Tensor, "b q"]

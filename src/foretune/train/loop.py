@@ -96,6 +96,7 @@ class LoopTrainer(Trainer):
 
     Args:
         compute_metrics: Of outputs and labels.
+        progress: Called with steps done and in all.
         kwargs: What else ``Trainer`` takes.
     """
 
@@ -103,7 +104,13 @@ class LoopTrainer(Trainer):
     proximal: ProximalSpec | None = None
     blind = False
 
-    def __init__(self, *, compute_metrics: Callable[[Any, Any], dict[str, float]], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        compute_metrics: Callable[[Any, Any], dict[str, float]],
+        progress: Callable[[int, int], None] | None = None,
+        **kwargs: Any,
+    ) -> None:
         def metrics(prediction: EvalPrediction) -> dict[str, float]:
             logits = prediction.predictions
             return compute_metrics(np.asarray(logits[0] if isinstance(logits, tuple) else logits), prediction.label_ids)
@@ -113,6 +120,8 @@ class LoopTrainer(Trainer):
             super().__init__(compute_metrics=metrics, **kwargs)
         for chatty in (PrinterCallback, ProgressCallback):
             self.remove_callback(chatty)
+        if progress:
+            self.add_callback(_OnStep(progress))
         self.put_off: PutOff | None = None
         self.losses: dict[int, torch.Tensor] = {}  # by the steps made before
 
@@ -198,7 +207,7 @@ class LoopTrainer(Trainer):
         ]
 
 
-class OnStep(TrainerCallback):
+class _OnStep(TrainerCallback):
     """Tells steps done and in all."""
 
     def __init__(self, tell: Callable[[int, int], None]) -> None:
@@ -238,7 +247,8 @@ def run_trainer(
         data_collator=collator,
         processing_class=tokenizer,
         compute_metrics=compute_metrics,
-        callbacks=[*callbacks, *([OnStep(progress)] if progress else [])],
+        callbacks=list(callbacks),
+        progress=progress,
     )
     trainer.proximal = proximal
     if not depends_on_evaluations(args):

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from foretune.linear import Lockstep, Moments
-from foretune.train.loop import LoopTrainer, OnStep, PutOff, Run, depends_on_evaluations
+from foretune.train.loop import LoopTrainer, PutOff, Run, depends_on_evaluations
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")  # whatever the rate, the same shares of it
 OPTIMISERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")  # of torch, a parameter at a time
@@ -146,7 +146,8 @@ def run_together(
         eval_dataset=evaluation,
         data_collator=collator,
         compute_metrics=compute_metrics,
-        callbacks=[_Members(watch), *([OnStep(progress)] if progress else [])],
+        callbacks=[_Members(watch)],
+        progress=progress,
     )
     trainer.rates, trainer.limit = [each.learning_rate for each in several], float(several[0].max_grad_norm)
     trainer.put_off = PutOff(moments)
