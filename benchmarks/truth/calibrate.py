@@ -69,8 +69,9 @@ def rows(task: dict[str, Any], quantity: str) -> tuple[np.ndarray, np.ndarray]:
         if simulated is None or run[quantity] is None:
             continue
         known = [evidence_of(simulated, task)]
-        if known[0]["unstable"] and not known[0]["blind"]:  # what is known of it if it is not begun
-            known.append(evidence_of(simulated | {"followed": None}, task))
+        before = evidence_of(simulated | {"followed": None}, task)
+        if before["blind"] and not known[0]["blind"]:  # what is known of it if it is not begun
+            known.append(before)
         evidence += [list(each.values()) for each in known]
         errors += [on.to(run[quantity]) - on.to(simulated[quantity])] * len(known)
     return np.array(evidence), np.array(errors)

@@ -27,6 +27,7 @@ from truth.grid import EVAL_SAMPLES, command_line, prepared
 from truth.grid import TASKS as SETTINGS
 from truth.predictors import clock
 
+from foretune.forecast.calibration import is_lost
 from foretune.forecast.forecast import forecast
 from foretune.results import read_json
 from foretune.tangents import Tangents, collect
@@ -101,7 +102,7 @@ def section(tasks: list[dict[str, Any]]) -> list[str]:
     """Of ``docs/truth.md``: what was measured, and how many candidates of the gathered tasks were begun."""
     costs = read_json(COSTS, "run benchmarks/truth/cost.py")["tasks"]
     runs = [each for task in tasks for found in task["simulated"].values() for each in found.values()]
-    begun = sum(each.get("followed") is not None for each in runs)
+    begun = sum(each.get("followed") is not None and not is_lost(each["largest_step"], each["travel"]) for each in runs)
     parts = {name: parts_of_a_run(found) for name, found in costs.items()}
     alone, whole = np.mean([parts[name] for name in MINILM if name in parts], 0)
     lines = [

@@ -16,6 +16,7 @@ from foretune.forecast.calibration import (
     ASTRAY,
     FOLLOWED,
     LATE,
+    LOST,
     STEP,
     TRAVEL,
     UNLEARNT,
@@ -94,8 +95,9 @@ def collapses(tasks: list[dict[str, Any]]) -> list[str]:
             f"{STEP:.1%}, or where those before the training loss begins to fall do lead them more than {ASTRAY:.1%} "
             "away, limits "
             "that were chosen on these very tasks and the runs below: before anything is trained that finds "
-            f"{caught(risky)}. Of these runs it then makes the first {BEGIN:.0%} and expects those to collapse whose "
-            f"training loss has fallen by less than {FOLLOWED:.0%} of what was simulated for these steps: "
+            f"{caught(risky)}. Above {LOST:.0%} all did. Of the others of these runs it then makes the first "
+            f"{BEGIN:.0%} and expects those to collapse whose training loss has fallen by less than {FOLLOWED:.0%} of "
+            "what was simulated for these steps: "
             f"{caught(called)}; missed: {listed(_counted(missed))}. Of one configuration a seed may collapse and "
             "another do well."
         ),

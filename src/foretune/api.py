@@ -82,7 +82,8 @@ class Tangents:
             begin: Share of the real run that is made if it may collapse; 0: none.
         """
         candidate = Candidate("forecast", peft_config, given_arguments(args))
-        found = forecast(self._starts, self.task, [candidate], seeds=seeds, refreshes=refreshes)
+        with self.task.placed():
+            found = forecast(self._starts, self.task, [candidate], seeds=seeds, refreshes=refreshes)
         return begun(found, self.task, begin)[0]
 
 

@@ -22,6 +22,7 @@ def curve_of(losses: list[float], metric_std: float | None) -> list[MeanPoint]:
 LINEAR = Reach(0.001, 0.03, change_before_learning=0.01, weight_change=0.01, layer_changes=0.5, linearity_gap=0.1)
 WIDE = Reach(0.01, 0.3, change_before_learning=0.01, weight_change=0.1, layer_changes=0.5, linearity_gap=1.2)
 WILD = Reach(0.03, 0.9, change_before_learning=0.02, weight_change=0.1, layer_changes=0.5, linearity_gap=0.8)
+FAR = Reach(0.06, 1.9, change_before_learning=0.02, weight_change=0.1, layer_changes=0.5, linearity_gap=0.8)
 LATE = Reach(0.01, 0.3, change_before_learning=0.03, weight_change=0.1, layer_changes=0.5, linearity_gap=0.8)
 ASTRAY = Reach(0.01, 0.3, change_before_learning=0.12, weight_change=0.2, layer_changes=2.0, linearity_gap=0.8)
 
@@ -42,6 +43,12 @@ ASTRAY = Reach(0.01, 0.3, change_before_learning=0.12, weight_change=0.2, layer_
             0.3,
             WILD,
             ["may lead 90% of their size away by the end: above 57% runs can collapse"],
+        ),
+        (
+            [0.7, 0.6, 0.5],
+            0.3,
+            FAR,
+            ["away by the end: above 57% runs can collapse and learn nothing, and above 125% all"],
         ),
         ([0.7, 0.6, 0.5], 0.3, ASTRAY, ["by 12.00% before the training loss falls: above 5.6% runs can collapse"]),
     ],

@@ -102,6 +102,9 @@ def test_only_runs_whose_steps_lead_too_far_are_begun(tmp_path: Path, monkeypatc
     before = strong.seconds
     monkeypatch.setattr("foretune.forecast.calibration.TRAVEL", strong.reach.travel - 1e-9)
     assert strong.unstable and [each.beginning for each in begun([strong, other], task, 0.0)] == [None, None]
+    with monkeypatch.context() as patched:  # of which nothing else was ever seen
+        patched.setattr("foretune.forecast.calibration.LOST", strong.reach.travel - 1e-9)
+        assert [each.beginning for each in begun([strong, other], task, 0.5)] == [None, None] and strong.unstable
     fallen = strong.eval_metric
     ranked = begun([strong, other], task, 0.5)
     assert other.beginning is None and strong.beginning is not None and strong.seconds > before

@@ -116,6 +116,9 @@ def test_what_may_collapse_falls_towards_guessing(metric_name: str, guess: float
     assert evidence(wild._replace(followed=0.25)) == pytest.approx(known | half)
     caught_up = {"blind": 0.0, "followed": 0.6, "fall": 0.0, "loss_fall": 0.0}
     assert evidence(wild._replace(followed=0.6)) == pytest.approx(known | caught_up)
+    lost = {"blind": 0.0, "followed": 0.0}  # whatever a beginning said
+    for followed in (None, 0.0, 1.0):
+        assert evidence(wild._replace(travel=2.0, followed=followed)) == pytest.approx(known | lost)
 
 
 def test_long_ways_may_collapse_unless_the_run_learns_all_the_same() -> None:

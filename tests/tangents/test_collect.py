@@ -176,7 +176,7 @@ def test_layers_that_mix_examples_are_named() -> None:
             self.inner, self.table = inner, nn.Linear(16, 16, dtype=torch.float64)
 
         def forward(self, hidden: Tensor) -> Tensor:
-            return self.inner(hidden) + self.table(torch.ones(1, 1, 16, dtype=torch.float64))
+            return self.inner(hidden) + self.table(hidden.new_ones(1, 1, 16))
 
     task: Any = tiny_task("bert")
     task.model.bert.encoder.layer[0].output.dense = Mixing(task.model.bert.encoder.layer[0].output.dense)

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from foretune.kernel import ntk
 from foretune.tangents import collect, read_adapters
-from foretune.tangents.compress import RANKS, SIMULATED, Ranks, lost, low_rank, padded, ranks_for
+from foretune.tangents.compress import RANKS, SIMULATED, Ranks, by_gram, lost, low_rank, padded, ranks_for
 
 
 def rows(seed: int, tokens: int, decay: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -34,6 +34,16 @@ def test_a_sufficient_rank_is_exact_whatever_the_padding(seed: int, tokens: int,
     found = low_rank(inputs, gradients, 12)
     assert_close(products(*found), products(inputs, gradients), rtol=1e-10, atol=1e-10)
     assert_close(found[0] @ found[0].mT, torch.eye(12).double().expand(3, -1, -1), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("width", [5, 40])  # on either side of what a GPU decomposes at once
+def test_a_basis_by_gram_spans_the_columns_and_leaves_out_what_is_tiny(width: int) -> None:
+    columns = torch.randn(2, 50, width, dtype=torch.float64)
+    basis, true = by_gram(columns), torch.linalg.qr(columns)[0]
+    assert_close(basis @ basis.mT, true @ true.mT, rtol=1e-10, atol=1e-10)
+    twice = by_gram(torch.cat([columns, columns[..., :3]], 2))  # three directions more than there are
+    assert_close(twice @ twice.mT, true @ true.mT, rtol=1e-10, atol=1e-10)
+    assert not by_gram(torch.zeros(1, 6, 2, dtype=torch.float64)).any()
 
 
 def test_padding_changes_nothing_below_that_rank_either() -> None:

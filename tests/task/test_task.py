@@ -95,6 +95,31 @@ def test_build_model_without_a_recipe_copies() -> None:
     assert next(task.model.parameters()).abs().max() > 0
 
 
+def test_passes_are_made_on_a_gpu_unless_training_asks_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, spared = (
+        load_task(write_tiny_run(tmp_path, training={"use_cpu": use_cpu, "num_train_epochs": 1}))
+        for use_cpu in (False, True)
+    )
+    assert task.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert task.device == torch.device("cuda", 1) and spared.device == torch.device("cpu")
+
+
+def test_a_model_is_where_it_was_after_it_was_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = load_task(write_tiny_run(tmp_path))
+    before = task.model.device
+    monkeypatch.setattr(Task, "device", torch.device("meta"))
+    moves: list[str] = []
+    monkeypatch.setattr(task.model, "to", lambda device: moves.append(str(device)))
+    with pytest.raises(ZeroDivisionError), task.placed():
+        assert moves == ["meta"]
+        _ = 1 // 0
+    assert moves == ["meta", str(before)]
+
+
 def test_misuse_is_explained() -> None:
     with pytest.raises(ValueError, match="num_labels=1"):
         image_task(loss="mean_squared_error")

@@ -4,7 +4,18 @@ import math
 from collections.abc import Sequence
 
 from foretune.forecast.beginning import Beginning
-from foretune.forecast.calibration import ASTRAY, LATE, TRAVEL, MeanPoint, late, may_collapse, unlearnt, unstable
+from foretune.forecast.calibration import (
+    ASTRAY,
+    LATE,
+    LOST,
+    TRAVEL,
+    MeanPoint,
+    is_lost,
+    late,
+    may_collapse,
+    unlearnt,
+    unstable,
+)
 from foretune.forecast.compare import Z_90
 from foretune.forecast.movement import Reach
 from foretune.forecast.simulate import accepts_loss_kwargs
@@ -35,7 +46,7 @@ def advice(
     said, metric_std = [], curve[-1]["eval_metric_std"]
     if may_collapse(reach.largest_step, reach.travel, reach.change_before_learning):
         said.append(
-            f"{_movement(reach)} runs can collapse and learn nothing{_begun(beginning)}; "
+            f"{_movement(reach)} runs can collapse and learn nothing{_begun(beginning, reach)}; "
             "lower the learning rate or the scaling"
         )
     elif late(reach.change_before_learning):
@@ -83,8 +94,10 @@ def _change(reach: Reach) -> str:
     return f"the network's linear weights change by {reach.change_before_learning:.2%} before the training loss falls"
 
 
-def _begun(beginning: Beginning | None) -> str:
-    """What the real beginning adds to the warning of a collapse."""
+def _begun(beginning: Beginning | None, reach: Reach) -> str:
+    """What the real beginning, or that none is needed, adds to the warning of a collapse."""
+    if is_lost(reach.largest_step, reach.travel):
+        return f", and above {LOST:.0%} all that were seen did"
     if beginning is None:
         return ", whatever the forecast says"
     losses = (

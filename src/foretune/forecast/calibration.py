@@ -23,6 +23,7 @@ from foretune.train.loop import Point
 OVERFIT = 4.0  # where evidence of over-fitting stops to count
 CHANGES = 3.0  # where the sum of relative changes stops to count
 TRAVEL = 0.57  # relative change to which all steps may lead, above which runs were seen to collapse, some seeds or all
+LOST = 1.25  # likewise: all runs of which that is more were seen to collapse
 STEP = 0.005  # relative change in one step, below which none were, however long
 ASTRAY = 0.056  # relative change of the weights before anything is learnt, likewise
 LATE = 0.0195  # the same, from which runs often end far from their forecast
@@ -71,6 +72,11 @@ def scale(quantity: str, metric_name: str) -> Scale:
 def may_collapse(largest_step: float, travel: float, change_before_learning: float) -> bool:
     """Whether such runs were seen to collapse: large steps may lead too far in all, or lead astray before it learns."""
     return (largest_step > STEP and travel > TRAVEL) or change_before_learning > ASTRAY
+
+
+def is_lost(largest_step: float, travel: float) -> bool:
+    """Whether all such runs were seen to collapse, from any seed: their beginning would tell nothing new."""
+    return largest_step > STEP and travel > LOST
 
 
 def late(change_before_learning: float) -> bool:
@@ -136,11 +142,13 @@ def evidence(found: Simulation) -> dict[str, float]:
         ``eval_loss`` of classes counts up to log 2: while the labels of training examples are not yet more probable
         than all others, nothing is over-fitted; and ``learnt``, ``ρ/(1+ρ) · q/(1+q)``. Else, where a run may collapse,
         ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far guessing is from the simulation
-        on their scales, times how far a real beginning is from ``CAUGHT_UP``, ``fall`` of the metric and ``loss_fall``.
+        on their scales, times how far a real beginning is from ``CAUGHT_UP``, ``fall`` of the metric and ``loss_fall``;
+        runs that are lost count as begun, and as if they had learnt nothing.
     """
     on = scale("eval_metric", found.metric_name)
     stable = not may_collapse(found.largest_step, found.travel, found.change_before_learning)
-    followed = found.followed or 0.0
+    known = 0.0 if is_lost(found.largest_step, found.travel) else found.followed
+    followed = known or 0.0
     near = min(found.linearity_gap, 1.0) if stable else 0.0
     diverged = not math.isfinite(found.eval_loss + found.fitted_loss)
     unlearnt = min(found.eval_loss, math.log(2)) if found.metric_name == "accuracy" else found.eval_loss
@@ -161,7 +169,7 @@ def evidence(found: Simulation) -> dict[str, float]:
         "overfit": near * fitted,
         "learnt": (1 - 1 / (1 + rho)) * fitted / (1 + fitted),
         "unstable": float(not stable),
-        "blind": float(not stable and found.followed is None),
+        "blind": float(not stable and known is None),
         "followed": 0.0 if stable else followed,
         "fall": fall(on, found.guess, metric),
         "loss_fall": fall(_LOGARITHM, found.guess_loss, loss),

@@ -18,6 +18,7 @@ from foretune.forecast.calibration import (
     corrected,
     corrections,
     evidence,
+    is_lost,
     may_collapse,
     unstable,
 )
@@ -152,8 +153,13 @@ class Forecast:
 
     @property
     def followed(self) -> float | None:
-        """How much of what the simulation learnt in its beginning the real run learnt too; None: it was not begun."""
+        """How much of what the simulation learnt in its beginning the real run learnt too; None: that is not known."""
         return None if self.beginning is None else self.beginning.followed
+
+    @property
+    def to_begin(self) -> bool:
+        """Whether it takes a beginning of the real run to tell whether it collapses."""
+        return self.may_collapse and not is_lost(self.reach.largest_step, self.reach.travel)
 
     @property
     def steps(self) -> int:
@@ -220,7 +226,8 @@ def forecast(
             progress(done + now, len(candidates) * seeds)
 
     for extra, seed in product(range(seeds), sorted({candidate.seed for candidate in candidates})):
-        taken, numbers = starts.tangents(seed + extra), [n for n, each in enumerate(candidates) if each.seed == seed]
+        taken = starts.tangents(seed + extra).on(task.model.device)
+        numbers = [n for n, each in enumerate(candidates) if each.seed == seed]
         jobs = [
             Start(each, *starts.draw(each, seed + extra), watch=() if extra else (Movement(size),))
             for each in (candidates[number] for number in numbers)
@@ -292,7 +299,7 @@ def begun(
     directory: Path | None = None,
     bar: Bar = lambda _: nullcontext(),
 ) -> list[Forecast]:
-    """The same forecasts, ranked again, after the real runs of those that may collapse have been begun.
+    """The same forecasts, ranked again, after the real runs of those that may collapse, or not, have been begun.
 
     Args:
         forecasts: Of the task.
@@ -302,7 +309,7 @@ def begun(
         bar: Makes a progress bar for a label; by default there is none.
     """
     for each in forecasts:
-        if share > 0 and each.may_collapse:
+        if share > 0 and each.to_begin:
             with bar(f"beginning {each.candidate.name} for real") as progress:
                 losses = each.runs[0].step_losses
                 each.beginning = begin(

@@ -80,7 +80,7 @@ class Relinearise(TrainerCallback):
                     sample=model.tangents.num_train,
                 )
                 growth = None if model.growth is None else growth_of(self.task, found, model.adapters)
-            model.relinearise(found, growth)
+            model.relinearise(found.on(self.task.model.device), growth)
 
 
 def gap_sample(tangents: Tangents) -> Int[Tensor, " b"]:
@@ -105,7 +105,7 @@ def linearity_gap(task: Task, model: TangentModel, examples: Int[Tensor, " b"], 
         before: The network's outputs f0 for them at the start of the run.
     """
     rows = task.eval.select((examples - model.tangents.num_train).tolist())
-    with simulated_weights(task, model), ShortLayers(model.tangents.dtype):
+    with simulated_weights(task, model), ShortLayers(model.tangents.dtype, device=task.model.device):
         true = all_outputs(task.model, task, rows)
     with evaluating(model), without_growth(model), torch.no_grad():
         predicted = model(examples).logits

@@ -64,10 +64,10 @@ def forecast_run(
     starts = Starts(task, tangents, take)
     for seed in sorted({candidate.seed + extra for candidate in task.candidates for extra in range(seeds)}):
         starts.tangents(seed)
-    with bar("forecasting") as progress:
+    with bar("forecasting") as progress, task.placed():
         forecasts = forecast(starts, task, task.candidates, seeds=seeds, refreshes=refreshes, progress=progress)
     forecasts = begun(forecasts, task, begin, directory=directory, bar=bar)
-    result = provenance(task.candidates[0].seed, time.perf_counter() - started) | {
+    result = provenance(task.candidates[0].seed, time.perf_counter() - started, task.device) | {
         "task": describe(task, str(loaded.config.model.path)),
         "collect": {
             "seconds": sum(each.seconds for each in starts.passes),

@@ -58,5 +58,5 @@ class Starts:
             with torch.random.fork_rng(devices=[]):
                 set_seed(seed)
                 model = self.task.build_model(seed)
-                self.seen[seed] = self.first.head.with_modules(model), torch.get_rng_state()
+                self.seen[seed] = self.first.head.with_modules(model).cpu(), torch.get_rng_state()
         return self.seen[seed]

@@ -218,7 +218,7 @@ def ntk(tangents: Tangents, adapters: Sequence[Adapter], granularity: Granularit
         for name, block in layer_kernels(
             calls, pair, everything[: tangents.num_train], dtype=dtype, by_rank=granularity == "rank_row"
         ):
-            blocks[f"{layer}.{name}"] = block
+            blocks[f"{layer}.{name}"] = block.cpu()
     return Kernel(
         blocks,
         targets(tangents.labels, tangents.loss, tangents.outputs.shape[1]) @ centred.T,

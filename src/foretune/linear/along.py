@@ -27,7 +27,8 @@ def along_tangents(
         weights: Of layers that have tangents.
         dtype: Of the changes.
     """
-    product = product_dtype(tangents.dtype)
+    device = tangents.inputs(0).device
+    product = product_dtype(tangents.dtype, device)
     draws = Draws() if any(share for each in weights for share in each.dropouts.values()) else None
     change = torch.zeros(len(examples), tangents.num_directions, len(weights), dtype=dtype)
     adapted = {layer for each in weights for layer in each.now}
@@ -36,6 +37,7 @@ def along_tangents(
     ]
     for layout in dict.fromkeys(entry.rows_per_example for _, entry in read):
         rows, owner = tangents.rows(examples, layout)
+        rows = rows if isinstance(rows, slice) else rows.to(device)
         forms, inputs = Bilinear(len(weights)), {}
         for number, entry in read:
             if entry.rows_per_example != layout:
@@ -67,7 +69,7 @@ def _parts(layer: str, weights: Sequence[Weights]) -> dict[float, list[Part]]:
 
 def _dropped(inputs: Float[Tensor, "rows i"], share: float, generator: torch.Generator) -> Float[Tensor, "rows i"]:
     """Inputs without a share of them, and the others larger by as much."""
-    kept = torch.empty_like(inputs).bernoulli_(1 - share, generator=generator)
+    kept = torch.empty_like(inputs, device="cpu").bernoulli_(1 - share, generator=generator).to(inputs.device)
     return inputs * kept.div_(1 - share) if share < 1 else kept
 
 

@@ -67,9 +67,11 @@ class _Sums(torch.autograd.Function):
     def forward(
         ctx: Any, layers: list[_Layer], scale: Float[Tensor, "r k"], *factors: Tensor
     ) -> Float[Tensor, "rows q k"]:
-        """The sums of bilinear forms of every row; factors are A and B of each part in turn."""
+        """The sums of bilinear forms of every row, where the factors are; these are A and B of each part in turn."""
         rows, directions, _ = layers[0].gradients.shape
-        first, second, groups = list(factors[::2]), list(factors[1::2]), _groups(layers)
+        home, device = scale.device, layers[0].inputs.device
+        scale, moved = scale.to(device), _together(factors, device)
+        first, second, groups = list(moved[::2]), list(moved[1::2]), _groups(layers)
         down, up = scale.new_empty(rows, len(scale)), scale.new_empty(rows, directions, len(scale))
         for group in groups:
             inputs, count = group[0].inputs, sum(len(layer.ranks) for layer in group)
@@ -79,13 +81,13 @@ class _Sums(torch.autograd.Function):
             columns, second = torch.cat(second[: len(layer.ranks)], 1), second[len(layer.ranks) :]  # (o, r)
             up[..., layer.place] = layer.gradients @ columns.to(layer.gradients.dtype)
         ctx.layers, ctx.groups, ctx.scale, ctx.down, ctx.up = layers, groups, scale, down, up
-        return _into_columns(up * down.unsqueeze(1), scale)
+        return _into_columns(up * down.unsqueeze(1), scale).to(home)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the factors."""
         kept, kind = ctx.up.dtype, ctx.layers[0].inputs.dtype
-        outer = _out_of_columns(grads[0], ctx.scale)  # (rows, q, r of all)
+        outer = _out_of_columns(grads[0].to(ctx.scale.device), ctx.scale)  # (rows, q, r of all)
         weights, mixed = (outer * ctx.up).sum(1).to(kind), (outer * ctx.down.unsqueeze(1)).to(kind)
         of_a: list[Tensor] = []
         of_b: list[Tensor] = []
@@ -96,7 +98,16 @@ class _Sums(torch.autograd.Function):
         for layer in ctx.layers:
             left = mixed[..., layer.place].flatten(0, 1)  # (rows q, r)
             of_b += (left.T @ layer.gradients.flatten(0, 1)).to(kept).split(layer.ranks)
-        return None, None, *(each for a, b in zip(of_a, of_b, strict=True) for each in (a, b.T))
+        found = [each for a, b in zip(of_a, of_b, strict=True) for each in (a, b.T)]
+        return None, None, *_together(found, grads[0].device)
+
+
+def _together(parts: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Tensors on a device, brought there in one piece where they are not."""
+    if parts[0].device == device:
+        return parts
+    flat = torch.cat([part.flatten() for part in parts]).to(device)
+    return [each.view(part.shape) for each, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)]
 
 
 def _into_columns(values: Float[Tensor, "rows q r"], scale: Float[Tensor, "r k"]) -> Float[Tensor, "rows q k"]:

@@ -127,6 +127,11 @@ def draw_adapters(model: nn.Module, config: LoraConfig, generator_state: Tensor)
         torch.set_rng_state(generator_state)
         with adapted(model, config) as peft_model:
             return [
-                Adapter(x.layer, x.name, x.a.detach().clone(), x.b.detach().clone(), x.scaling, x.dropout)
+                Adapter(x.layer, x.name, _copied(x.a), _copied(x.b), x.scaling, x.dropout)
                 for x in read_adapters(peft_model)
             ]
+
+
+def _copied(factor: Tensor) -> Tensor:
+    """A copy on the CPU, where runs are simulated."""
+    return factor.detach().to("cpu", copy=True)

@@ -43,7 +43,7 @@ class Arena(Rows):
         device: torch.device,
     ) -> None:
         super().__init__(device)
-        self.product = product_dtype(dtype)
+        self.product = product_dtype(dtype, device)
         self.plain: dict[int, int | None] = {}  # rows of every example of a call, None: one a token
         for call in calls:
             by_token = call.by_token and lengths is not None

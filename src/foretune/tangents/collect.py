@@ -46,8 +46,8 @@ def collect(
 
     For every call ``z = W a`` of an adapted layer this keeps ``a`` and the gradients at ``z`` of the features that
     enter the trained head, along an orthonormal basis of few directions (theory.md section 6). It costs one forward
-    and one activation-only backward pass a direction, whatever adapters are forecast later. Modules without a rule,
-    names that match nothing and heads that cannot be cut off are an ``InputError``.
+    and one activation-only backward pass a direction, whatever adapters are forecast later, on ``task.device``.
+    Modules without a rule, names that match nothing and heads that cannot be cut off are an ``InputError``.
 
     Args:
         task: Model, data and loss.
@@ -68,17 +68,19 @@ def collect(
     layers = select_layers(model, modules, heads)
     kept = dtype or (torch.bfloat16 if model.dtype == torch.float32 else model.dtype)
     tolerance = (TOLERANCE if kept == torch.bfloat16 else 0.0) if tolerance is None else tolerance
-    work = _Pass(task, layers, heads, kept, tolerance, batch_size, progress)
-    if directory is None:
-        return work.run(None, started)
-    folder = Path(directory) / _key(task, layers, heads, kept, tolerance)  # hashes the weights: only where it is needed
-    found = Tangents.load(folder, lambda: work.head)
-    if found is None:
-        with store.writing(folder) as temporary:
-            work.run(temporary, started).save(temporary)
+    with task.placed():
+        work = _Pass(task, layers, heads, kept, tolerance, batch_size, progress)
+        if directory is None:
+            return work.run(None, started)
+        # hashes the weights: only where it is needed
+        folder = Path(directory) / _key(task, layers, heads, kept, tolerance)
         found = Tangents.load(folder, lambda: work.head)
-        assert found is not None
-        found.reused = False
+        if found is None:
+            with store.writing(folder) as temporary:
+                work.run(temporary, started).save(temporary)
+            found = Tangents.load(folder, lambda: work.head)
+            assert found is not None
+            found.reused = False
     return found
 
 
@@ -141,8 +143,8 @@ class _Pass:
         self.lengths = train + evaluation
         self.batches = alike_in_splits(train, evaluation, batch_size)
         self.order = [i for batch in self.batches for i in batch]
-        self.short_layers = ShortLayers(dtype, [task.model.get_submodule(name) for name in heads])
-        self.head: Head = find_head(task.model, heads, self.batch(self.order[:2]))
+        self.short_layers = ShortLayers(dtype, [task.model.get_submodule(name) for name in heads], self.device)
+        self.head: Head = find_head(task.model, heads, self.batch(self.order[:2])).cpu()
 
     def batch(self, examples: Sequence[int]) -> dict[str, Tensor]:
         """A padded batch of examples, numbered through both splits."""
@@ -159,7 +161,7 @@ class _Pass:
         if not self.head.names:
             return TaskDirections(self.centring, (self.head,))
         chosen = self.task.drawn(PROBE_EXAMPLES)
-        short = product_dtype(self.dtype) == torch.bfloat16
+        short = product_dtype(self.dtype, self.device) == torch.bfloat16
         features, labels = [], []
         for some in alike([self.lengths[i] for i in chosen], self.most):
             batch = self.batch([chosen[i] for i in some])
@@ -251,7 +253,7 @@ class _Pass:
             tensors=room.tensors,
             place=place,
             counts=torch.tensor([self.lengths[i] for i in self.order]),
-            head=copy.deepcopy(self.head).cpu(),
+            head=copy.deepcopy(self.head),
             num_train=self.num_train,
             loss=self.task.loss,
             normalisation=self.normalisation.cpu(),

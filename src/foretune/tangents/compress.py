@@ -15,6 +15,7 @@ from torch import Tensor
 TOLERANCE = 0.02  # share of |G|^2 that may be left out, on average over examples
 SIMULATED = 0.1  # share that simulated runs may leave out
 MORE = 4  # random inputs beyond the rank
+SMALL = 32  # rows of matrices of which a GPU decomposes many at once
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # few, so that many layers have rows alike
 
 
@@ -50,13 +51,30 @@ def low_rank(
 
     basis = _orthonormal(inputs.mT @ across(inputs @ start))
     seen = inputs @ basis
-    _, turn = torch.linalg.eigh(_single(seen.mT @ across(seen)))
+    _, turn = _eigh(_single(seen.mT @ across(seen)))
     turn = turn[:, :, more - rank :].to(basis.dtype)
     return (basis @ turn).mT, (seen @ turn).mT @ gradients
 
 
 def _orthonormal(columns: Float[Tensor, "b i r"]) -> Float[Tensor, "b i r"]:
-    return torch.linalg.qr(_single(columns))[0].to(columns.dtype)
+    """An orthonormal basis of the columns: on a GPU, which factors tall matrices one by one, of what is not tiny."""
+    if not columns.is_cuda:
+        return torch.linalg.qr(_single(columns))[0].to(columns.dtype)
+    return by_gram(columns.double()).to(columns.dtype)
+
+
+def by_gram(columns: Float[Tensor, "b i r"]) -> Float[Tensor, "b i r"]:
+    """An orthonormal basis of the columns' span but its directions of less than 1e-5 of the longest: zeros instead."""
+    squares, turn = _eigh(columns.mT @ columns)
+    inverse = torch.where(squares > 1e-10 * squares[:, -1:], squares.clamp_min(1e-300).rsqrt(), 0)
+    return columns @ (turn * inverse[:, None])
+
+
+def _eigh(matrices: Float[Tensor, "b r r"]) -> tuple[Float[Tensor, "b r"], Float[Tensor, "b r r"]]:
+    """Eigenvalues and eigenvectors; a GPU is fast at many small ones only."""
+    place = matrices.device if matrices.shape[1] <= SMALL else "cpu"
+    values, vectors = torch.linalg.eigh(matrices.to(place))
+    return values.to(matrices), vectors.to(matrices)
 
 
 def _single(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

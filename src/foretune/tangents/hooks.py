@@ -236,6 +236,6 @@ def _write(values: Tensor, padding: Bool[Tensor, " rows"] | None, target: Tensor
     if padding is None or len(target) == len(flat):
         target.copy_(flat)
         if padding is not None:
-            target.index_fill_(0, padding.nonzero().squeeze(1), 0)
+            target.index_fill_(0, padding.nonzero().squeeze(1).to(target.device), 0)
     else:
         target.copy_(flat.index_select(0, (~padding).nonzero().squeeze(1)))

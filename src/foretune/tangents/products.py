@@ -1,7 +1,7 @@
 """In which type long products are taken: rows that are kept in bfloat16 need none that are more exact than they."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 
-def product_dtype(stored: torch.dtype) -> torch.dtype:
-    """In which type to multiply long matrices of stored rows: bfloat16 where the processor can, else float32."""
+def product_dtype(stored: torch.dtype, device: torch.device | str = "cpu") -> torch.dtype:
+    """In which type to multiply long matrices of stored rows: bfloat16 where the device can, else float32."""
     if stored == torch.float64:
         return stored
-    fast = stored == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
+    if torch.device(device).type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast and stored == torch.bfloat16 else torch.float32
 
 
 @contextmanager
@@ -42,16 +45,20 @@ def short_products(stored: torch.dtype) -> Generator[None]:
 class ShortLayers(TorchFunctionMode):
     """Inside the block linear layers take ``short_products``, and gradients go down through them in ``product_dtype``.
 
-    Normalisations, attention and the stream between layers stay as they are.
+    Normalisations, attention and the stream between layers stay as they are, and so do products on a GPU on the way up,
+    which would be less exact there.
 
     Args:
         stored: How rows are kept that come of it: nothing changes where these are no shorter than the network's.
         exact: Modules whose layers stay as they are.
+        device: Where the network is.
     """
 
-    def __init__(self, stored: torch.dtype, exact: Iterable[nn.Module] = ()) -> None:
+    def __init__(
+        self, stored: torch.dtype, exact: Iterable[nn.Module] = (), device: torch.device | str = "cpu"
+    ) -> None:
         super().__init__()
-        self.stored, self.product = stored, product_dtype(stored)
+        self.stored, self.product = stored, product_dtype(stored, device)
         self.exact = {id(parameter) for module in exact for parameter in module.parameters()}
 
     def __torch_function__(
@@ -66,7 +73,7 @@ class ShortLayers(TorchFunctionMode):
         if layer is None or id(layer[1]) in self.exact or self.product.itemsize >= layer[1].dtype.itemsize:
             return function(*args, **kwargs or {})
         source, parameter = layer
-        with short_products(self.stored):
+        with nullcontext() if parameter.is_cuda else short_products(self.stored):
             output = function(*args, **kwargs or {})
         trained = any(each.requires_grad for each in args if isinstance(each, Tensor) and each is not source)
         if trained or not source.requires_grad:

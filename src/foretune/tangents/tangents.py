@@ -140,6 +140,12 @@ class Tangents:
         within = torch.arange(len(owner)) - (sizes.cumsum(0) - sizes)[owner]
         return first[owner] + within, owner
 
+    def on(self, device: torch.device) -> "Tangents":
+        """The same with the rows on a GPU, if it has room for twice as many; else where they are."""
+        if device.type != "cuda" or 2 * self.num_bytes > torch.cuda.mem_get_info(device)[0]:
+            return self
+        return replace(self, tensors={name: rows.to(device) for name, rows in self.tensors.items()})
+
     def sample(self, examples: Int[Tensor, " m"]) -> "Tangents":
         """The tangents of some training examples alone; their rows are copied where they do not lie together."""
         examples = examples[self.place[examples].argsort()]  # rows stay in the order in which they lie

@@ -3,7 +3,8 @@
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
 
@@ -96,6 +97,26 @@ class Task:
     def build_model(self, seed: int) -> PreTrainedModel:
         """A fresh model whose new head belongs to ``seed``; changing it leaves the task as it was."""
         return copy.deepcopy(self.model) if self.model_init is None else self.model_init(seed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where passes over the model are made: a GPU, unless its training asks for none; else where the model is."""
+        asked = not (self.candidates and self.candidates[0].training.get("use_cpu"))
+        return (
+            torch.device("cuda", torch.cuda.current_device())
+            if asked and torch.cuda.is_available()
+            else self.model.device
+        )
+
+    @contextmanager
+    def placed(self) -> Generator[None]:
+        """Inside the block the model is on ``device``, afterwards where it was."""
+        before, device = self.model.device, self.device
+        self.model.to(device)  # type: ignore[arg-type]
+        try:
+            yield
+        finally:
+            self.model.to(before)  # type: ignore[arg-type]
 
     def compute_metrics(self, logits: ArrayLike | torch.Tensor, labels: ArrayLike | torch.Tensor) -> dict[str, float]:
         """``{"eval_metric": ...}`` of logits (n, c) against labels (n,), for real runs and forecasts alike.

@@ -142,7 +142,7 @@ def certify(
         per_layer: Also move every layer alone; three forward passes a layer.
         progress: Called with passes over the evaluation examples done and in all.
     """
-    linear = adapter if isinstance(adapter, Linearised) else load_adapter(task, adapter)
+    linear = adapter if isinstance(adapter, Linearised) else load_adapter(task, adapter).to(task.device)
     work = _Measurement(linear, task, progress or (lambda done, total: None), per_layer)
     folder = None if isinstance(adapter, Linearised) else Path(adapter)
     return work.certificate(folder)
@@ -163,7 +163,7 @@ def certify_run(
     found = certify(task, adapter, per_layer=per_layer, progress=progress)
     result = result_of(adapter)
     inside = adapter.resolve().is_relative_to(directory.resolve())
-    content = provenance(int(result.get("seed", 42)), time.perf_counter() - started) | {
+    content = provenance(int(result.get("seed", 42)), time.perf_counter() - started, task.device) | {
         "name": result.get("candidate", adapter.resolve().name),
         "linearised": bool(result.get("linearised")),
         "adapter": str(adapter.resolve().relative_to(directory.resolve()) if inside else adapter),
