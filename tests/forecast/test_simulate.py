@@ -1,11 +1,13 @@
 """A simulated run starts where the real one starts, sees the same batches, and agrees to first order."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import write_tiny_run
+from transformers import TrainingArguments
 
 from foretune.cli.console import progress_bar
 from foretune.forecast.forecast import forecast
@@ -15,6 +17,7 @@ from foretune.forecast.starts import Starts
 from foretune.linear.tangent_model import TangentModel
 from foretune.tangents import Tangents, collect, read_adapters
 from foretune.task import Candidate, Task, load_task
+from foretune.task.doctor import num_steps
 from foretune.train import build_peft_model, loop_arguments, run_trainer
 from foretune.train.loop import TOGETHER
 
@@ -45,6 +48,18 @@ def real_run(task: Task, candidate: Candidate, folder: Path) -> tuple[Any, list[
     args = candidate.training_arguments(folder, **loop_arguments({}), save_strategy="no")
     run, _ = run_trainer(model, args, task.train, task.eval, task.compute_metrics, collator=spy)
     return run, [batch for batch in seen if -1 not in batch], model
+
+
+def test_batches_are_those_of_all_gpus_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``Trainer`` gives each GPU of a process its own part (``DataParallel``), and so takes fewer steps."""
+    task, candidate, tangents = loaded(tmp_path, per_device_train_batch_size=2, num_train_epochs=2, use_cpu=False)
+    start = Starts(task, tangents).draw(candidate, 0)
+    alone = simulate(tangents, task, candidate, *start, seed=0)[0].final["step"]
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda args: 0 if args.use_cpu else 2))
+    start = Starts(task, tangents).draw(candidate, 0)
+    on_two = simulate(tangents, task, candidate, *start, seed=0)[0].final["step"]
+    arguments = candidate.training_arguments(tmp_path)
+    assert arguments.train_batch_size == 4 and num_steps(len(task.train), arguments) == on_two == math.ceil(alone / 2)
 
 
 def test_start_is_that_of_the_real_run(tmp_path: Path) -> None:

@@ -188,7 +188,8 @@ def _moments(models: Sequence[TangentModel]) -> Moments:
 
 
 def _arguments(candidate: Candidate, scratch: str, seed: int) -> TrainingArguments:
-    overrides = _NEUTRAL | loop_arguments(candidate.training) | {"seed": seed}
+    together = candidate.training_arguments(scratch).train_batch_size  # of all GPUs that the real run takes
+    overrides = _NEUTRAL | loop_arguments(candidate.training) | {"seed": seed, "per_device_train_batch_size": together}
     return candidate.training_arguments(scratch, **overrides)
 
 

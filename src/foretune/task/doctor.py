@@ -139,10 +139,10 @@ def time_per_example(task: Task, candidate: Candidate, device: torch.device, bat
 
 
 def num_steps(rows: int, arguments: TrainingArguments) -> int:
-    """Optimiser steps of a run on one device, counted as ``Trainer`` does."""
+    """Optimiser steps of a run in one process, on all of its GPUs, counted as ``Trainer`` does."""
     if arguments.max_steps > 0:
         return arguments.max_steps
-    batches = rows / arguments.per_device_train_batch_size
+    batches = rows / arguments.train_batch_size
     count = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
     per_epoch = max(math.ceil(count / arguments.gradient_accumulation_steps), 1)
     return math.ceil(arguments.num_train_epochs * per_epoch)
@@ -183,7 +183,7 @@ def _numbers(found: list[int]) -> str:
 
 
 def _rows_per_step(arguments: TrainingArguments) -> int:
-    return arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    return arguments.train_batch_size * arguments.gradient_accumulation_steps
 
 
 def _train_bytes(task: Task, found: Adaptation, arguments: TrainingArguments, tokens: int) -> int:
