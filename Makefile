@@ -27,7 +27,7 @@ demo: $(STAMP) ## forecast, train and compare on a real model and real text
 	$(BIN)/foretune demo -o runs/demo
 
 test: lint ## everything that must pass: lint, types, tests, coverage
-	$(BIN)/python -m pytest --cov=foretune --cov-report=term --cov-fail-under=85
+	$(BIN)/python -m pytest --numprocesses=auto --cov=foretune --cov-report=term --cov-fail-under=85
 
 lint: $(STAMP) ## style and types
 	$(BIN)/ruff check .

@@ -28,11 +28,6 @@ def lora_config(kind: str, **changes: Any) -> LoraConfig:
     return LoraConfig(**options | changes)
 
 
-def one_thread() -> None:
-    """Tiny matrices: a second thread costs more than it gives. ``conftest`` sets it back for the next test."""
-    torch.set_num_threads(1)
-
-
 def randomise(model: nn.Module, part: str, seed: int = 5) -> None:
     """Fill the parameters whose name has ``part`` in it with noise."""
     generator = torch.Generator().manual_seed(seed)
@@ -44,7 +39,6 @@ def randomise(model: nn.Module, part: str, seed: int = 5) -> None:
 
 def lora_model(kind: str, trained: bool = False, **changes: Any) -> PeftModel:
     """A tiny model with adapters; ``trained`` ones have B ≠ 0."""
-    one_thread()
     options = {name: changes.pop(name) for name in ("dtype", "attn_implementation") if name in changes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -92,7 +86,6 @@ def tiny_task(
     **changes: Any,
 ) -> Task:
     """A task whose texts have several lengths; ``order`` permutes the training examples."""
-    one_thread()
     generator = torch.Generator().manual_seed(3)
     loss: Loss = "cross_entropy" if num_labels > 1 else "mean_squared_error"
     rows: list[dict[str, Any]] = []

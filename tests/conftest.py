@@ -9,6 +9,8 @@ os.environ.update(
     HF_HUB_DISABLE_PROGRESS_BARS="1",
     HF_DATASETS_DISABLE_PROGRESS_BARS="1",
     TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",  # tiny matrices: a second thread costs more than it gives
+    OPENBLAS_NUM_THREADS="1",
 )
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -27,4 +29,4 @@ transformers.utils.logging.disable_progress_bar()
 @pytest.fixture(autouse=True)
 def _reproducible() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)

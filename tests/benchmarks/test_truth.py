@@ -44,7 +44,6 @@ CANDIDATES: list[dict[str, Any]] = [
 
 @pytest.fixture
 def task(tmp_path: Path) -> Task:
-    torch.set_num_threads(1)
     return load_task(write_tiny_run(tmp_path / "run", candidates=CANDIDATES))
 
 

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import pytest
-from cases import one_thread
 from helpers import write_jsonl, write_tiny_run
 from task.bad_inputs import CASES, BadInput
 
@@ -175,7 +174,6 @@ def test_adapters_without_tangents_are_refused(
 def test_a_linearised_run_stands_beside_the_true_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one_thread()
     run, out = write_tiny_run(tmp_path), tmp_path / "out"
     assert foretune(monkeypatch, "forecast", run, "-o", out, "--seeds", 1) == 0
     assert foretune(monkeypatch, "train", run, "--linearised", "-o", out) == 0
@@ -199,7 +197,6 @@ def test_a_linearised_run_stands_beside_the_true_one(
 def test_certify_and_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one_thread()
     candidates = [{"name": "plain", "training": {"optim": "sgd", "learning_rate": 0.02}}, {"name": "adam"}]
     run, out = write_tiny_run(tmp_path, candidates=candidates, training={"max_steps": 4}), tmp_path / "out"
     assert foretune(monkeypatch, "train", run, "--certify", "-o", out) == 0
@@ -225,7 +222,6 @@ def test_certify_and_report(
 def test_what_cannot_be_certified_is_the_users_mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one_thread()
     run, out = write_tiny_run(tmp_path, training={"max_steps": 1}), tmp_path / "out"
 
     def refused(*arguments: object) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import trials
-from cases import one_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +17,6 @@ ZERO = Bound(0.0, certified=True)
 
 
 def assert_no_violation(trial: Callable[[int], Iterator[trials.Trial]], seed: int) -> None:
-    one_thread()
     assert [each for each in trial(seed) if not each.holds] == []
 
 

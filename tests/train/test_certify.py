@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import lora_config, one_thread, tiny_task
+from cases import lora_config, tiny_task
 from helpers import write_tiny_model, write_tiny_run
 from peft import get_peft_model
 from torch.testing import assert_close
@@ -18,11 +18,6 @@ from foretune.linear import Linearised, linearise
 from foretune.task import Task, load_task
 from foretune.train import Certificate, certify, certify_run, fine_tune, load_adapter
 from foretune.train.certify import DistanceBound, _same_label
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    one_thread()
 
 
 def adapted(task: Task, size: float = 0.1) -> Linearised:

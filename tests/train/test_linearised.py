@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from cases import one_thread
 from helpers import write_tiny_run
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -14,12 +13,6 @@ from foretune.errors import InputError
 from foretune.linear import linearise
 from foretune.task import load_task
 from foretune.train import build_peft_model, fine_tune
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    one_thread()
-
 
 SMALL = {"num_train_epochs": 2, "learning_rate": 1e-4, "optim": "sgd"}
 

@@ -136,7 +136,6 @@ def adapter(directory: Path, name: str = "base") -> dict[str, Tensor]:
 def test_an_interrupted_run_ends_bit_for_bit_where_the_whole_run_ends(rule: str, tmp_path: Path) -> None:
     training = {"num_train_epochs": 3, "gradient_accumulation_steps": 2, "learning_rate": 1e-2, "max_grad_norm": 0.3}
     run = write_tiny_run(tmp_path, training=training, proximal={"strength": 30.0, "rule": rule, "scope": "tensor"})
-    torch.set_num_threads(1)
     task = load_task(run)
     result, _ = fine_tune(task, task.candidates[0], tmp_path / "whole")
     assert result["proximal"] == {"strength": 30.0, "rule": rule, "scope": "tensor"}

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from cases import one_thread
 from helpers import tiny_rows, write_jsonl, write_tiny_run
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -43,7 +42,6 @@ def draw(loss: str, n: int = 5) -> dict[str, Tensor]:
 
 def follow(loss: str, seed: int, decay: float, strength: float, share: float, steps: int = 25) -> list[float]:
     """Train a network and its linear model on the same batches: bound ÷ truth of every step."""
-    one_thread()
     network = Tiny(loss, seed)
     linear, ratios = linearise(network), []
     shadow = copy.deepcopy(linear)  # with parameters of its own
@@ -150,7 +148,6 @@ def test_parameters_may_only_change_in_steps() -> None:
 
 def task_of(folder: Path, regression: bool = False, **sections: Any) -> Task:
     """A tiny run of plain SGD; regression on the number of a text's opinion words."""
-    one_thread()
     training = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0} | sections.pop("training", {})
     path = write_tiny_run(folder, training=training, **sections)
     if regression:
