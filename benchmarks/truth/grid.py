@@ -154,6 +154,7 @@ TASKS = {
     "reuters": Setting("reuters", max_length=48, curve=False),
     "fresh": Setting("fresh", **USUAL),
     "party": Setting("party", max_length=48, curve=False),
+    "articles": Setting("articles", train=192, batch=8, max_length=48, curve=False),
     "pooler": Setting("movie", epochs=8, batch=32, max_length=128, rate=2e-3, pooling="model"),
     "movie-mpnet": Setting("movie", rate=5e-4, curve=False, model="mpnet", candidates=HALF),
     "tweets-mpnet": Setting("tweets", rate=5e-4, curve=False, model="mpnet", candidates=HALF),

