@@ -118,6 +118,10 @@ def test_a_model_is_where_it_was_after_it_was_placed(tmp_path: Path, monkeypatch
         assert moves == ["meta"]
         _ = 1 // 0
     assert moves == ["meta", str(before)]
+    monkeypatch.setattr(Task, "device", before)
+    with task.placed():
+        pass
+    assert len(moves) == 2
 
 
 def test_misuse_is_explained() -> None:

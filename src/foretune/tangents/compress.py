@@ -57,7 +57,7 @@ def low_rank(
 
 
 def _orthonormal(columns: Float[Tensor, "b i r"]) -> Float[Tensor, "b i r"]:
-    """An orthonormal basis of the columns: on a GPU, which factors tall matrices one by one, of what is not tiny."""
+    """An orthonormal basis of the columns; a GPU would factor them matrix by matrix, and takes ``by_gram``."""
     if not columns.is_cuda:
         return torch.linalg.qr(_single(columns))[0].to(columns.dtype)
     return by_gram(columns.double()).to(columns.dtype)

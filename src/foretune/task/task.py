@@ -112,6 +112,9 @@ class Task:
     def placed(self) -> Generator[None]:
         """Inside the block the model is on ``device``, afterwards where it was."""
         before, device = self.model.device, self.device
+        if before == device:  # quantised models refuse to be moved, even there
+            yield
+            return
         self.model.to(device)  # type: ignore[arg-type]
         try:
             yield
