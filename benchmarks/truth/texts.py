@@ -239,6 +239,16 @@ def _package(package: Package) -> Path:
 BUILDERS: dict[str, Callable[[], Iterator[Grouped]]] = {
     each.__name__: each
     for each in (
-        *(amazon, editorials, subjectivity, fresh, party, newsgroups, reuters, articles, agreement, order, questions),
+        amazon,
+        editorials,
+        subjectivity,
+        fresh,
+        party,
+        newsgroups,
+        reuters,
+        articles,
+        agreement,
+        order,
+        questions,
     )
 }

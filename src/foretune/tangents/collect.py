@@ -1,6 +1,5 @@
 """The one pass over the data: inputs and output gradients of every layer that any candidate adapts."""
 
-import copy
 import hashlib
 import json
 import time
@@ -253,7 +252,7 @@ class _Pass:
             tensors=room.tensors,
             place=place,
             counts=torch.tensor([self.lengths[i] for i in self.order]),
-            head=copy.deepcopy(self.head),
+            head=self.head,
             num_train=self.num_train,
             loss=self.task.loss,
             normalisation=self.normalisation.cpu(),

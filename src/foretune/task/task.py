@@ -101,12 +101,10 @@ class Task:
     @property
     def device(self) -> torch.device:
         """Where passes over the model are made: a GPU, unless its training asks for none; else where the model is."""
-        asked = not (self.candidates and self.candidates[0].training.get("use_cpu"))
-        return (
-            torch.device("cuda", torch.cuda.current_device())
-            if asked and torch.cuda.is_available()
-            else self.model.device
-        )
+        spared = bool(self.candidates) and self.candidates[0].training.get("use_cpu")
+        if spared or not torch.cuda.is_available():
+            return self.model.device
+        return torch.device("cuda", torch.cuda.current_device())
 
     @contextmanager
     def placed(self) -> Generator[None]:
