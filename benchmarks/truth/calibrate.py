@@ -79,10 +79,13 @@ def rows(task: dict[str, Any], quantity: str) -> tuple[np.ndarray, np.ndarray]:
 
 def evidence_of(simulated: dict[str, Any], task: dict[str, Any]) -> dict[str, float]:
     """The evidence about a gathered simulation of a task."""
+    return calibration.evidence(known_of(simulated, task))
+
+
+def known_of(simulated: dict[str, Any], task: dict[str, Any]) -> calibration.Simulation:
+    """What is known of a gathered simulation of a task."""
     known = UNKNOWN | simulated | {name: task[name] for name in ("guess", "metric_name", "outputs")}
-    return calibration.evidence(
-        calibration.Simulation(**{name: known[name] for name in calibration.Simulation._fields})
-    )
+    return calibration.Simulation(**{name: known[name] for name in calibration.Simulation._fields})
 
 
 NAMES = tuple(

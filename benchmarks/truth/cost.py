@@ -23,11 +23,11 @@ if __name__ == "__main__":  # not this folder: its names are common ones
 import numpy as np
 from common import RESULTS, save
 from paper.reading import paragraph
+from truth.calibrate import known_of
 from truth.grid import EVAL_SAMPLES, command_line, prepared
 from truth.grid import TASKS as SETTINGS
 from truth.predictors import clock
 
-from foretune.forecast.calibration import is_lost
 from foretune.forecast.forecast import forecast
 from foretune.results import read_json
 from foretune.tangents import Tangents, collect
@@ -35,6 +35,7 @@ from foretune.task import Candidate, Task, load_task
 from foretune.train import fine_tune
 
 COSTS = RESULTS / "cost.json"
+MORE = 24  # candidates that would share a pass too
 ALONE = ("qv", "all-linear")  # candidates that are forecast by themselves too
 MINILM = (
     *("movie", "tweets", "amazon", "editorials", "subjectivity", "newsgroups", "order", "questions", "reuters"),
@@ -101,10 +102,11 @@ def parts_of_a_run(found: dict[str, Any]) -> tuple[float, float]:
 def section(tasks: list[dict[str, Any]]) -> list[str]:
     """Of ``docs/truth.md``: what was measured, and how many candidates of the gathered tasks were begun."""
     costs = read_json(COSTS, "run benchmarks/truth/cost.py")["tasks"]
-    runs = [each for task in tasks for found in task["simulated"].values() for each in found.values()]
-    begun = sum(each.get("followed") is not None and not is_lost(each["largest_step"], each["travel"]) for each in runs)
+    runs = [known_of(each, task) for task in tasks for found in task["simulated"].values() for each in found.values()]
+    begun = sum(each.followed is not None and not each.is_foregone for each in runs)
     parts = {name: parts_of_a_run(found) for name, found in costs.items()}
     alone, whole = np.mean([parts[name] for name in MINILM if name in parts], 0)
+    shared = alone + (whole - alone) * costs[MINILM[0]]["candidates"] / MORE
     lines = [
         "## What it costs",
         "",
@@ -112,7 +114,8 @@ def section(tasks: list[dict[str, Any]]) -> list[str]:
             "Processor time, as a part of that of the real run of the same candidate with its evaluations (`python "
             "benchmarks/truth/cost.py`). A forecast: the mean of all candidates, without the pass that they share. In "
             "all: with the pass, divided by the candidates. On average over the tasks of MiniLM a forecast costs "
-            f"{alone:.3f} of a run, in all {whole:.3f}: the pass looks once at every text, {EVAL_SAMPLES} evaluation "
+            f"{alone:.3f} of a run, in all {whole:.3f}, and with {MORE} candidates that share the pass "
+            f"{shared:.3f}: the pass looks once at every text, {EVAL_SAMPLES} evaluation "
             "examples among them, and goes back once for each direction, so that little training and many directions "
             f"make it dear. Beginnings come on top: {begun} of {len(runs)} candidates here, each with about a fifth of "
             "its run (`python benchmarks/forecast.py`)."

@@ -16,6 +16,7 @@ from foretune.forecast.calibration import (
     ASTRAY,
     FOLLOWED,
     LATE,
+    LITTLE,
     LOST,
     STEP,
     TRAVEL,
@@ -27,7 +28,6 @@ from foretune.forecast.calibration import (
 )
 
 COLLAPSED = 0.5  # of what its simulation gained over guessing: less is a collapse
-GAIN = 0.05  # over guessing, that a simulation must promise for its run to collapse
 NEAR = 0.22  # travel from which runs are shown one by one
 
 
@@ -49,7 +49,7 @@ class Pair:
     def collapsed(self) -> bool:
         """Whether the run gained less than a share of what its simulation gained over guessing."""
         promised = self.simulated["eval_metric"] - self.task["guess"]
-        return promised >= GAIN and self.metric - self.task["guess"] < COLLAPSED * promised
+        return promised >= LITTLE and self.metric - self.task["guess"] < COLLAPSED * promised
 
     @property
     def risky(self) -> bool:
@@ -89,13 +89,15 @@ def collapses(tasks: list[dict[str, Any]]) -> list[str]:
         "",
         *paragraph(
             f"A run counts as collapsed if it gains less than {COLLAPSED:.0%} of what its simulation gains over "
-            f"guessing, if that is {100 * GAIN:.0f} points or more ({listed(_counted([pair.name for pair in fell]))}). "
-            "`foretune forecast` warns where all steps together, were they as large as the largest early one, could "
-            f"lead the network's linear weights more than {TRAVEL:.0%} of their size away and that one is above "
+            f"guessing, if that is {100 * LITTLE:.0f} points or more "
+            f"({listed(_counted([pair.name for pair in fell]))}). `foretune forecast` warns where all steps together, "
+            "were they as large as the largest early one, could lead the network's linear weights more than "
+            f"{TRAVEL:.0%} of their size away and that one is above "
             f"{STEP:.1%}, or where those before the training loss begins to fall do lead them more than {ASTRAY:.1%} "
             "away, limits "
             "that were chosen on these very tasks and the runs below: before anything is trained that finds "
-            f"{caught(risky)}. Above {LOST:.0%} all did. Of the others of these runs it then makes the first "
+            f"{caught(risky)}. Above {LOST:.0%} all did. Of the others of these runs, but those that gain less than "
+            f"{100 * LITTLE:.0f} points even as simulated, it then makes the first "
             f"{BEGIN:.0%} and expects those to collapse whose training loss has fallen by less than {FOLLOWED:.0%} of "
             "what was simulated for these steps: "
             f"{caught(called)}; missed: {listed(_counted(missed))}. Of one configuration a seed may collapse and "

@@ -161,6 +161,13 @@ def articles() -> Iterator[Grouped]:
             yield path.name, {"text": long[-1], "label": path.name.split("-")[0]}
 
 
+def messages() -> Iterator[Grouped]:
+    """Into which quarter of all of them does the mean human rating of a short message fall? Grades have an order."""
+    rows = sorted(rated("short-messages"))
+    for place, (_, text) in enumerate(rows):
+        yield text, {"text": text, "label": ("bad", "poor", "fair", "good")[4 * place // len(rows)]}
+
+
 def _topics(name: str) -> Iterator[Grouped]:
     for side in ("train", "test"):
         with (_package(ORANGE) / f"{name}-{side}.tab").open(encoding="utf-8", newline="") as file:
@@ -247,6 +254,7 @@ BUILDERS: dict[str, Callable[[], Iterator[Grouped]]] = {
         newsgroups,
         reuters,
         articles,
+        messages,
         agreement,
         order,
         questions,

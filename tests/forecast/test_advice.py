@@ -75,6 +75,12 @@ def test_a_real_beginning_is_told(loss: float, word: str, tmp_path: Path) -> Non
     assert "begun for 16 of 64 steps" in said and word in said and "whatever" not in said
 
 
+def test_of_little_gain_nothing_is_to_be_lost(tmp_path: Path) -> None:
+    task = load_task(write_tiny_run(tmp_path))
+    (said,) = advice(curve_of([0.7, 0.6, 0.5], 0.3), task.candidates[0], task, WILD, 0.3, gains_little=True)
+    assert "collapse and learn nothing, and even as simulated this one gains little over guessing;" in said
+
+
 @pytest.mark.parametrize(("fitted_loss", "outputs", "expected"), [(1.0, 8, True), (0.9, 8, False), (0.65, 2, False)])
 def test_several_classes_must_be_learnt_by_the_end(fitted_loss: float, outputs: int, expected: bool) -> None:
     assert unlearnt(fitted_loss, outputs) is expected

@@ -105,6 +105,11 @@ def test_only_runs_whose_steps_lead_too_far_are_begun(tmp_path: Path, monkeypatc
     with monkeypatch.context() as patched:  # of which nothing else was ever seen
         patched.setattr("foretune.forecast.calibration.LOST", strong.reach.travel - 1e-9)
         assert [each.beginning for each in begun([strong, other], task, 0.5)] == [None, None] and strong.unstable
+    with monkeypatch.context() as patched:  # which gains nothing even so
+        patched.setattr("foretune.forecast.calibration.LITTLE", strong.known.eval_metric - strong.guess + 1e-9)
+        assert [each.beginning for each in begun([strong, other], task, 0.5)] == [None, None] and strong.unstable
+        assert not strong.to_begin
+    assert strong.to_begin
     fallen = strong.eval_metric
     ranked = begun([strong, other], task, 0.5)
     assert other.beginning is None and strong.beginning is not None and strong.seconds > before

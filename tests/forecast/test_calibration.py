@@ -82,11 +82,18 @@ NOTHING = {
 def test_evidence_counts_up_to_its_bounds() -> None:
     far = LINEAR._replace(linearity_gap=3.0, layer_changes=math.inf, fitted_loss=0.0, eval_loss=5.0)
     assert evidence(far) == NOTHING | {"gap": 1.0, "changes": 3.0, "overfit": 4.0, "learnt": 0.8}
-    assert evidence(far._replace(outputs=3)) == NOTHING | {"gap": 1.0}
+    assert evidence(far._replace(outputs=3)) == NOTHING | {"gap": 1.0, "learnt": pytest.approx(3.7 / 5)}
     near = LINEAR._replace(linearity_gap=0.5, layer_changes=0.3, fitted_loss=1.0)
     assert evidence(near) == pytest.approx(NOTHING | {"gap": 0.5, "changes": 0.3})
-    fitted = LINEAR._replace(layer_changes=3.0, fitted_loss=0.1, eval_loss=0.1 * math.exp(1.5), metric_name="pearson")
-    assert evidence(fitted) == pytest.approx(NOTHING | {"correlation": 1.0, "changes": 3.0, "learnt": 0.75 * 0.6})
+    fitted = LINEAR._replace(layer_changes=3.0, fitted_loss=0.1, eval_loss=0.1 * math.exp(1.5))
+    regression = fitted._replace(metric_name="pearson", outputs=1)
+    assert evidence(regression) == pytest.approx(NOTHING | {"correlation": 1.0, "changes": 3.0, "learnt": 0.75 * 0.6})
+
+
+@pytest.mark.parametrize(("ratio", "learnt"), [(0.0, -0.3), (0.3, 0.0), (2.0, 1.7 / 3)])
+def test_runs_of_several_classes_are_behind_before_they_fit_and_ahead_afterwards(ratio: float, learnt: float) -> None:
+    found = LINEAR._replace(layer_changes=3.0, fitted_loss=1.0, eval_loss=math.exp(ratio), outputs=5)
+    assert evidence(found) == pytest.approx(NOTHING | {"learnt": 0.75 * learnt})
 
 
 @pytest.mark.parametrize(
@@ -94,7 +101,6 @@ def test_evidence_counts_up_to_its_bounds() -> None:
     [
         ("accuracy", 0.5, 0.8, math.log(0.2 / 0.8)),
         ("pearson", 0.0, 0.6, -math.atanh(0.6)),
-        ("pearson", 0.0, math.nan, 0),
     ],
 )
 def test_what_may_collapse_falls_towards_guessing(metric_name: str, guess: float, metric: float, fall: float) -> None:
@@ -119,6 +125,9 @@ def test_what_may_collapse_falls_towards_guessing(metric_name: str, guess: float
     lost = {"blind": 0.0, "followed": 0.0}  # whatever a beginning said
     for followed in (None, 0.0, 1.0):
         assert evidence(wild._replace(travel=2.0, followed=followed)) == pytest.approx(known | lost)
+        for metric, most in ((guess + 0.04, 0.2), (math.nan, 0.0)):  # little gained, or nothing known
+            foregone = evidence(wild._replace(eval_metric=metric, followed=followed))
+            assert (foregone["blind"], foregone["followed"]) == (0.0, 0.0) and abs(foregone["fall"]) <= most
 
 
 def test_long_ways_may_collapse_unless_the_run_learns_all_the_same() -> None:
@@ -144,7 +153,8 @@ def test_long_ways_may_collapse_unless_the_run_learns_all_the_same() -> None:
 def test_over_fitting_starts_when_training_examples_are_learnt(
     metric_name: str, fitted_loss: float, eval_loss: float, overfit: float
 ) -> None:
-    found = LINEAR._replace(linearity_gap=1.0, metric_name=metric_name, fitted_loss=fitted_loss, eval_loss=eval_loss)
+    found = LINEAR._replace(linearity_gap=1.0, fitted_loss=fitted_loss, eval_loss=eval_loss)
+    found = found._replace(metric_name=metric_name, outputs=1 if metric_name == "pearson" else 2)
     assert evidence(found)["overfit"] == pytest.approx(overfit)
 
 

@@ -32,6 +32,7 @@ def advice(
     reach: Reach,
     fitted_loss: float,
     beginning: Beginning | None = None,
+    gains_little: bool = False,
 ) -> list[str]:
     """Warnings about a candidate: unstable, uncertain, over-fitting, no learning, traps of arguments.
 
@@ -42,11 +43,12 @@ def advice(
         reach: How far the simulated run goes.
         fitted_loss: Its loss of the training examples at the end.
         beginning: Of the real run, if that was begun.
+        gains_little: Whether it ends near guessing even as simulated.
     """
     said, metric_std = [], curve[-1]["eval_metric_std"]
     if may_collapse(reach.largest_step, reach.travel, reach.change_before_learning):
         said.append(
-            f"{_movement(reach)} runs can collapse and learn nothing{_begun(beginning, reach)}; "
+            f"{_movement(reach)} runs can collapse and learn nothing{_begun(beginning, reach, gains_little)}; "
             "lower the learning rate or the scaling"
         )
     elif late(reach.change_before_learning):
@@ -94,10 +96,12 @@ def _change(reach: Reach) -> str:
     return f"the network's linear weights change by {reach.change_before_learning:.2%} before the training loss falls"
 
 
-def _begun(beginning: Beginning | None, reach: Reach) -> str:
+def _begun(beginning: Beginning | None, reach: Reach, gains_little: bool) -> str:
     """What the real beginning, or that none is needed, adds to the warning of a collapse."""
     if is_lost(reach.largest_step, reach.travel):
         return f", and above {LOST:.0%} all that were seen did"
+    if gains_little:
+        return ", and even as simulated this one gains little over guessing"
     if beginning is None:
         return ", whatever the forecast says"
     losses = (

@@ -24,10 +24,12 @@ OVERFIT = 4.0  # where evidence of over-fitting stops to count
 CHANGES = 3.0  # where the sum of relative changes stops to count
 TRAVEL = 0.57  # relative change to which all steps may lead, above which runs were seen to collapse, some seeds or all
 LOST = 1.25  # likewise: all runs of which that is more were seen to collapse
+LITTLE = 0.05  # of the metric, that a simulation gains over guessing: of less nothing is to be lost by a collapse
 STEP = 0.005  # relative change in one step, below which none were, however long
 ASTRAY = 0.056  # relative change of the weights before anything is learnt, likewise
 LATE = 0.0195  # the same, from which runs often end far from their forecast
 SEVERAL = 4  # classes, above which forecasts of runs that end early are too good
+BEHIND = 0.3  # log ratio of losses, of several classes, until which real runs are behind their simulation, not ahead
 UNLEARNT = 0.45  # of the loss of a uniform guess, from which a run of so many ends before it has learnt
 FOLLOWED = 0.25  # of what its simulation learnt in the beginning: a run that learnt less then collapses
 CAUGHT_UP = 0.5  # likewise: a run that learnt as much then ends where its simulation does
@@ -75,7 +77,7 @@ def may_collapse(largest_step: float, travel: float, change_before_learning: flo
 
 
 def is_lost(largest_step: float, travel: float) -> bool:
-    """Whether all such runs were seen to collapse, from any seed: their beginning would tell nothing new."""
+    """Whether all such runs were seen to collapse, from any seed."""
     return largest_step > STEP and travel > LOST
 
 
@@ -130,31 +132,43 @@ class Simulation(NamedTuple):
     outputs: int
     followed: float | None
 
+    @property
+    def is_foregone(self) -> bool:
+        """Whether a beginning of a run that may collapse would tell nothing that matters."""
+        return is_lost(self.largest_step, self.travel) or self.gains_little
+
+    @property
+    def gains_little(self) -> bool:
+        """Whether it ends near guessing even as simulated, or is not a number."""
+        return not self.eval_metric - self.guess >= LITTLE
+
 
 def evidence(found: Simulation) -> dict[str, float]:
     """What a simulated run tells about the real one beyond its result.
 
     Returns:
         ``constant`` (1), ``correlation`` (1 where that is the metric) and, unless the run may collapse, ``gap`` (up to
-        1) and for regression and two classes (of more, those that are learnt first outgrow the others) ``changes``, the
-        sum ρ of the layers' relative changes (up to ``CHANGES``), ``overfit``, the gap times
-        ``q = log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which it is where the run diverged), in which an
-        ``eval_loss`` of classes counts up to log 2: while the labels of training examples are not yet more probable
-        than all others, nothing is over-fitted; and ``learnt``, ``ρ/(1+ρ) · q/(1+q)``. Else, where a run may collapse,
-        ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far guessing is from the simulation
-        on their scales, times how far a real beginning is from ``CAUGHT_UP``, ``fall`` of the metric and ``loss_fall``;
-        runs that are lost count as begun, and as if they had learnt nothing.
+        1) and for regression and two classes ``changes``, the sum ρ of the layers' relative changes (up to
+        ``CHANGES``), ``overfit``, the gap times ``q = log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which
+        it is where the run diverged), in which an ``eval_loss`` of two classes counts up to log 2: while the labels of
+        training examples are not yet more probable than the others, nothing is over-fitted; and ``learnt``,
+        ``ρ/(1+ρ) · q/(1+q)``. Of more classes, of which those that are learnt first outgrow the others, there is
+        ``learnt`` alone, ``ρ/(1+ρ) · (q-b)/(1+q)`` with all of the loss in q and ``b = BEHIND``. Else, where a run may
+        collapse, ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far guessing is from the
+        simulation on their scales, times how far a real beginning is from ``CAUGHT_UP``, ``fall`` of the metric and
+        ``loss_fall``; foregone runs count as begun, and as if they had learnt nothing.
     """
     on = scale("eval_metric", found.metric_name)
     stable = not may_collapse(found.largest_step, found.travel, found.change_before_learning)
-    known = 0.0 if is_lost(found.largest_step, found.travel) else found.followed
+    known = 0.0 if found.is_foregone else found.followed
     followed = known or 0.0
     near = min(found.linearity_gap, 1.0) if stable else 0.0
+    several = found.outputs > 2
     diverged = not math.isfinite(found.eval_loss + found.fitted_loss)
-    unlearnt = min(found.eval_loss, math.log(2)) if found.metric_name == "accuracy" else found.eval_loss
+    unlearnt = min(found.eval_loss, math.log(2)) if found.outputs == 2 else found.eval_loss
     ratio = OVERFIT if diverged else math.log(max(unlearnt, 1e-6) / max(found.fitted_loss, 1e-6))
-    generalises = stable and found.outputs <= 2
-    fitted, rho = (_inside(ratio, 0.0, OVERFIT), found.layer_changes) if generalises else (0.0, 0.0)
+    fitted, rho = (_inside(ratio, 0.0, OVERFIT), found.layer_changes) if stable else (0.0, 0.0)
+    moved = 1 - 1 / (1 + rho)
     metric = found.eval_metric if math.isfinite(found.eval_metric) else found.guess
     loss = found.eval_loss if math.isfinite(found.eval_loss) else found.guess_loss
 
@@ -165,9 +179,9 @@ def evidence(found: Simulation) -> dict[str, float]:
         "constant": 1.0,
         "correlation": float(found.metric_name == "pearson"),
         "gap": near,
-        "changes": _inside(rho, 0.0, CHANGES),
-        "overfit": near * fitted,
-        "learnt": (1 - 1 / (1 + rho)) * fitted / (1 + fitted),
+        "changes": 0.0 if several else _inside(rho, 0.0, CHANGES),
+        "overfit": 0.0 if several else near * fitted,
+        "learnt": moved * (fitted - (BEHIND if several else 0.0)) / (1 + fitted),
         "unstable": float(not stable),
         "blind": float(not stable and known is None),
         "followed": 0.0 if stable else followed,

@@ -18,7 +18,6 @@ from foretune.forecast.calibration import (
     corrected,
     corrections,
     evidence,
-    is_lost,
     may_collapse,
     unstable,
 )
@@ -91,6 +90,11 @@ class Forecast:
         self.seeds.append(seed)
         self.seconds += run.seconds
 
+    def warn(self, task: Task) -> None:
+        """Say what is to be known of it, and no longer what was said before."""
+        told = self.reach, self.fitted_loss, self.beginning, self.known.gains_little
+        self.warnings = advice(self.curve, self.candidate, task, *told)
+
     @property
     def simulated(self) -> list[MeanPoint]:
         """The simulated runs: mean over the seeds at each evaluation, with standard deviations over several."""
@@ -104,23 +108,26 @@ class Forecast:
     @property
     def evidence(self) -> dict[str, float]:
         """What the first simulated run tells about the real one beyond its result."""
+        return evidence(self.known)
+
+    @property
+    def known(self) -> Simulation:
+        """What is known of the first simulated run."""
         final = self.runs[0].final
         losses = without(self.excess, {"fitted_loss": self.fitted_loss, "eval_loss": final["eval_loss"]})
-        return evidence(
-            Simulation(
-                largest_step=self.reach.largest_step,
-                travel=self.reach.travel,
-                change_before_learning=self.reach.change_before_learning,
-                linearity_gap=self.reach.linearity_gap,
-                layer_changes=self.reach.layer_changes,
-                **losses,
-                eval_metric=final["eval_metric"],
-                guess=self.guess,
-                guess_loss=self.guess_loss,
-                metric_name=self.metric_name,
-                outputs=self.outputs,
-                followed=self.followed,
-            )
+        return Simulation(
+            largest_step=self.reach.largest_step,
+            travel=self.reach.travel,
+            change_before_learning=self.reach.change_before_learning,
+            linearity_gap=self.reach.linearity_gap,
+            layer_changes=self.reach.layer_changes,
+            **losses,
+            eval_metric=final["eval_metric"],
+            guess=self.guess,
+            guess_loss=self.guess_loss,
+            metric_name=self.metric_name,
+            outputs=self.outputs,
+            followed=self.followed,
         )
 
     @property
@@ -159,7 +166,7 @@ class Forecast:
     @property
     def to_begin(self) -> bool:
         """Whether it takes a beginning of the real run to tell whether it collapses."""
-        return self.may_collapse and not is_lost(self.reach.largest_step, self.reach.travel)
+        return self.may_collapse and not self.known.is_foregone
 
     @property
     def steps(self) -> int:
@@ -245,7 +252,7 @@ def forecast(
                 forecasts[number].seconds += seconds
         done += len(jobs)
     for each in forecasts.values():
-        each.warnings = advice(each.curve, each.candidate, task, each.reach, each.fitted_loss)
+        each.warn(task)
     return _ranked(list(forecasts.values()), task)
 
 
@@ -316,7 +323,7 @@ def begun(
                     task, each.candidate, losses, share=share, directory=directory, progress=progress
                 )
             each.seconds += each.beginning.seconds
-            each.warnings = advice(each.curve, each.candidate, task, each.reach, each.fitted_loss, each.beginning)
+            each.warn(task)
     return _ranked(forecasts, task)
 
 
