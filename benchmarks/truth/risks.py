@@ -21,6 +21,7 @@ from foretune.forecast.calibration import (
     STEP,
     TRAVEL,
     UNLEARNT,
+    is_lost,
     late,
     may_collapse,
     unlearnt,
@@ -158,16 +159,20 @@ def warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[P
     for what, averaged in (("the run", False), ("the mean over seeds, where forecasts are averaged too", True)):
         far: list[bool] = []
         near: list[bool] = []
+        sure: list[float] = []
         stable: list[float] = []
         for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
-            *signs, fits = (of_simulations(task, truth, key) for key in (*SIGNS, "fitted_loss"))
+            *signs, fits, ends = (of_simulations(task, truth, key) for key in (*SIGNS, "fitted_loss", "eval_metric"))
             if averaged:
                 truth, forecast = truth.averaged(), forecast.averaged()
-                *signs, fits = (np.nanmean(each, 1, keepdims=True) for each in (*signs, fits))
+                *signs, fits, ends = (np.nanmean(each, 1, keepdims=True) for each in (*signs, fits, ends))
             errors, risky = np.abs(forecast.metric - truth.metric), np.vectorize(may_collapse)(*signs)
             warned = risky | np.vectorize(late)(signs[-1]) | ((forecast.high - forecast.low) / 2 >= WIDE)
             warned |= np.vectorize(unlearnt)(fits, task["outputs"] or 0)
+            foregone = risky & (np.vectorize(is_lost)(*signs[:2]) | (ends - task["guess"] < LITTLE))
+            warned &= ~foregone
             known = ~np.isnan(errors)
+            sure += errors[known & foregone].tolist()
             far += warned[known & (errors > 0.05)].tolist()
             near += warned[known & (errors <= 0.05)].tolist()
             stable += errors[known & ~risky].tolist()
@@ -175,8 +180,10 @@ def warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[P
             f"{len(far)} forecasts are off by more than 5 points of {what}; {sum(far)} of them were warned of, as "
             f"runs that may collapse, that learn late ({LATE:.2%}), that end before they have learnt several classes "
             f"(training loss above {UNLEARNT:.0%} of a uniform guess's) or whose error bar is ±{100 * WIDE:.0f} points "
-            f"or more, and so were {sum(near)} of the {len(near)} others. Without the candidates that may collapse the "
-            f"mean error is {100 * np.mean(stable):.1f} points."
+            f"or more, and so were {sum(near)} of the {len(near)} others. The {len(sure)} that are said to end near "
+            "guessing without a beginning are not counted as warned of: nothing of them is open (their largest error "
+            f"is {100 * max(sure):.1f} points). Without the candidates that may collapse the mean error is "
+            f"{100 * np.mean(stable):.1f} points."
         )
     return lines
 

@@ -36,8 +36,8 @@ ASTRAY = Reach(0.01, 0.3, change_before_learning=0.12, weight_change=0.2, layer_
         ([0.7, 0.7, 0.7], 0.02, LINEAR, ["does not fall"]),
         ([0.7, math.nan, math.nan], 0.02, LINEAR, ["diverges"]),
         ([0.7, 0.6, 0.5], 0.07, WIDE, ["±12 points"]),
-        ([0.7, 0.6, 0.5], 0.02, LATE, ["by 3.00% before the training loss falls: above 1.95% runs learn features"]),
-        ([0.7, 0.6, 0.5], 0.07, LATE, ["by 3.00% before the training loss falls: above 1.95% runs learn features"]),
+        ([0.7, 0.6, 0.5], 0.02, LATE, ["by 3.00% before the training loss falls: above 1.85% runs learn features"]),
+        ([0.7, 0.6, 0.5], 0.07, LATE, ["by 3.00% before the training loss falls: above 1.85% runs learn features"]),
         (
             [0.7, 0.6, 0.5],
             0.3,
