@@ -67,6 +67,15 @@ def test_accumulation_that_adds_up_is_named(tmp_path: Path) -> None:
     assert any("accumulated batches" in text for text in said)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "told"), [("constant", True), ("constant_with_warmup", True), ("linear", False), ("cosine", False)]
+)
+def test_a_learning_rate_that_does_not_fall_is_named(schedule: str, told: bool, tmp_path: Path) -> None:
+    task = load_task(write_tiny_run(tmp_path, training={"lr_scheduler_type": schedule}))
+    said = advice(curve_of([0.7, 0.6], 0.02), task.candidates[0], task, LINEAR, fitted_loss=0.4)
+    assert [text for text in said if "does not fall" in text] == (said if told else [])
+
+
 @pytest.mark.parametrize(("loss", "word"), [(0.69, "does (training loss 0.69,"), (0.3, "does not, so far (training")])
 def test_a_real_beginning_is_told(loss: float, word: str, tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path))

@@ -68,6 +68,11 @@ def advice(
             f"(linearity gap {reach.linearity_gap:.2f}) differ from what their simulation told; hold it against a real "
             "run"
         )
+    if candidate.training.get("lr_scheduler_type") in ("constant", "constant_with_warmup"):
+        said.append(
+            "its learning rate does not fall: such a run ends wherever its last steps leave it, 4 points from another "
+            "seed's on average where that was measured; let it fall (lr_scheduler_type: linear), or train several seeds"
+        )
     values = [point["eval_loss"] for point in curve]
     if not all(math.isfinite(value) for value in values):
         said.append("the simulated run diverges: lower the learning rate")
