@@ -90,8 +90,8 @@ def test_evidence_counts_up_to_its_bounds() -> None:
     assert evidence(regression) == pytest.approx(NOTHING | {"correlation": 1.0, "changes": 3.0, "learnt": 0.75 * 0.6})
 
 
-@pytest.mark.parametrize(("ratio", "learnt"), [(0.0, -0.3), (0.3, 0.0), (2.0, 1.7 / 3)])
-def test_runs_of_several_classes_are_behind_before_they_fit_and_ahead_afterwards(ratio: float, learnt: float) -> None:
+@pytest.mark.parametrize(("ratio", "learnt"), [(0.0, 0.0), (0.3, 0.0), (2.0, 1.7 / 3)])
+def test_runs_of_several_classes_are_ahead_once_they_are_learnt(ratio: float, learnt: float) -> None:
     found = LINEAR._replace(layer_changes=3.0, fitted_loss=1.0, eval_loss=math.exp(ratio), outputs=5)
     assert evidence(found) == pytest.approx(NOTHING | {"learnt": 0.75 * learnt})
 

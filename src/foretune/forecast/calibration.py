@@ -29,7 +29,7 @@ STEP = 0.005  # relative change in one step, below which none were, however long
 ASTRAY = 0.056  # relative change of the weights before anything is learnt, likewise
 LATE = 0.0185  # the same, from which runs often end far from their forecast
 SEVERAL = 4  # classes, above which forecasts of runs that end early are too good
-BEHIND = 0.3  # log ratio of losses, of several classes, until which real runs are behind their simulation, not ahead
+AHEAD = 0.3  # log ratio of losses, of several classes, from which real runs are ahead of their simulation
 UNLEARNT = 0.4  # of the loss of a uniform guess, from which a run of so many ends before it has learnt
 FOLLOWED = 0.25  # of what its simulation learnt in the beginning: a run that learnt less then collapses
 CAUGHT_UP = 0.5  # likewise: a run that learnt as much then ends where its simulation does
@@ -153,10 +153,10 @@ def evidence(found: Simulation) -> dict[str, float]:
         it is where the run diverged), in which an ``eval_loss`` of two classes counts up to log 2: while the labels of
         training examples are not yet more probable than the others, nothing is over-fitted; and ``learnt``,
         ``ρ/(1+ρ) · q/(1+q)``. Of more classes, of which those that are learnt first outgrow the others, there is
-        ``learnt`` alone, ``ρ/(1+ρ) · (q-b)/(1+q)`` with all of the loss in q and ``b = BEHIND``. Else, where a run may
-        collapse, ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far guessing is from the
-        simulation on their scales, times how far a real beginning is from ``CAUGHT_UP``, ``fall`` of the metric and
-        ``loss_fall``; foregone runs count as begun, and as if they had learnt nothing.
+        ``learnt`` alone, ``ρ/(1+ρ) · (q-b)/(1+q)`` above 0 with all of the loss in q and ``b = AHEAD``. Else, where a
+        run may collapse, ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far guessing is
+        from the simulation on their scales, times how far a real beginning is from ``CAUGHT_UP``, ``fall`` of the
+        metric and ``loss_fall``; foregone runs count as begun, and as if they had learnt nothing.
     """
     on = scale("eval_metric", found.metric_name)
     stable = not may_collapse(found.largest_step, found.travel, found.change_before_learning)
@@ -181,7 +181,7 @@ def evidence(found: Simulation) -> dict[str, float]:
         "gap": near,
         "changes": 0.0 if several else _inside(rho, 0.0, CHANGES),
         "overfit": 0.0 if several else near * fitted,
-        "learnt": moved * (fitted - (BEHIND if several else 0.0)) / (1 + fitted),
+        "learnt": moved * max(fitted - (AHEAD if several else 0.0), 0.0) / (1 + fitted),
         "unstable": float(not stable),
         "blind": float(not stable and known is None),
         "followed": 0.0 if stable else followed,
