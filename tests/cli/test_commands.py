@@ -95,6 +95,10 @@ def test_what_may_collapse_is_begun_unless_it_is_not_to_be(
         monkeypatch.setattr(f"foretune.forecast.calibration.{limit}", 1e-6)
     run = write_tiny_run(tmp_path)
     assert foretune(monkeypatch, "forecast", run, "-o", tmp_path) == 0
+    assert "even as simulated this one gains little over guessing" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "forecast.json").read_text())["candidates"][0]["beginning"] is None
+    monkeypatch.setattr("foretune.forecast.calibration.LITTLE", -1.0)
+    assert foretune(monkeypatch, "forecast", run, "-o", tmp_path) == 0
     assert "begun for 5 of 12 steps, this one does" in " ".join(capsys.readouterr().out.split())
     (row,) = json.loads((tmp_path / "forecast.json").read_text())["candidates"]
     assert row["beginning"]["steps"] == math.ceil(BEGIN * 12), "the command line has the library's default"
