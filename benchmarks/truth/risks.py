@@ -21,7 +21,8 @@ from foretune.forecast.calibration import (
     STEP,
     TRAVEL,
     UNLEARNT,
-    is_lost,
+    gains_little,
+    is_foregone,
     late,
     may_collapse,
     unlearnt,
@@ -50,7 +51,7 @@ class Pair:
     def collapsed(self) -> bool:
         """Whether the run gained less than a share of what its simulation gained over guessing."""
         promised = self.simulated["eval_metric"] - self.task["guess"]
-        return promised >= LITTLE and self.metric - self.task["guess"] < COLLAPSED * promised
+        return not gains_little(promised) and self.metric - self.task["guess"] < COLLAPSED * promised
 
     @property
     def risky(self) -> bool:
@@ -169,7 +170,7 @@ def warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[P
             errors, risky = np.abs(forecast.metric - truth.metric), np.vectorize(may_collapse)(*signs)
             warned = risky | np.vectorize(late)(signs[-1]) | ((forecast.high - forecast.low) / 2 >= WIDE)
             warned |= np.vectorize(unlearnt)(fits, task["outputs"] or 0)
-            foregone = risky & (np.vectorize(is_lost)(*signs[:2]) | (ends - task["guess"] < LITTLE))
+            foregone = risky & np.vectorize(is_foregone)(*signs[:2], ends - task["guess"])
             warned &= ~foregone
             known = ~np.isnan(errors)
             sure += errors[known & foregone].tolist()

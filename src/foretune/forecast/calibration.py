@@ -28,8 +28,8 @@ LITTLE = 0.05  # of the metric, that a simulation gains over guessing: of less n
 STEP = 0.005  # relative change in one step, below which none were, however long
 ASTRAY = 0.056  # relative change of the weights before anything is learnt, likewise
 LATE = 0.0185  # the same, from which runs often end far from their forecast
+AHEAD = 0.3  # log ratio of losses, of more than two classes, from which real runs are ahead of their simulation
 SEVERAL = 4  # classes, above which forecasts of runs that end early are too good
-AHEAD = 0.3  # log ratio of losses, of several classes, from which real runs are ahead of their simulation
 UNLEARNT = 0.4  # of the loss of a uniform guess, from which a run of so many ends before it has learnt
 FOLLOWED = 0.25  # of what its simulation learnt in the beginning: a run that learnt less then collapses
 CAUGHT_UP = 0.5  # likewise: a run that learnt as much then ends where its simulation does
@@ -79,6 +79,16 @@ def may_collapse(largest_step: float, travel: float, change_before_learning: flo
 def is_lost(largest_step: float, travel: float) -> bool:
     """Whether all such runs were seen to collapse, from any seed."""
     return largest_step > STEP and travel > LOST
+
+
+def gains_little(gain: float) -> bool:
+    """Whether a run that gains so much over guessing, as simulated, ends near it; likewise where that is no number."""
+    return not gain >= LITTLE
+
+
+def is_foregone(largest_step: float, travel: float, gain: float) -> bool:
+    """Whether the beginning of a run that may collapse would tell nothing that matters."""
+    return is_lost(largest_step, travel) or gains_little(gain)
 
 
 def late(change_before_learning: float) -> bool:
@@ -133,14 +143,14 @@ class Simulation(NamedTuple):
     followed: float | None
 
     @property
-    def is_foregone(self) -> bool:
-        """Whether a beginning of a run that may collapse would tell nothing that matters."""
-        return is_lost(self.largest_step, self.travel) or self.gains_little
+    def gain(self) -> float:
+        """Metric over guessing."""
+        return self.eval_metric - self.guess
 
     @property
-    def gains_little(self) -> bool:
-        """Whether it ends near guessing even as simulated, or is not a number."""
-        return not self.eval_metric - self.guess >= LITTLE
+    def is_foregone(self) -> bool:
+        """Whether the beginning of such a run, if it may collapse, would tell nothing that matters."""
+        return is_foregone(self.largest_step, self.travel, self.gain)
 
 
 def evidence(found: Simulation) -> dict[str, float]:
@@ -163,7 +173,7 @@ def evidence(found: Simulation) -> dict[str, float]:
     known = 0.0 if found.is_foregone else found.followed
     followed = known or 0.0
     near = min(found.linearity_gap, 1.0) if stable else 0.0
-    several = found.outputs > 2
+    few = found.outputs <= 2
     diverged = not math.isfinite(found.eval_loss + found.fitted_loss)
     unlearnt = min(found.eval_loss, math.log(2)) if found.outputs == 2 else found.eval_loss
     ratio = OVERFIT if diverged else math.log(max(unlearnt, 1e-6) / max(found.fitted_loss, 1e-6))
@@ -179,9 +189,9 @@ def evidence(found: Simulation) -> dict[str, float]:
         "constant": 1.0,
         "correlation": float(found.metric_name == "pearson"),
         "gap": near,
-        "changes": 0.0 if several else _inside(rho, 0.0, CHANGES),
-        "overfit": 0.0 if several else near * fitted,
-        "learnt": moved * max(fitted - (AHEAD if several else 0.0), 0.0) / (1 + fitted),
+        "changes": _inside(rho, 0.0, CHANGES) if few else 0.0,
+        "overfit": near * fitted if few else 0.0,
+        "learnt": moved * max(fitted - (0.0 if few else AHEAD), 0.0) / (1 + fitted),
         "unstable": float(not stable),
         "blind": float(not stable and known is None),
         "followed": 0.0 if stable else followed,

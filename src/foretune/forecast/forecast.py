@@ -18,6 +18,7 @@ from foretune.forecast.calibration import (
     corrected,
     corrections,
     evidence,
+    gains_little,
     may_collapse,
     unstable,
 )
@@ -92,8 +93,8 @@ class Forecast:
 
     def warn(self, task: Task) -> None:
         """Say what is to be known of it, and no longer what was said before."""
-        told = self.reach, self.fitted_loss, self.beginning, self.known.gains_little
-        self.warnings = advice(self.curve, self.candidate, task, *told)
+        little = gains_little(self.known.gain)
+        self.warnings = advice(self.curve, self.candidate, task, self.reach, self.fitted_loss, self.beginning, little)
 
     @property
     def simulated(self) -> list[MeanPoint]:
