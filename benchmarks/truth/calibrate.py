@@ -84,12 +84,14 @@ def evidence_of(simulated: dict[str, Any], task: dict[str, Any]) -> dict[str, fl
 
 def known_of(simulated: dict[str, Any], task: dict[str, Any]) -> calibration.Simulation:
     """What is known of a gathered simulation of a task."""
-    known = UNKNOWN | simulated | {name: task[name] for name in ("guess", "metric_name", "outputs")}
+    known = UNKNOWN | simulated | {name: task[name] for name in ("guess", "metric_name", "outputs", "frozen")}
     return calibration.Simulation(**{name: known[name] for name in calibration.Simulation._fields})
 
 
 NAMES = tuple(
-    calibration.evidence(calibration.Simulation(0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5, 1.0, "accuracy", 2, 0.0))
+    calibration.evidence(
+        calibration.Simulation(0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5, 1.0, "accuracy", 2, 0.0, 0.0)
+    )
 )
 
 

@@ -51,11 +51,12 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
             found = read_json(path, DO)
             scores.setdefault(path.stem, {})[seed] = {key: found[key] for key in ("candidates", "shared_seconds")}
     simulated: dict[str, dict[str, Any]] = {}
-    collected, guess, outputs = None, 0.0, None
+    collected, guess, outputs, frozen = None, 0.0, None, None
     for path in sorted(folder.glob("seed-*/forecast.json")):
         forecast = read_json(path, DO)
         collected = {key: forecast["collect"][key] for key in ("seconds", "directions", "bytes")}
         guess, outputs = forecast["task"]["majority_metric"] or 0.0, forecast["task"]["num_outputs"]
+        frozen = _short(forecast["task"]["frozen"])
         simulated[_seed(path.parent)] = {
             each["name"]: {key: _short(value) for key, value in each["simulated"].items()}
             | {key: _short(each[key]) for key in REACH if key in each}
@@ -65,7 +66,7 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
         }
     spent = sum(run["seconds"] for run in runs.values())
     facts = {"name": name, "model": setting.model, "metric_name": setting.metric_name, "guess": guess}
-    facts |= {"outputs": outputs, "collect": collected}
+    facts |= {"outputs": outputs, "frozen": frozen, "collect": collected}
     return (
         provenance(0, spent)
         | facts

@@ -18,6 +18,7 @@ from foretune.forecast.calibration import (
     LATE,
     LITTLE,
     LOST,
+    OPEN,
     STEP,
     TRAVEL,
     UNLEARNT,
@@ -25,11 +26,13 @@ from foretune.forecast.calibration import (
     is_foregone,
     late,
     may_collapse,
+    much_open,
     unlearnt,
     unstable,
 )
 
 COLLAPSED = 0.5  # of what its simulation gained over guessing: less is a collapse
+ENDS = (*SIGNS, "layer_changes", "fitted_loss", "eval_metric")
 NEAR = 0.22  # travel from which runs are shown one by one
 
 
@@ -163,13 +166,14 @@ def warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[P
         sure: list[float] = []
         stable: list[float] = []
         for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
-            *signs, fits, ends = (of_simulations(task, truth, key) for key in (*SIGNS, "fitted_loss", "eval_metric"))
+            *signs, changes, fits, ends = (of_simulations(task, truth, key) for key in ENDS)
             if averaged:
                 truth, forecast = truth.averaged(), forecast.averaged()
-                *signs, fits, ends = (np.nanmean(each, 1, keepdims=True) for each in (*signs, fits, ends))
+                *signs, changes, fits, ends = (np.nanmean(x, 1, keepdims=True) for x in (*signs, changes, fits, ends))
             errors, risky = np.abs(forecast.metric - truth.metric), np.vectorize(may_collapse)(*signs)
             warned = risky | np.vectorize(late)(signs[-1]) | ((forecast.high - forecast.low) / 2 >= WIDE)
             warned |= np.vectorize(unlearnt)(fits, task["outputs"] or 0)
+            warned |= np.vectorize(much_open)(task["frozen"], changes)
             foregone = risky & np.vectorize(is_foregone)(*signs[:2], ends - task["guess"])
             warned &= ~foregone
             known = ~np.isnan(errors)
@@ -179,10 +183,11 @@ def warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[P
             stable += errors[known & ~risky].tolist()
         lines += paragraph(
             f"{len(far)} forecasts are off by more than 5 points of {what}; {sum(far)} of them were warned of, as "
-            f"runs that may collapse, that learn late ({LATE:.2%}), that end before they have learnt several classes "
-            f"(training loss above {UNLEARNT:.0%} of a uniform guess's) or whose error bar is ±{100 * WIDE:.0f} points "
-            f"or more, and so were {sum(near)} of the {len(near)} others. The {len(sure)} that are said to end near "
-            "guessing without a beginning are not counted as warned of: nothing of them is open (their largest error "
+            f"runs that may collapse, that learn late ({LATE:.1%}), that end before they have learnt several classes "
+            f"(training loss above {UNLEARNT:.0%} of a uniform guess's), that move far where features tell little "
+            f"before training ({OPEN:.0%}) or whose error bar is ±{100 * WIDE:.0f} points or more, and so were "
+            f"{sum(near)} of the {len(near)} others. The {len(sure)} that are said to end near guessing without a "
+            "beginning are not counted as warned of: nothing of them is open (their largest error "
             f"is {100 * max(sure):.1f} points). Without the candidates that may collapse the mean error is "
             f"{100 * np.mean(stable):.1f} points."
         )

@@ -113,7 +113,14 @@ def made_up(name: str, generator: np.random.Generator, noise: float) -> dict[str
             shift = 0.4 * (learnt if quantity == "eval_metric" else gap) + noise * float(generator.standard_normal())
             run[quantity] = on.back(on.to(row[quantity]) + shift)
         runs.append(run)
-    content = {"name": name, "metric_name": "accuracy", "guess": 0.5, "outputs": 2, "collect": {"seconds": 12.0}}
+    content = {
+        "name": name,
+        "metric_name": "accuracy",
+        "guess": 0.5,
+        "outputs": 2,
+        "frozen": 0.0,
+        "collect": {"seconds": 12.0},
+    }
     return content | {"runs": runs, "simulated": {"0": simulated}, "scores": {}}
 
 
@@ -144,7 +151,7 @@ def test_who_is_asked_once_is_held_against_every_seed() -> None:
 def test_evidence_is_read_from_what_was_gathered() -> None:
     gaps = {"largest_step": 0.03, "travel": 0.9, "linearity_gap": 2.0, "weight_change": 0.2, "layer_changes": 1.0}
     row = gaps | {"fitted_loss": 0.1, "eval_loss": 0.5, "eval_metric": 0.8}
-    task = {"guess": 0.5, "metric_name": "accuracy", "outputs": 2}
+    task = {"guess": 0.5, "metric_name": "accuracy", "outputs": 2, "frozen": 0.5}
     assert evidence_of(row, task)["unstable"] == 1 and evidence_of(row | {"travel": 0.3}, task)["unstable"] == 0
     astray = row | {"travel": 0.3, "change_before_learning": 0.2, "followed": 0.5, "guess_loss": 0.7}
     assert evidence_of(astray, task)["unstable"] == 1 and evidence_of(astray, task)["followed"] > 0

@@ -62,6 +62,7 @@ LINEAR = Simulation(
     guess_loss=0.7,
     metric_name="accuracy",
     outputs=2,
+    frozen=0.0,
     followed=None,
 )
 NOTHING = {
@@ -88,6 +89,8 @@ def test_evidence_counts_up_to_its_bounds() -> None:
     fitted = LINEAR._replace(layer_changes=3.0, fitted_loss=0.1, eval_loss=0.1 * math.exp(1.5))
     regression = fitted._replace(metric_name="pearson", outputs=1)
     assert evidence(regression) == pytest.approx(NOTHING | {"correlation": 1.0, "changes": 3.0, "learnt": 0.75 * 0.6})
+    known = evidence(regression._replace(frozen=0.75))  # and leaves the less to be learnt
+    assert known == pytest.approx(evidence(regression) | {"learnt": 0.25 * 0.75 * 0.6})
 
 
 @pytest.mark.parametrize(("ratio", "learnt"), [(0.0, 0.0), (0.3, 0.0), (2.0, 1.7 / 3)])

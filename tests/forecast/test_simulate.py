@@ -10,6 +10,7 @@ from helpers import write_tiny_run
 from transformers import TrainingArguments
 
 from foretune.cli.console import progress_bar
+from foretune.forecast.expected import expected_metrics
 from foretune.forecast.forecast import forecast
 from foretune.forecast.run import forecast_run
 from foretune.forecast.simulate import CHECKPOINTING, collate, index_datasets, simulate
@@ -102,8 +103,12 @@ def test_before_the_first_step_both_are_the_same_model(tmp_path: Path) -> None:
     real, _, _ = real_run(task, candidate, tmp_path)
     start = Starts(task, tangents).draw(candidate, candidate.seed)
     ours, _ = simulate(tangents, task, candidate, *start, candidate.seed)
-    for name in ("eval_loss", "eval_metric"):
-        assert ours.curve[0][name] == pytest.approx(real.curve[0][name], abs=1e-5)
+    assert ours.curve[0]["eval_loss"] == pytest.approx(real.curve[0]["eval_loss"], abs=1e-5)
+    outputs = tangents.outputs[tangents.num_train :]
+    assert ours.curve[0]["eval_metric"] == pytest.approx(
+        expected_metrics(task, outputs, task.eval["labels"])["eval_metric"]
+    )
+    assert real.curve[0]["eval_metric"] == task.compute_metrics(outputs, task.eval["labels"])["eval_metric"]
 
 
 @pytest.mark.parametrize("training", [{}, SCHEDULE], ids=str)
@@ -195,7 +200,8 @@ def test_every_seed_is_simulated_with_tangents_of_its_own_head(tmp_path: Path) -
 
 
 def test_what_may_collapse_is_ranked_last(tmp_path: Path, monkeypatch: Any) -> None:
-    task, candidate, tangents = loaded(tmp_path)
+    task, candidate, tangents = loaded(tmp_path, learning_rate=3e-3, num_train_epochs=6)
+    monkeypatch.setattr("foretune.forecast.calibration.ASTRAY", 1.0)
     weak = Candidate("weak", candidate.peft, candidate.training | {"learning_rate": 1e-4})
     best, other = forecast(tangents, task, [weak, candidate])
     monkeypatch.setattr("foretune.forecast.calibration.STEP", 0.0)

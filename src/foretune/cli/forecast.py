@@ -68,7 +68,8 @@ def show(result: dict[str, Any]) -> None:
     out.print(
         f"{task['model']} on {task['name']}: {task['train_examples']} training{stand} and {task['eval_examples']} "
         f"evaluation examples\ntangents of {collected['modules']} layers along {collected['directions']} directions: "
-        f"{source} {collected['seconds']:.1f} s, {collected['bytes'] / 2**20:,.0f} MiB"
+        f"{source} {collected['seconds']:.1f} s, {collected['bytes'] / 2**20:,.0f} MiB\n"
+        f"features as they are predict labels with correlation {task['frozen']:.2f}: the rest is to be learnt"
     )
     name = task["metric_name"]
     shown = table("forecast, best first", "candidate", name, "±", "loss", "params", "κ", "trace", "gap", "")

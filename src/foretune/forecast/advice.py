@@ -13,6 +13,7 @@ from foretune.forecast.calibration import (
     is_lost,
     late,
     may_collapse,
+    much_open,
     unlearnt,
     unstable,
 )
@@ -31,6 +32,7 @@ def advice(
     task: Task,
     reach: Reach,
     fitted_loss: float,
+    frozen: float,
     beginning: Beginning | None = None,
     gains_little: bool = False,
 ) -> list[str]:
@@ -42,6 +44,7 @@ def advice(
         task: What it is trained on.
         reach: How far the simulated run goes.
         fitted_loss: Its loss of the training examples at the end.
+        frozen: What the features tell of the labels before training.
         beginning: Of the real run, if that was begun.
         gains_little: Whether it ends near guessing even as simulated.
     """
@@ -53,7 +56,7 @@ def advice(
         )
     elif late(reach.change_before_learning):
         said.append(
-            f"{_change(reach)}: above {LATE:.2%} runs learn features that their tangents do not have, and end further "
+            f"{_change(reach)}: above {LATE:.1%} runs learn features that their tangents do not have, and end further "
             "from their forecast than others; hold it against a real run"
         )
     elif unlearnt(fitted_loss, task.num_outputs):
@@ -61,6 +64,12 @@ def advice(
             f"it ends before it has learnt (training loss {fitted_loss:.2g} of {math.log(task.num_outputs):.2g}): of "
             f"{task.num_outputs} classes such runs were seen to end up to 10 points below their forecast; train longer "
             "or at a higher rate, or hold it against a real run"
+        )
+    elif much_open(frozen, reach.layer_changes):
+        said.append(
+            f"features tell little of the labels before training (leave-one-out correlation {frozen:.2f}) and its "
+            f"layers move far (by {reach.layer_changes:.2g} in sum): such runs learn what their tangents do not tell, "
+            "and end further from their forecast than others; hold it against a real run"
         )
     elif metric_std is not None and Z_90 * metric_std >= WIDE:
         said.append(

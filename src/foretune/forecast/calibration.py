@@ -27,7 +27,8 @@ LOST = 1.25  # likewise: all runs of which that is more were seen to collapse
 LITTLE = 0.05  # of the metric, that a simulation gains over guessing: of less nothing is to be lost by a collapse
 STEP = 0.005  # relative change in one step, below which none were, however long
 ASTRAY = 0.056  # relative change of the weights before anything is learnt, likewise
-LATE = 0.0185  # the same, from which runs often end far from their forecast
+LATE = 0.022  # the same, from which runs often end far from their forecast
+OPEN = 0.3  # of what frozen features leave open, by as much as layers move: likewise
 AHEAD = 0.3  # log ratio of losses, of more than two classes, from which real runs are ahead of their simulation
 SEVERAL = 4  # classes, above which forecasts of runs that end early are too good
 UNLEARNT = 0.4  # of the loss of a uniform guess, from which a run of so many ends before it has learnt
@@ -96,6 +97,16 @@ def late(change_before_learning: float) -> bool:
     return change_before_learning > LATE
 
 
+def left_open(frozen: float, layer_changes: float) -> float:
+    """``(1-R) ρ/(1+ρ)``: what frozen features leave to be learnt, by as much as the layers move."""
+    return (1 - frozen) * (1 - 1 / (1 + layer_changes))
+
+
+def much_open(frozen: float, layer_changes: float) -> bool:
+    """Whether such runs were seen to end far from their forecasts: they learn what their tangents do not tell."""
+    return left_open(frozen, layer_changes) > OPEN
+
+
 def unlearnt(fitted_loss: float, outputs: int) -> bool:
     """Whether a run of several classes ends before it has learnt to tell its training examples apart.
 
@@ -125,6 +136,7 @@ class Simulation(NamedTuple):
         guess_loss: Loss of guessing.
         metric_name: What the metric is.
         outputs: How many outputs the network has: one of regression, else one for each class.
+        frozen: What the features tell of the labels before training, see ``foretune.forecast.frozen``.
         followed: How much of what it learnt in its beginning the real run learnt too; None if that was not begun.
     """
 
@@ -140,6 +152,7 @@ class Simulation(NamedTuple):
     guess_loss: float
     metric_name: str
     outputs: int
+    frozen: float
     followed: float | None
 
     @property
@@ -162,9 +175,10 @@ def evidence(found: Simulation) -> dict[str, float]:
         ``CHANGES``), ``overfit``, the gap times ``q = log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which
         it is where the run diverged), in which an ``eval_loss`` of two classes counts up to log 2: while the labels of
         training examples are not yet more probable than the others, nothing is over-fitted; and ``learnt``,
-        ``ρ/(1+ρ) · q/(1+q)``. Of more classes, of which those that are learnt first outgrow the others, there is
-        ``learnt`` alone, ``ρ/(1+ρ) · (q-b)/(1+q)`` above 0 with all of the loss in q and ``b = AHEAD``. Else, where a
-        run may collapse, ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far guessing is
+        ``(1-R) · ρ/(1+ρ) · q/(1+q)`` with R what frozen features tell: they leave the less to be learnt. Of more
+        classes, of which those that are learnt first outgrow the others, there is ``learnt`` alone,
+        ``(1-R) · ρ/(1+ρ) · (q-b)/(1+q)`` above 0 with all of the loss in q and ``b = AHEAD``. Else, where a run may
+        collapse, ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far guessing is
         from the simulation on their scales, times how far a real beginning is from ``CAUGHT_UP``, ``fall`` of the
         metric and ``loss_fall``; foregone runs count as begun, and as if they had learnt nothing.
     """
@@ -178,7 +192,6 @@ def evidence(found: Simulation) -> dict[str, float]:
     unlearnt = min(found.eval_loss, math.log(2)) if found.outputs == 2 else found.eval_loss
     ratio = OVERFIT if diverged else math.log(max(unlearnt, 1e-6) / max(found.fitted_loss, 1e-6))
     fitted, rho = (_inside(ratio, 0.0, OVERFIT), found.layer_changes) if stable else (0.0, 0.0)
-    moved = 1 - 1 / (1 + rho)
     metric = found.eval_metric if math.isfinite(found.eval_metric) else found.guess
     loss = found.eval_loss if math.isfinite(found.eval_loss) else found.guess_loss
 
@@ -191,7 +204,7 @@ def evidence(found: Simulation) -> dict[str, float]:
         "gap": near,
         "changes": _inside(rho, 0.0, CHANGES) if few else 0.0,
         "overfit": near * fitted if few else 0.0,
-        "learnt": moved * max(fitted - (0.0 if few else AHEAD), 0.0) / (1 + fitted),
+        "learnt": left_open(found.frozen, rho) * max(fitted - (0.0 if few else AHEAD), 0.0) / (1 + fitted),
         "unstable": float(not stable),
         "blind": float(not stable and known is None),
         "followed": 0.0 if stable else followed,

@@ -24,6 +24,7 @@ from foretune.forecast.calibration import (
 )
 from foretune.forecast.compare import higher_is_better, worth
 from foretune.forecast.figures import Figures, Kernels
+from foretune.forecast.frozen import frozen_correlation
 from foretune.forecast.movement import (
     Movement,
     Reach,
@@ -55,6 +56,7 @@ class Forecast:
         guess: The metric of guessing.
         guess_loss: The loss of guessing.
         outputs: How many the network has.
+        frozen: What its features tell of the labels before training.
         runs: One simulated run a seed, the user's own seed first.
         seeds: Their seeds.
         refreshes: How often tangents were taken again in each.
@@ -73,6 +75,7 @@ class Forecast:
     guess: float
     guess_loss: float
     outputs: int
+    frozen: float
     runs: list[Run]
     seeds: list[int]
     refreshes: int
@@ -93,8 +96,8 @@ class Forecast:
 
     def warn(self, task: Task) -> None:
         """Say what is to be known of it, and no longer what was said before."""
-        little = gains_little(self.known.gain)
-        self.warnings = advice(self.curve, self.candidate, task, self.reach, self.fitted_loss, self.beginning, little)
+        seen = self.reach, self.fitted_loss, self.frozen, self.beginning
+        self.warnings = advice(self.curve, self.candidate, task, *seen, gains_little(self.known.gain))
 
     @property
     def simulated(self) -> list[MeanPoint]:
@@ -128,6 +131,7 @@ class Forecast:
             guess_loss=self.guess_loss,
             metric_name=self.metric_name,
             outputs=self.outputs,
+            frozen=self.frozen,
             followed=self.followed,
         )
 
@@ -246,10 +250,10 @@ def forecast(
                 forecasts[number].add(run, seed + extra)
         else:  # the user's own seed, whose runs are looked at
             started = time.perf_counter()
-            losses = fitted_losses([model for _, model in results])
+            losses, frozen = fitted_losses([model for _, model in results]), frozen_correlation(taken)
             seconds = (time.perf_counter() - started) / len(results)
             for number, job, (run, model), fitted in zip(numbers, jobs, results, losses, strict=True):
-                forecasts[number] = _looked_at(task, taken, job, run, model, kernels, refreshes, fitted)
+                forecasts[number] = _looked_at(task, taken, job, run, model, kernels, refreshes, fitted, frozen)
                 forecasts[number].seconds += seconds
         done += len(jobs)
     for each in forecasts.values():
@@ -266,6 +270,7 @@ def _looked_at(
     kernels: Kernels,
     refreshes: int,
     fitted_loss: float,
+    frozen: float,
 ) -> Forecast:
     """The forecast of one simulated run."""
     started = time.perf_counter()
@@ -278,6 +283,7 @@ def _looked_at(
         guess=task.majority_metric or 0.0,
         guess_loss=guess_loss,
         outputs=task.num_outputs,
+        frozen=frozen,
         runs=[run],
         seeds=[candidate.seed],
         refreshes=refreshes,

@@ -68,7 +68,7 @@ def forecast_run(
         forecasts = forecast(starts, task, task.candidates, seeds=seeds, refreshes=refreshes, progress=progress)
     forecasts = begun(forecasts, task, begin, directory=directory, bar=bar)
     result = provenance(task.candidates[0].seed, time.perf_counter() - started, task.device) | {
-        "task": describe(task, str(loaded.config.model.path)),
+        "task": describe(task, str(loaded.config.model.path)) | {"frozen": forecasts[0].frozen},
         "collect": {
             "seconds": sum(each.seconds for each in starts.passes),
             "reused": all(each.reused for each in starts.passes),

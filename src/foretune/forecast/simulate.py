@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
+from foretune.forecast.expected import expected_metrics
 from foretune.forecast.movement import growth_of
 from foretune.forecast.network import Relinearise
 from foretune.linear import Lockstep, Moments, TangentModel, mean_loss, outputs_at
@@ -83,7 +85,7 @@ def simulate(
             _arguments(candidate, scratch, seed),
             train,
             evaluation,
-            task.compute_metrics,
+            partial(expected_metrics, task),
             collator=collate,
             callbacks=callbacks,
             proximal=candidate.proximal,
@@ -135,7 +137,7 @@ def _in_lockstep(
             [_arguments(start.candidate, scratch, seed) for start in starts],
             train,
             evaluation,
-            task.compute_metrics,
+            partial(expected_metrics, task),
             collator=collate,
             watch=[start.watch for start in starts],
             moments=_moments(models),

@@ -120,7 +120,7 @@ class Task:
             self.model.to(before)  # type: ignore[arg-type]
 
     def compute_metrics(self, logits: ArrayLike | torch.Tensor, labels: ArrayLike | torch.Tensor) -> dict[str, float]:
-        """``{"eval_metric": ...}`` of logits (n, c) against labels (n,), for real runs and forecasts alike.
+        """``{"eval_metric": ...}`` of logits (n, c) against labels (n,); simulated runs smooth it.
 
         The correlation of a constant is counted as 0.
         """
