@@ -67,7 +67,7 @@ def advice(
         )
     elif much_open(frozen, reach.layer_changes):
         said.append(
-            f"features tell little of the labels before training (leave-one-out correlation {frozen:.2f}) and its "
+            f"features tell the labels in part before training (leave-one-out correlation {frozen:.2f}) and its "
             f"layers move far (by {reach.layer_changes:.2g} in sum): such runs learn what their tangents do not tell, "
             "and end further from their forecast than others; hold it against a real run"
         )
