@@ -89,6 +89,8 @@ def test_evidence_counts_up_to_its_bounds() -> None:
     fitted = LINEAR._replace(layer_changes=3.0, fitted_loss=0.1, eval_loss=0.1 * math.exp(1.5))
     regression = fitted._replace(metric_name="pearson", outputs=1)
     assert evidence(regression) == pytest.approx(NOTHING | {"correlation": 1.0, "changes": 3.0, "learnt": 0.75 * 0.6})
+    blind = evidence(fitted._replace(eval_metric=0.51))  # what it fits does not carry over
+    assert blind["learnt"] == pytest.approx(evidence(fitted)["learnt"] / 5)
     known = evidence(regression._replace(frozen=0.75))  # and leaves the less to be learnt
     assert known == pytest.approx(evidence(regression) | {"learnt": 0.25 * 0.75 * 0.6})
 

@@ -175,7 +175,8 @@ def evidence(found: Simulation) -> dict[str, float]:
         ``CHANGES``), ``overfit``, the gap times ``q = log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which
         it is where the run diverged), in which an ``eval_loss`` of two classes counts up to log 2: while the labels of
         training examples are not yet more probable than the others, nothing is over-fitted; and ``learnt``,
-        ``(1-R) · ρ/(1+ρ) · q/(1+q)`` with R what frozen features tell: they leave the less to be learnt. Of more
+        ``(1-R) · ρ/(1+ρ) · q/(1+q)`` with R what frozen features tell: they leave the less to be learnt. It counts in
+        part where the simulated gain over guessing is below ``LITTLE``: fitting alone is no learning. Of more
         classes, of which those that are learnt first outgrow the others, there is ``learnt`` alone,
         ``(1-R) · ρ/(1+ρ) · (q-b)/(1+q)`` above 0 with all of the loss in q and ``b = AHEAD``. Else, where a run may
         collapse, ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far guessing is
@@ -194,6 +195,7 @@ def evidence(found: Simulation) -> dict[str, float]:
     fitted, rho = (_inside(ratio, 0.0, OVERFIT), found.layer_changes) if stable else (0.0, 0.0)
     metric = found.eval_metric if math.isfinite(found.eval_metric) else found.guess
     loss = found.eval_loss if math.isfinite(found.eval_loss) else found.guess_loss
+    borne_out = _inside((metric - found.guess) / LITTLE, 0.0, 1.0)
 
     def fall(on: Scale, guess: float, simulated: float) -> float:
         return 0.0 if stable else (1 - min(followed / CAUGHT_UP, 1.0)) * (on.to(guess) - on.to(simulated))
@@ -204,7 +206,7 @@ def evidence(found: Simulation) -> dict[str, float]:
         "gap": near,
         "changes": _inside(rho, 0.0, CHANGES) if few else 0.0,
         "overfit": near * fitted if few else 0.0,
-        "learnt": left_open(found.frozen, rho) * max(fitted - (0.0 if few else AHEAD), 0.0) / (1 + fitted),
+        "learnt": left_open(found.frozen, rho) * borne_out * max(fitted - (0.0 if few else AHEAD), 0.0) / (1 + fitted),
         "unstable": float(not stable),
         "blind": float(not stable and known is None),
         "followed": 0.0 if stable else followed,
