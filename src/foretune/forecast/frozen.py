@@ -33,10 +33,11 @@ def correlation(x: Float[Tensor, "n d"], y: Float[Tensor, "n c"]) -> float:
     centred, wanted = x - x.mean(0), y - y.mean(0)
     u, s, _ = torch.linalg.svd(centred, full_matrices=False)
     total, along = float(wanted.square().sum()), u.T @ wanted
+    shares, sizes, tiny = u.square(), s.square(), torch.finfo(s.dtype).tiny
     errors = []
     for strength in STRENGTHS:
-        gain = s.square() / (s.square() + strength * s.square().sum() / len(x)).clamp(min=torch.finfo(s.dtype).tiny)
-        left = 1 - 1 / len(x) - u.square() @ gain
+        gain = sizes / (sizes + strength * sizes.sum() / len(x)).clamp(min=tiny)
+        left = 1 - 1 / len(x) - shares @ gain
         errors.append(float(((wanted - u @ (gain[:, None] * along)) / left[:, None]).square().sum()))
     least = min((each for each in errors if math.isfinite(each)), default=total)
     return math.sqrt(max(0.0, 1 - least / total)) if total > 0 else 0.0
