@@ -182,3 +182,13 @@ def test_layers_that_mix_examples_are_named() -> None:
     task.model.bert.encoder.layer[0].output.dense = Mixing(task.model.bert.encoder.layer[0].output.dense)
     with pytest.raises(InputError, match=r"layer\.0\.output\.dense\.table mix"):
         collect(task)
+
+
+@pytest.mark.parametrize("where", ["everywhere", "in one text"])
+def test_outputs_that_are_no_numbers_are_refused(where: str) -> None:
+    task = tiny_task("bert", n=30, num_train=24)
+    embedding = task.model.get_input_embeddings().weight
+    with torch.no_grad():
+        embedding[slice(None) if where == "everywhere" else task.eval[5]["input_ids"][-1]] = torch.nan
+    with pytest.raises(InputError, match=r"outputs \(float64\) are infinite or no numbers"):
+        collect(task)

@@ -15,7 +15,7 @@ from foretune.tangents import store
 from foretune.tangents.arena import Arena
 from foretune.tangents.basis import TaskDirections, centring, limited, num_directions, output_basis, task_directions
 from foretune.tangents.compress import TOLERANCE, Ranks, padded, ranks_for
-from foretune.tangents.head import Head, entering, features_of, find_head, head_names, outputs_of, watched
+from foretune.tangents.head import Head, entering, features_of, find_head, finite, head_names, outputs_of, watched
 from foretune.tangents.hooks import Call, layer_gradients, token_mask
 from foretune.tangents.lengths import alike, alike_in_splits, lengths
 from foretune.tangents.normalisation import Seen, gain_and_offset, last_normalised, made_of
@@ -165,7 +165,7 @@ class _Pass:
         for some in alike([self.lengths[i] for i in chosen], self.most):
             batch = self.batch([chosen[i] for i in some])
             with torch.autocast(self.device.type, torch.bfloat16, enabled=short):
-                features.append(features_of(self.task.model, self.head, batch).double().cpu())
+                features.append(finite(features_of(self.task.model, self.head, batch)).double().cpu())
             labels.append(batch["labels"].cpu())
         classes = self.task.num_outputs if self.task.loss == "cross_entropy" else 1
         rows, heads = task_directions(self.head, torch.cat(features), torch.cat(labels), classes)
@@ -176,7 +176,7 @@ class _Pass:
         model = self.task.model
         with watched(model, self.head.names) as watch, last_normalised(model) as normalised:
             with self.short_layers:
-                logits = outputs_of(model, batch)
+                logits = finite(outputs_of(model, batch))
             features, jacobian = entering(self.head, watch, logits)
         self.look_at_normalisation(features.detach(), next(iter(normalised), None), token_mask(batch))
         if not (self.head.linear and self.summary["span"]):

@@ -134,12 +134,12 @@ def find_head(model: nn.Module, names: Sequence[str], batch: Mapping[str, Tensor
 
     Raises:
         InputError: The modules do not follow each other, or the outputs are not a function of one feature vector an
-            example.
+            example, or no numbers.
     """
     if not names:
         return Head((), (), (), (), False)
     with watched(model, names) as watch, torch.no_grad():
-        logits = outputs_of(model, batch)
+        logits = finite(outputs_of(model, batch))
         order = list(watch.inputs)
         before: list[Tensor | None] = [None, *(watch.outputs[name] for name in order)]
         links = [_link(name, source, watch.inputs[name]) for name, source in zip(order, before, strict=False)]
@@ -197,6 +197,21 @@ def outputs_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "
     """The model's logits for a batch; labels in it are left out."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     return model(**inputs).logits
+
+
+def finite(values: Float[Tensor, "b x"]) -> Float[Tensor, "b x"]:
+    """Outputs or features of the model as they are.
+
+    Raises:
+        InputError: Some are infinite or not a number.
+    """
+    if not bool(values.isfinite().all()):
+        raise InputError(
+            "model",
+            f"some of its outputs ({str(values.dtype).removeprefix('torch.')}) are infinite or no numbers",
+            "load weights that are whole, and half-precision ones in bfloat16 or float32",
+        )
+    return values
 
 
 def gradients_in(features: Float[Tensor, "b ..."], outputs: Float[Tensor, "b c"]) -> Float[Tensor, "b c ..."]:
