@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "truth"
 ANY = "any"  # the seed of who is asked once for all
 SIGNS = ("largest_step", "travel", "change_before_learning")  # of a collapse
 REACH = (*SIGNS, "linearity_gap", "weight_change", "layer_changes")
-BEGUN = ("followed", "guess_loss")  # what is kept of a real beginning
+BEGUN = ("followed",)  # what is kept of a real beginning
 ENOUGH, FEW = 8, 4  # candidates, for a rank correlation to mean something, and for errors alone
 DO = "run benchmarks/truth/train.py, forecasts.py and score.py"
 
@@ -51,12 +51,12 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
             found = read_json(path, DO)
             scores.setdefault(path.stem, {})[seed] = {key: found[key] for key in ("candidates", "shared_seconds")}
     simulated: dict[str, dict[str, Any]] = {}
-    collected, guess, outputs, frozen = None, 0.0, None, None
+    collected, guess, guess_loss, outputs, frozen = None, 0.0, None, None, None
     for path in sorted(folder.glob("seed-*/forecast.json")):
         forecast = read_json(path, DO)
         collected = {key: forecast["collect"][key] for key in ("seconds", "directions", "bytes")}
         guess, outputs = forecast["task"]["majority_metric"] or 0.0, forecast["task"]["num_outputs"]
-        frozen = _short(forecast["task"]["frozen"])
+        guess_loss, frozen = (_short(forecast["task"][key]) for key in ("guess_loss", "frozen"))
         simulated[_seed(path.parent)] = {
             each["name"]: {key: _short(value) for key, value in each["simulated"].items()}
             | {key: _short(each[key]) for key in REACH if key in each}
@@ -66,7 +66,7 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
         }
     spent = sum(run["seconds"] for run in runs.values())
     facts = {"name": name, "model": setting.model, "metric_name": setting.metric_name, "guess": guess}
-    facts |= {"outputs": outputs, "frozen": frozen, "collect": collected}
+    facts |= {"guess_loss": guess_loss, "outputs": outputs, "frozen": frozen, "collect": collected}
     return (
         provenance(0, spent)
         | facts

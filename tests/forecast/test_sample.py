@@ -85,6 +85,7 @@ def test_through_the_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     run = write_tiny_run(tmp_path)
     found = forecast_run(run, tmp_path / "out", sample=20, bar=progress_bar)
     assert found["collect"]["train_examples"] == 20 and found["task"]["train_examples"] == 48
+    assert 0 < found["task"]["guess_loss"] <= math.log(found["task"]["num_outputs"])
     assert found["candidates"][0]["simulated"]["eval_loss"] > 0
     again = forecast_run(run, tmp_path / "out", sample=20, bar=progress_bar)
     assert again["collect"]["reused"]

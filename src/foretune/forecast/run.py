@@ -95,4 +95,5 @@ def describe(task: Task, model: str) -> dict[str, Any]:
         "num_outputs": task.num_outputs,
         "labels": task.labels,
         "majority_metric": task.majority_metric,
+        "guess_loss": task.guess_loss,
     }
