@@ -187,7 +187,7 @@ def test_layers_that_mix_examples_are_named() -> None:
 @pytest.mark.parametrize("where", ["everywhere", "in one text"])
 def test_outputs_that_are_no_numbers_are_refused(where: str) -> None:
     task = tiny_task("bert", n=30, num_train=24)
-    embedding = task.model.get_input_embeddings().weight
+    embedding = task.model.get_parameter("bert.embeddings.word_embeddings.weight")
     with torch.no_grad():
         embedding[slice(None) if where == "everywhere" else task.eval[5]["input_ids"][-1]] = torch.nan
     with pytest.raises(InputError, match=r"outputs \(float64\) are infinite or no numbers"):
