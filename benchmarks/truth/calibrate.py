@@ -106,7 +106,7 @@ def fit_one(quantity: str, known: Sequence[tuple[np.ndarray, np.ndarray]]) -> di
     begun = evidence[:, NAMES.index("blind")] == 0  # others only widen error bars
     scaled = (x / size)[begun]
     inverse = np.linalg.inv(scaled.T @ scaled + RIDGE * np.eye(len(size))) @ scaled.T
-    shift, near = np.zeros(len(size)), errors
+    near = errors
     for _ in range(ROUNDS):
         shift = inverse @ near[begun] / size
         left = errors - x @ shift

@@ -24,7 +24,6 @@ RESULTS = Path(__file__).parents[1] / "results" / "truth"
 ANY = "any"  # the seed of who is asked once for all
 SIGNS = ("largest_step", "travel", "change_before_learning")  # of a collapse
 REACH = (*SIGNS, "linearity_gap", "weight_change", "layer_changes")
-BEGUN = ("followed",)  # what is kept of a real beginning
 ENOUGH, FEW = 8, 4  # candidates, for a rank correlation to mean something, and for errors alone
 DO = "run benchmarks/truth/train.py, forecasts.py and score.py"
 
@@ -60,7 +59,7 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
         simulated[_seed(path.parent)] = {
             each["name"]: {key: _short(value) for key, value in each["simulated"].items()}
             | {key: _short(each[key]) for key in REACH if key in each}
-            | {key: _short(value) for key, value in (each.get("beginning") or {}).items() if key in BEGUN}
+            | ({"followed": _short(begun["followed"])} if (begun := each.get("beginning")) else {})
             | {"seconds": round(each["cost"]["seconds"], 2)}
             for each in forecast["candidates"]
         }
