@@ -4,9 +4,11 @@ from foretune import testing as testing
 from foretune.api import Kernel as Kernel
 from foretune.api import Tangents as Tangents
 from foretune.api import collect as collect
+from foretune.api import search_space as search_space
 from foretune.errors import InputError as InputError
 from foretune.forecast.compare import compare as compare
 from foretune.forecast.forecast import Forecast as Forecast
+from foretune.forecast.search import Recommendation as Recommendation
 from foretune.linear import gradient_descent as gradient_descent
 from foretune.linear import gradient_flow as gradient_flow
 from foretune.linear import linearise as linearise
@@ -16,6 +18,7 @@ from foretune.tangents import layer_rule as layer_rule
 from foretune.task import Candidate as Candidate
 from foretune.task import Task as Task
 from foretune.task import load_task as load_task
+from foretune.task.space import Space as Space
 from foretune.train import Certificate as Certificate
 from foretune.train import GapRecorder as GapRecorder
 from foretune.train import ProximalAdamW as ProximalAdamW

@@ -12,12 +12,14 @@ from transformers import TrainingArguments
 from foretune import linear, tangents
 from foretune.forecast.beginning import BEGIN
 from foretune.forecast.forecast import SEEDS, Forecast, begun, forecast
+from foretune.forecast.search import Recommendation, Search
 from foretune.forecast.starts import Starts
 from foretune.kernel import Kernel as BaseKernel
 from foretune.kernel import ntk
 from foretune.linear import LogisticFit, Ridge
 from foretune.tangents.collect import Progress
 from foretune.task import Candidate, Task
+from foretune.task.space import Space, around
 
 
 class Kernel(BaseKernel):
@@ -86,6 +88,11 @@ class Tangents:
             found = forecast(self._starts, self.task, [candidate], seeds=seeds, refreshes=refreshes)
         return begun(found, self.task, begin)[0]
 
+    def recommend(self, space: Space) -> Recommendation:
+        """Search a space for the best fine-tune, without training any; see :func:`search_space`."""
+        with self.task.placed():
+            return Search(self._starts, self.task, space).run()
+
 
 def collect(
     task: Task,
@@ -113,6 +120,19 @@ def collect(
         )
 
     return Tangents(task, take(task), take)
+
+
+def search_space(task: Task, peft_config: LoraConfig, args: TrainingArguments | None = None) -> Space:
+    """What may be chosen around a fine-tune: the places, ranks and learning rates of ``foretune recommend``.
+
+    The task's own candidates compete. A config that does not fit the model is an ``InputError``.
+
+    Args:
+        task: The task.
+        peft_config: As it would be given to peft.
+        args: As they would be given to ``Trainer``; only what differs from the defaults counts.
+    """
+    return around(task.model, Candidate("base", peft_config, given_arguments(args)), task.candidates)
 
 
 def given_arguments(args: TrainingArguments | None) -> dict[str, object]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import write_jsonl, write_tiny_run
+from peft import LoraConfig
 from task.bad_inputs import CASES, BadInput
 
 import foretune.cli as cli
@@ -86,6 +87,33 @@ def test_forecast_train_compare_report(
     assert summary["n"] == 2 and summary["mean_absolute_error"] is not None
     assert foretune(monkeypatch, "report", out) == 0
     assert "query" in (out / "report.html").read_text()
+
+
+def test_what_is_recommended_can_be_trained_and_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_tiny_run(tmp_path, candidates=[{"name": "base", "peft": {"r": 3}}], training={"learning_rate": 1e-4})
+    out = tmp_path / "out"
+    assert foretune(monkeypatch, "recommend", run, "-o", out) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    found = json.loads((out / "recommendation.json").read_text())
+    first, own = found["recommended"], found["base"]
+    assert own["name"] == "base-of-file" and own["training"]["learning_rate"] == pytest.approx(1e-4)
+    assert "base" in [row["name"] for row in found["searched"]], "the file's candidates compete"
+    assert f"best of {len(found['searched'])} fine-tunes" in said and "which the file describes" in said
+    assert f"foretune train {out / 'recommended.yaml'} -c {first['name']} -o {out}" in said
+    forecasts = json.loads((out / "forecast.json").read_text())["candidates"]
+    assert [row["name"] for row in forecasts] == [row["name"] for row in found["searched"]]
+    ready = LoraConfig.from_pretrained(str(out))
+    assert (ready.r, ready.lora_alpha) == (first["peft"]["r"], first["peft"]["lora_alpha"])
+    assert sorted(ready.target_modules or ()) == sorted(first["peft"]["target_modules"])
+    assert foretune(monkeypatch, "train", out / "recommended.yaml", "-c", first["name"], "-o", out) == 0
+    assert foretune(monkeypatch, "compare", out) == 0
+    assert foretune(monkeypatch, "report", out) == 0
+    assert f"Recommended is “{first['name']}”" in (out / "report.html").read_text()
+    capsys.readouterr()
+    assert foretune(monkeypatch, "recommend", write_tiny_run(tmp_path, peft={"bias": "all"}), "-o", out) == 2
+    assert "bias" in capsys.readouterr().err
 
 
 def test_what_may_collapse_is_begun_unless_it_is_not_to_be(

@@ -82,6 +82,21 @@ def test_forecast_only(tmp_path: Path) -> None:
     assert "Tested against" not in page.text
 
 
+def test_what_a_search_recommends(tmp_path: Path) -> None:
+    roles = {"recommended": "all-linear", "base": "top-layers", "lighter": "query-value"}
+    page = report(write(tmp_path, forecast_file() | {"roles": roles}, []))
+    said = "Recommended is “all-linear”, forecast 3.6 points better than “top-layers”, which the file describes."
+    assert said in page.text
+    assert re.search(
+        r"It is forecast 1\.8 points better than “query-value”, which has \d+% of its parameters\.", page.text
+    )
+    same = {"recommended": "all-linear", "base": "all-linear", "lighter": None}
+    page = report(write(tmp_path, forecast_file() | {"roles": same}, []))
+    assert "The search found nothing better than “all-linear”, which the file describes." in page.text
+    page = report(write(tmp_path, nulled(forecast_file()) | {"roles": roles}, []))
+    assert "“all-linear”, instead of “top-layers”" in page.text
+
+
 def test_truth_without_comparison_says_how_to_compare(tmp_path: Path) -> None:
     page = report(write(tmp_path, forecast_file(), [result_file("all-linear")]))
     assert set(page.figures) == FIGURES

@@ -2,7 +2,7 @@
 
 import typer
 
-from foretune.cli import certify, compare, demo, doctor, forecast, report, train
+from foretune.cli import certify, compare, demo, doctor, forecast, recommend, report, train
 
 app = typer.Typer(
     name="foretune",
@@ -13,5 +13,5 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
-for module in (doctor, forecast, train, compare, certify, report, demo):
+for module in (doctor, forecast, recommend, train, compare, certify, report, demo):
     app.command(module.__name__.rsplit(".", 1)[-1], epilog=module.EXAMPLES)(module.command)

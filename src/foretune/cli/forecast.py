@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from foretune.cli.console import count, metric, number, out, progress_bar, table
-from foretune.cli.options import Candidates, Directory, RunFile
+from foretune.cli.options import Candidates, Directory, RunFile, Sample
 
 EXAMPLES = "Example: foretune forecast run.yaml -o runs/movie"
 
@@ -20,12 +20,7 @@ def command(
     refreshes: Annotated[
         int, typer.Option(min=0, help="Tangents taken again on the way through each simulated run: truer, a pass each.")
     ] = 0,
-    sample: Annotated[
-        int | None,
-        typer.Option(
-            min=2, help="Training examples that stand for all of them, for data too large to keep tangents of."
-        ),
-    ] = None,
+    sample: Sample = None,
     begin: Annotated[
         float,
         typer.Option(

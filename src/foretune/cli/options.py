@@ -11,3 +11,7 @@ RunDirectory = Annotated[Path, typer.Argument(help="A run directory with results
 Candidates = Annotated[
     list[str] | None, typer.Option("--candidate", "-c", help="Name of a candidate; repeat for more. Default: all.")
 ]
+Sample = Annotated[
+    int | None,
+    typer.Option(min=2, help="Training examples that stand for all of them, for data too large to keep tangents of."),
+]

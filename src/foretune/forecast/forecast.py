@@ -1,7 +1,7 @@
 """The forecast of a run: every candidate simulated from one cache, ranked best first."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -258,7 +258,7 @@ def forecast(
         done += len(jobs)
     for each in forecasts.values():
         each.warn(task)
-    return _ranked(list(forecasts.values()), task)
+    return ranked(list(forecasts.values()), task)
 
 
 def _looked_at(
@@ -331,10 +331,11 @@ def begun(
                 )
             each.seconds += each.beginning.seconds
             each.warn(task)
-    return _ranked(forecasts, task)
+    return ranked(forecasts, task)
 
 
-def _ranked(forecasts: Sequence[Forecast], task: Task) -> list[Forecast]:
+def ranked(forecasts: Iterable[Forecast], task: Task) -> list[Forecast]:
+    """Best first; those that may collapse by the worse end of their error bar, and last unless they were begun well."""
     higher = higher_is_better(task.metric_name)
 
     def rank(each: Forecast) -> tuple[float, float]:

@@ -1,17 +1,18 @@
 """``forecast.json`` from ``run.yaml``."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from foretune.errors import InputError
 from foretune.forecast.beginning import BEGIN
-from foretune.forecast.forecast import SEEDS, Bar, begun, forecast
+from foretune.forecast.forecast import SEEDS, Bar, Forecast, begun, forecast
 from foretune.forecast.starts import Starts
 from foretune.results import provenance, writable_directory, write_json
 from foretune.tangents import Tangents, check_forecastable, collect
 from foretune.task import Task, load_run
+from foretune.task.loading import LoadedRun
 
 
 def forecast_run(
@@ -27,6 +28,8 @@ def forecast_run(
 ) -> dict[str, Any]:
     """Forecast the candidates of a ``run.yaml``; writes ``forecast.json`` and keeps tangents and beginnings beside it.
 
+    Anything wrong in the file is an ``InputError``.
+
     Args:
         path: The YAML file.
         directory: Where results go.
@@ -36,9 +39,6 @@ def forecast_run(
         sample: Training examples that stand for all of them; by default each for itself.
         begin: Share of the real run that is made where it may collapse; 0: of none.
         bar: Makes a progress bar for a label.
-
-    Raises:
-        InputError: Something in the file is wrong, or candidates train different modules in full.
     """
     started = time.perf_counter()
     directory = writable_directory(directory)
@@ -46,6 +46,26 @@ def forecast_run(
     task = loaded.task
     for candidate in task.candidates:
         check_forecastable(candidate.peft, f"{path}: candidate {candidate.name!r}: peft")
+    layers = {module.name for adaptation in loaded.adaptations for module in adaptation.modules}
+    starts = collected(loaded, path, layers, directory, sample, bar)
+    for seed in sorted({candidate.seed + extra for candidate in task.candidates for extra in range(seeds)}):
+        starts.tangents(seed)
+    with bar("forecasting") as progress, task.placed():
+        forecasts = forecast(starts, task, task.candidates, seeds=seeds, refreshes=refreshes, progress=progress)
+    forecasts = begun(forecasts, task, begin, directory=directory, bar=bar)
+    result = summary(loaded, starts, forecasts, time.perf_counter() - started)
+    write_json(directory / "forecast.json", result)
+    return result
+
+
+def collected(
+    loaded: LoadedRun, path: str | Path, layers: Iterable[str], directory: Path, sample: int | None, bar: Bar
+) -> Starts:
+    """The tangents of these layers, kept in the run directory, and what runs of the file's task start from.
+
+    Raises:
+        InputError: Candidates train different modules in full.
+    """
     heads = {adaptation.heads for adaptation in loaded.adaptations}
     if len(heads) > 1:
         raise InputError(
@@ -53,21 +73,21 @@ def forecast_run(
             f"candidates train different modules in full: {' and '.join(map(str, sorted(heads)))}",
             "forecast them in separate runs",
         )
-    layers = sorted({module.name for adaptation in loaded.adaptations for module in adaptation.modules})
     (head,) = heads
 
     def take(task: Task, seed: int | None = None) -> Tangents:
         with bar("collecting tangents" if seed is None else f"collecting tangents, seed {seed}") as progress:
-            return collect(task, layers, heads=head, directory=directory / "tangents", sample=sample, progress=progress)
+            return collect(
+                task, sorted(layers), heads=head, directory=directory / "tangents", sample=sample, progress=progress
+            )
 
-    tangents = take(task)
-    starts = Starts(task, tangents, take)
-    for seed in sorted({candidate.seed + extra for candidate in task.candidates for extra in range(seeds)}):
-        starts.tangents(seed)
-    with bar("forecasting") as progress, task.placed():
-        forecasts = forecast(starts, task, task.candidates, seeds=seeds, refreshes=refreshes, progress=progress)
-    forecasts = begun(forecasts, task, begin, directory=directory, bar=bar)
-    result = provenance(task.candidates[0].seed, time.perf_counter() - started, task.device) | {
+    return Starts(loaded.task, take(loaded.task), take)
+
+
+def summary(loaded: LoadedRun, starts: Starts, forecasts: Sequence[Forecast], seconds: float) -> dict[str, Any]:
+    """The content of ``forecast.json``."""
+    task, tangents = loaded.task, starts.first
+    return provenance(task.candidates[0].seed, seconds, task.device) | {
         "task": describe(task, str(loaded.config.model.path)) | {"frozen": forecasts[0].frozen},
         "collect": {
             "seconds": sum(each.seconds for each in starts.passes),
@@ -79,8 +99,6 @@ def forecast_run(
         },
         "candidates": [each.to_json() for each in forecasts],
     }
-    write_json(directory / "forecast.json", result)
-    return result
 
 
 def describe(task: Task, model: str) -> dict[str, Any]:

@@ -131,6 +131,7 @@ class Run:
     sources: dict[str, dict[str, Any]]
     notes: list[str] = field(default_factory=list)
     linearity: tuple[Linearity, ...] = ()
+    roles: dict[str, Candidate] = field(default_factory=dict)  # of a search: recommended, base, lighter
 
 
 _KERNEL_NUMBERS = [key for key in Kernel.__dataclass_fields__ if key not in {"spectrum", "risk_bounds"}]
@@ -176,9 +177,9 @@ def read_run(directory: Path) -> Run:
         else:
             notes.append(f"comparison.json does not match the results: run foretune compare {directory} again.")
     linearity = tuple(_linearity(content, path.parent.relative_to(directory)) for path, content in certificates.items())
-    return Run(
-        str(directory), task, forecast.get("collect") or {}, metric, ranked, comparison, sources, notes, linearity
-    )
+    roles = {role: candidates[name] for role, name in (forecast.get("roles") or {}).items() if name}
+    collected = forecast.get("collect") or {}
+    return Run(str(directory), task, collected, metric, ranked, comparison, sources, notes, linearity, roles)
 
 
 def _metric_name(task: dict[str, Any], forecast: dict[str, Any], results: list[dict[str, Any]]) -> str | None:

@@ -13,7 +13,8 @@ def verdict(run: Run) -> list[str]:
     forecasts = [item for item in run.candidates if item.forecast]
     if not forecasts:
         return _truth_only(run)
-    return [*_first(run, forecasts), *_lead(run, forecasts), *_baseline(run, forecasts[0]), *_tested(run)]
+    opening = [*_first(run, forecasts), *_lead(run, forecasts), *_baseline(run, forecasts[0])]
+    return [*opening, *_recommended(run), *_tested(run)]
 
 
 def _truth_only(run: Run) -> list[str]:
@@ -96,6 +97,29 @@ def _baseline(run: Run, first: Candidate) -> list[str]:
     if run.metric.sign * (value - baseline) <= 0:
         return [f"That is no better than guessing: {guessing}."]
     return [f"For scale, {guessing}."]
+
+
+def _recommended(run: Run) -> list[str]:
+    """What a search recommends, against what the file describes, and what does nearly as well with less."""
+    if "recommended" not in run.roles:
+        return []
+    first, base = run.roles["recommended"], run.roles["base"]
+    if first.name == base.name:
+        text = [f"The search found nothing better than “{base.name}”, which the file describes."]
+    else:
+        text = [f"Recommended is “{first.name}”, {_better(run, first, base)} “{base.name}”, which the file describes."]
+    lighter = run.roles.get("lighter")
+    if lighter and lighter.trainable_parameters and first.trainable_parameters:
+        share = f"{100 * lighter.trainable_parameters / first.trainable_parameters:.0f}% of its parameters"
+        text.append(f"It is {_better(run, first, lighter)} “{lighter.name}”, which has {share}.")
+    return text
+
+
+def _better(run: Run, one: Candidate, other: Candidate) -> str:
+    values = [each.forecast.eval_metric if each.forecast else None for each in (one, other)]
+    if values[0] is None or values[1] is None:
+        return "instead of"
+    return f"forecast {run.metric.difference(run.metric.sign * (values[0] - values[1]))} better than"
 
 
 def _tested(run: Run) -> list[str]:

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from foretune.errors import InputError
 from foretune.task.arguments import build_lora
-from foretune.task.config import ProximalSpec, RunConfig
+from foretune.task.config import CandidateSpec, ProximalSpec, RunConfig
 from foretune.task.problems import nearest
 
 
@@ -90,12 +90,23 @@ def build_candidates(config: RunConfig, names: Sequence[str] | None = None) -> t
     for name in names or ():
         if name not in known:
             raise InputError("candidate", f"there is no candidate {name!r}", nearest(name, known))
-    candidates = []
-    for spec in config.candidates:
-        if names is None or spec.name in names:
-            peft, training, proximal = config.merged(spec)
-            candidates.append(Candidate(spec.name, build_lora(peft), training, ProximalSpec.model_validate(proximal)))
-    return tuple(candidates)
+    return tuple(build_candidate(config, spec) for spec in config.candidates if names is None or spec.name in names)
+
+
+def build_candidate(config: RunConfig, spec: CandidateSpec) -> Candidate:
+    """A loaded ``run.yaml``'s sections with a candidate's keys merged onto them."""
+    peft, training, proximal = config.merged(spec)
+    return Candidate(spec.name, build_lora(peft), training, ProximalSpec.model_validate(proximal))
+
+
+def variation(base: Candidate, candidate: Candidate) -> CandidateSpec:
+    """What a candidate changes in another one, as in the ``candidates`` of a ``run.yaml`` that describes that one."""
+    default = LoraConfig(task_type="SEQ_CLS")
+    old, new = base.peft_dict(), candidate.peft_dict()
+    peft = {key: new.get(key, getattr(default, key)) for key in old | new if old.get(key) != new.get(key)}
+    training = {key: value for key, value in candidate.training.items() if value != base.training.get(key)}
+    proximal = {} if candidate.proximal == base.proximal else candidate.proximal_dict()
+    return CandidateSpec(name=candidate.name, peft=peft, training=training, proximal=proximal)
 
 
 def _jsonable(value: Any) -> Any:

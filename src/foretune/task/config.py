@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from foretune.errors import InputError
 from foretune.task.arguments import build_lora, build_problem, check_peft, check_training
+from foretune.task.grid import expanded
 from foretune.task.problems import Problem, custom, from_validation, raise_problems, shown
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]*")
@@ -143,7 +144,7 @@ class RunConfig(_Section):
     peft: dict[str, Any] = {}
     training: dict[str, Any] = {}
     proximal: ProximalSpec = ProximalSpec()
-    candidates: list[CandidateSpec] = []
+    candidates: Annotated[list[CandidateSpec], BeforeValidator(expanded)] = []
 
     def merged(self, candidate: CandidateSpec) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """The peft, training and proximal keys of a candidate: the base's, overridden key by key."""
@@ -171,6 +172,11 @@ def load_config(path: str | Path) -> RunConfig:
     if problems:
         raise_problems(str(path), problems)
     return _absolute(checked, path.resolve().parent)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The text of a ``run.yaml`` that says the same."""
+    return yaml.safe_dump(config.model_dump(exclude_unset=True), sort_keys=False, allow_unicode=True)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
