@@ -54,8 +54,8 @@ def command(
     out.print(f"wrote {output / 'forecast.json'}; next: foretune train {run} -c NAME -o {output}")
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print a forecast as a table."""
+def show_task(result: dict[str, Any]) -> None:
+    """Print what a forecast is of, and what it took."""
     task, collected = result["task"], result["collect"]
     source = "reused from an earlier run, took" if collected["reused"] else "collected in"
     sampled = collected["train_examples"] < task["train_examples"]
@@ -66,7 +66,12 @@ def show(result: dict[str, Any]) -> None:
         f"{source} {collected['seconds']:.1f} s, {collected['bytes'] / 2**20:,.0f} MiB\n"
         f"features as they are predict labels with correlation {task['frozen']:.2f}: the rest is to be learnt"
     )
-    name = task["metric_name"]
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a forecast as a table."""
+    show_task(result)
+    name = result["task"]["metric_name"]
     shown = table("forecast, best first", "candidate", name, "±", "loss", "params", "κ", "trace", "gap", "")
     for row in result["candidates"]:
         predicted, kernel, cost = row["predicted"], row["kernel"], row["cost"]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from foretune.cli.console import count, metric, number, out, progress_bar, table
+from foretune.cli.forecast import show_task
 from foretune.cli.options import Directory, RunFile, Sample
 
 EXAMPLES = "Example: foretune recommend run.yaml -o runs/movie"
@@ -31,11 +32,12 @@ def command(run: RunFile, output: Directory, sample: Sample = None) -> None:
 
 def show(found: dict[str, Any]) -> None:
     """Print what is recommended, beside the best others, what the file describes and what is lighter."""
+    show_task(found)
     name = found["task"]["metric_name"]
     roles = {entry["name"]: role for role in ("base", "lighter", "recommended") if (entry := found[role])}
     shown = table(f"best of {len(found['searched'])} fine-tunes", "candidate", name, "±", "loss", "params", "")
     for place, row in enumerate(found["searched"]):
-        role = "may collapse" if row["may_collapse"] else roles.get(row["name"], "")
+        notes = [roles.get(row["name"], ""), "may collapse" if row["may_collapse"] else ""]
         if place < SHOWN or row["name"] in roles:
             shown.add_row(
                 row["name"],
@@ -43,7 +45,7 @@ def show(found: dict[str, Any]) -> None:
                 metric(row["eval_metric_std"], name),
                 number(row["eval_loss"]),
                 count(row["trainable_parameters"]),
-                role,
+                ", ".join(filter(None, notes)),
             )
     out.print(shown)
     first, base = (found[role] for role in ("recommended", "base"))
@@ -51,6 +53,7 @@ def show(found: dict[str, Any]) -> None:
     if first["name"] == base["name"]:
         out.print(f"Nothing is better than {first['name']}, which the file describes.", highlight=False)
     else:
-        out.print(f"{first['name']} is {better:.1f} points better than {base['name']}, which the file describes.")
+        said = f"{first['name']} is forecast {better:.1f} points above {base['name']}, which the file describes."
+        out.print(said, highlight=False)
     for warning in found["recommended"]["warnings"]:
         out.print(f"[yellow]![/] {found['recommended']['name']}: {warning}", highlight=False)
