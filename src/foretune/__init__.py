@@ -7,7 +7,7 @@ from foretune.api import collect as collect
 from foretune.api import search_space as search_space
 from foretune.errors import InputError as InputError
 from foretune.forecast.compare import compare as compare
-from foretune.forecast.forecast import Forecast as Forecast
+from foretune.forecast.expectation import Forecast as Forecast
 from foretune.forecast.search import Recommendation as Recommendation
 from foretune.linear import gradient_descent as gradient_descent
 from foretune.linear import gradient_flow as gradient_flow

@@ -11,7 +11,8 @@ from transformers import TrainingArguments
 
 from foretune import linear, tangents
 from foretune.forecast.beginning import BEGIN
-from foretune.forecast.forecast import SEEDS, Forecast, begun, forecast
+from foretune.forecast.expectation import Forecast
+from foretune.forecast.forecast import SEEDS, begun, forecast
 from foretune.forecast.search import Recommendation, Search
 from foretune.forecast.starts import Starts
 from foretune.kernel import Kernel as BaseKernel

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from foretune.forecast.forecast import Bar, Forecast
+from foretune.forecast.expectation import Forecast
+from foretune.forecast.forecast import Bar
 from foretune.forecast.run import collected, summary
 from foretune.forecast.search import Search
 from foretune.results import writable_directory, write_json, write_text

@@ -7,7 +7,8 @@ from typing import Any
 
 from foretune.errors import InputError
 from foretune.forecast.beginning import BEGIN
-from foretune.forecast.forecast import SEEDS, Bar, Forecast, begun, forecast
+from foretune.forecast.expectation import Forecast
+from foretune.forecast.forecast import SEEDS, Bar, begun, forecast
 from foretune.forecast.starts import Starts
 from foretune.results import provenance, writable_directory, write_json
 from foretune.tangents import Tangents, check_forecastable, collect

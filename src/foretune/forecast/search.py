@@ -8,7 +8,8 @@ from peft import LoraConfig
 
 from foretune.forecast.calibration import gains_little
 from foretune.forecast.compare import higher_is_better
-from foretune.forecast.forecast import Bar, Forecast, forecast, ranked
+from foretune.forecast.expectation import Forecast
+from foretune.forecast.forecast import Bar, forecast, ranked
 from foretune.forecast.starts import Starts
 from foretune.task import Candidate, Task
 from foretune.task.space import Placement, Point, Space
