@@ -16,6 +16,7 @@ from truth.grid import NAMES as MODULES
 from truth.grid import TASKS
 from truth.metrics import Prediction, Truth, another_seed, bootstrap, evaluate, interval
 from truth.ours import forecast
+from truth.recommended import _row
 
 from foretune.forecast.calibration import QUANTITIES, scale
 
@@ -169,6 +170,17 @@ def test_evidence_is_read_from_what_was_gathered() -> None:
     assert evidence_of(astray, task)["unstable"] == 1 and evidence_of(astray, task)["followed"] > 0
     lost = evidence_of(row | {"travel": 2.0}, task)  # and never begun
     assert lost["loss_fall"] == pytest.approx(math.log(0.7 / 0.5)) and lost["fall"] < 0
+
+
+def test_what_is_recommended_is_held_against_the_best_that_was_known() -> None:
+    first = {"name": "wide", "forecast": 0.8, "parameters": 400, "true": [0.7, 0.8]}
+    found = {"recommended": first, "base": first | {"true": [0.5, 0.6]}, "searched": 43}
+    found |= {"grid": {"name": "best", "true": 0.76}}
+    row = _row("task", found)
+    assert row["behind"] == pytest.approx(1) and row["ahead"] == pytest.approx(20)
+    assert row["cells"][-3:] == ["–"] * 3
+    lighter = _row("task", found | {"lighter": first | {"name": "narrow", "parameters": 100, "true": [0.7, 0.7]}})
+    assert lighter["cells"][-3:] == ["narrow", "25%", "70.0"]
 
 
 def test_every_task_has_candidates_of_its_own() -> None:

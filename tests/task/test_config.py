@@ -6,7 +6,7 @@ from helpers import write_tiny_run
 
 from foretune.errors import InputError
 from foretune.task import build_candidates, load_config
-from foretune.task.config import GgufFile
+from foretune.task.config import GgufFile, to_yaml
 
 
 def test_paths_start_at_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +21,16 @@ def test_hub_ids_and_gguf_files(tmp_path: Path) -> None:
     assert load_config(write_tiny_run(tmp_path, model={"path": "org/name"})).model.path == "org/name"
     gguf = load_config(write_tiny_run(tmp_path, model={"path": {"gguf": "m.gguf"}})).model.path
     assert gguf == GgufFile(gguf=str(tmp_path / "m.gguf"))
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    hub = {"hub": "glue", "name": "sst2", "split": "train"}
+    mine = [{"name": "a", "peft": {"layers_to_transform": None, "r": 2}}, {"name": "b", "proximal": {"strength": 0.5}}]
+    path = write_tiny_run(tmp_path, model={"path": {"gguf": "m.gguf"}}, data={"train": hub}, candidates=mine)
+    config = load_config(path)
+    (tmp_path / "again.yaml").write_text(to_yaml(config), encoding="utf-8")
+    again = load_config(tmp_path / "again.yaml")
+    assert again.model_dump() == config.model_dump()
 
 
 def test_numbers_that_yaml_reads_as_text_and_words_it_reads_as_booleans(tmp_path: Path) -> None:

@@ -175,8 +175,10 @@ def load_config(path: str | Path) -> RunConfig:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The text of a ``run.yaml`` that says the same."""
-    return yaml.safe_dump(config.model_dump(exclude_unset=True), sort_keys=False, allow_unicode=True)
+    """The text of a ``run.yaml`` that says the same as a loaded one."""
+    content = config.model_dump(exclude_unset=True)
+    content["candidates"] = [{key: value for key, value in each.items() if value} for each in content["candidates"]]
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
