@@ -93,7 +93,7 @@ def known_of(simulated: dict[str, Any], task: dict[str, Any]) -> calibration.Sim
 
 NAMES = tuple(
     calibration.evidence(
-        calibration.Simulation(0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.5, 0.5, 1.0, "accuracy", 2, 0.0, 0.0)
+        calibration.Simulation(0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.5, 0.5, 1.0, "accuracy", 2, 0.0, 0.0)
     )
 )
 

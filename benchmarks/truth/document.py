@@ -14,6 +14,7 @@ if __name__ == "__main__":  # not this folder: its names are common ones
 
 from paper.plot import Axis, Series, picture
 from paper.reading import DOCS, listed, paragraph
+from truth import recommended
 from truth.calibrate import learnt_on
 from truth.cost import section
 from truth.gather import prediction_of, read_fast, read_sizes, read_tasks, truth_of
@@ -45,6 +46,7 @@ def document(tasks: list[dict[str, Any]], sizes: list[dict[str, Any]], fast: lis
             *_predictors(scores, floors, draws),
             *_against(scores, draws),
             *_by_task(tasks, truths, predictors),
+            *recommended.section(),
             *collapses(tasks),
             *near_the_limit(tasks, fast),
             *warnings(tasks, truths, predictors[OURS]),

@@ -23,7 +23,7 @@ from foretune.results import provenance, read_json, write_json
 RESULTS = Path(__file__).parents[1] / "results" / "truth"
 ANY = "any"  # the seed of who is asked once for all
 SIGNS = ("largest_step", "travel", "change_before_learning")  # of a collapse
-REACH = (*SIGNS, "linearity_gap", "weight_change", "layer_changes")
+REACH = (*SIGNS, "linearity_gap", "weight_change", "layer_changes", "depth")
 ENOUGH, FEW = 8, 4  # candidates, for a rank correlation to mean something, and for errors alone
 DO = "run benchmarks/truth/train.py, forecasts.py and score.py"
 

@@ -106,6 +106,7 @@ def made_up(name: str, generator: np.random.Generator, noise: float) -> dict[str
             "linearity_gap": gap,
             "weight_change": 1.0,
             "layer_changes": changes,
+            "depth": 1.0,
         }
         simulated[f"c{number}"] = row | gaps | {"seconds": 1.0}
         run: dict[str, Any] = {"candidate": f"c{number}", "seed": 0, "seconds": 10.0}
@@ -163,7 +164,7 @@ def test_who_is_asked_once_is_held_against_every_seed() -> None:
 
 def test_evidence_is_read_from_what_was_gathered() -> None:
     gaps = {"largest_step": 0.03, "travel": 0.9, "linearity_gap": 2.0, "weight_change": 0.2, "layer_changes": 1.0}
-    row = gaps | {"fitted_loss": 0.1, "eval_loss": 0.5, "eval_metric": 0.8}
+    row = gaps | {"depth": 1.0, "fitted_loss": 0.1, "eval_loss": 0.5, "eval_metric": 0.8}
     task = {"guess": 0.5, "guess_loss": 0.7, "metric_name": "accuracy", "outputs": 2, "frozen": 0.5}
     assert evidence_of(row, task)["unstable"] == 1 and evidence_of(row | {"travel": 0.3}, task)["unstable"] == 0
     astray = row | {"travel": 0.3, "change_before_learning": 0.2, "followed": 0.5}

@@ -20,12 +20,16 @@ def curve_of(losses: list[float], metric_std: float | None) -> list[MeanPoint]:
     return [MeanPoint(step=k, epoch=float(k), eval_loss=loss, **known) for k, loss in enumerate(losses)]  # type: ignore[typeddict-item]
 
 
-LINEAR = Reach(0.001, 0.03, change_before_learning=0.01, weight_change=0.01, layer_changes=0.5, linearity_gap=0.1)
-WIDE = Reach(0.01, 0.3, change_before_learning=0.01, weight_change=0.1, layer_changes=0.5, linearity_gap=1.2)
-WILD = Reach(0.03, 0.9, change_before_learning=0.02, weight_change=0.1, layer_changes=0.5, linearity_gap=0.8)
-FAR = Reach(0.06, 1.9, change_before_learning=0.02, weight_change=0.1, layer_changes=0.5, linearity_gap=0.8)
-LATE = Reach(0.01, 0.3, change_before_learning=0.03, weight_change=0.1, layer_changes=0.5, linearity_gap=0.8)
-ASTRAY = Reach(0.01, 0.3, change_before_learning=0.12, weight_change=0.2, layer_changes=2.0, linearity_gap=0.8)
+LINEAR = Reach(
+    0.001, 0.03, change_before_learning=0.01, weight_change=0.01, layer_changes=0.5, depth=1.0, linearity_gap=0.1
+)
+WIDE = Reach(0.01, 0.3, change_before_learning=0.01, weight_change=0.1, layer_changes=0.5, depth=1.0, linearity_gap=1.2)
+WILD = Reach(0.03, 0.9, change_before_learning=0.02, weight_change=0.1, layer_changes=0.5, depth=1.0, linearity_gap=0.8)
+FAR = Reach(0.06, 1.9, change_before_learning=0.02, weight_change=0.1, layer_changes=0.5, depth=1.0, linearity_gap=0.8)
+LATE = Reach(0.01, 0.3, change_before_learning=0.03, weight_change=0.1, layer_changes=0.5, depth=1.0, linearity_gap=0.8)
+ASTRAY = Reach(
+    0.01, 0.3, change_before_learning=0.12, weight_change=0.2, layer_changes=2.0, depth=1.0, linearity_gap=0.8
+)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ LINEAR = Simulation(
     change_before_learning=0.0,
     linearity_gap=0.0,
     layer_changes=0.0,
+    depth=1.0,
     fitted_loss=0.4,
     eval_loss=0.5,
     eval_metric=0.8,
@@ -93,6 +94,8 @@ def test_evidence_counts_up_to_its_bounds() -> None:
     assert blind["learnt"] == pytest.approx(evidence(fitted)["learnt"] / 5)
     known = evidence(regression._replace(frozen=0.75))  # and leaves the less to be learnt
     assert known == pytest.approx(evidence(regression) | {"learnt": 0.25 * 0.75 * 0.6})
+    shallow = evidence(regression._replace(depth=0.5))  # as do layers that stay as they are
+    assert shallow == pytest.approx(evidence(regression) | {"learnt": 0.25 * 0.75 * 0.6})
 
 
 @pytest.mark.parametrize(("ratio", "learnt"), [(0.0, 0.0), (0.3, 0.0), (2.0, 1.7 / 3)])

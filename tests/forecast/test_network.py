@@ -8,18 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import write_tiny_run
 from test_simulate import loaded, real_run
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from foretune.forecast.forecast import forecast
 from foretune.forecast.movement import Movement, change_before_learning, linear_norm, weight_change
 from foretune.forecast.network import Relinearise, gap_sample, linearity_gap, simulated_weights
 from foretune.forecast.simulate import simulate
 from foretune.forecast.starts import Starts
 from foretune.linear.tangent_model import TangentModel
-from foretune.tangents import Adapter, Tangents, layer_rule, select_layers
+from foretune.tangents import Adapter, Tangents, collect, layer_rule, select_layers
 from foretune.tangents.rules import Sizes
-from foretune.task import Task
+from foretune.task import Task, load_task
 from foretune.train import Run, build_peft_model
 
 FAR = {"num_train_epochs": 3, "learning_rate": 2e-2}  # far enough for the tangents not to hold
@@ -79,6 +81,14 @@ def test_the_change_of_the_weights_is_that_of_the_network(tmp_path: Path) -> Non
     model.relinearise(tangents)
     assert weight_change(task, model) == 0
     assert weight_change(task, moved(task, tangents, math.inf)) == math.inf
+
+
+@pytest.mark.parametrize(("layers", "share"), [(None, 1.0), ([1], 0.5)])
+def test_how_many_of_the_layers_have_adapters(layers: list[int] | None, share: float, tmp_path: Path) -> None:
+    mine = [{"name": "mine", "peft": {"target_modules": ["query"], "layers_to_transform": layers}}]
+    task = load_task(write_tiny_run(tmp_path, candidates=mine))
+    (found,) = forecast(collect(task), task, task.candidates)
+    assert found.reach.depth == share and found.to_json()["depth"] == share
 
 
 class Norms(TrainerCallback):

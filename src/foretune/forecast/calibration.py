@@ -129,6 +129,7 @@ class Simulation(NamedTuple):
         change_before_learning: Their relative change when training losses begin to fall.
         linearity_gap: Linearity gap at the end.
         layer_changes: Sum of the adapted layers' relative changes at the end.
+        depth: Share of the network's layers that have adapters.
         fitted_loss: Loss of the training examples at the end.
         eval_loss: Evaluation loss at the end.
         eval_metric: Metric at the end.
@@ -145,6 +146,7 @@ class Simulation(NamedTuple):
     change_before_learning: float
     linearity_gap: float
     layer_changes: float
+    depth: float
     fitted_loss: float
     eval_loss: float
     eval_metric: float
@@ -175,13 +177,14 @@ def evidence(found: Simulation) -> dict[str, float]:
         ``CHANGES``), ``overfit``, the gap times ``q = log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which
         it is where the run diverged), in which an ``eval_loss`` of two classes counts up to log 2: while the labels of
         training examples are not yet more probable than the others, nothing is over-fitted; and ``learnt``,
-        ``(1-R) · ρ/(1+ρ) · q/(1+q)`` with R what frozen features tell: they leave the less to be learnt. It counts in
-        part where the simulated gain over guessing is below ``LITTLE``: fitting alone is no learning. Of more
-        classes, of which those that are learnt first outgrow the others, there is ``learnt`` alone,
-        ``(1-R) · ρ/(1+ρ) · (q-b)/(1+q)`` above 0 with all of the loss in q and ``b = AHEAD``. Else, where a run may
-        collapse, ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far guessing is
-        from the simulation on their scales, times how far a real beginning is from ``CAUGHT_UP``, ``fall`` of the
-        metric and ``loss_fall``; foregone runs count as begun, and as if they had learnt nothing.
+        ``d² · (1-R) · ρ/(1+ρ) · q/(1+q)`` with d the share of the layers that have adapters, d² that of the pairs of
+        layers that can learn together, and R what frozen features tell: they leave the less to be learnt. It counts in
+        part where the simulated gain over guessing is below ``LITTLE``: fitting alone is no learning. Of more classes,
+        of which those that are learnt first outgrow the others, there is ``learnt`` alone,
+        ``d² · (1-R) · ρ/(1+ρ) · (q-b)/(1+q)`` above 0 with all of the loss in q and ``b = AHEAD``. Else, where a run
+        may collapse, ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far guessing is from
+        the simulation on their scales, times how far a real beginning is from ``CAUGHT_UP``, ``fall`` of the metric
+        and ``loss_fall``; foregone runs count as begun, and as if they had learnt nothing.
     """
     on = scale("eval_metric", found.metric_name)
     stable = not may_collapse(found.largest_step, found.travel, found.change_before_learning)
@@ -196,6 +199,7 @@ def evidence(found: Simulation) -> dict[str, float]:
     metric = found.eval_metric if math.isfinite(found.eval_metric) else found.guess
     loss = found.eval_loss if math.isfinite(found.eval_loss) else found.guess_loss
     borne_out = _inside((metric - found.guess) / LITTLE, 0.0, 1.0)
+    to_learn = found.depth**2 * left_open(found.frozen, rho) * borne_out
 
     def fall(on: Scale, guess: float, simulated: float) -> float:
         return 0.0 if stable else (1 - min(followed / CAUGHT_UP, 1.0)) * (on.to(guess) - on.to(simulated))
@@ -206,7 +210,7 @@ def evidence(found: Simulation) -> dict[str, float]:
         "gap": near,
         "changes": _inside(rho, 0.0, CHANGES) if few else 0.0,
         "overfit": near * fitted if few else 0.0,
-        "learnt": left_open(found.frozen, rho) * borne_out * max(fitted - (0.0 if few else AHEAD), 0.0) / (1 + fitted),
+        "learnt": to_learn * max(fitted - (0.0 if few else AHEAD), 0.0) / (1 + fitted),
         "unstable": float(not stable),
         "blind": float(not stable and known is None),
         "followed": 0.0 if stable else followed,

@@ -104,6 +104,7 @@ class Forecast:
             change_before_learning=self.reach.change_before_learning,
             linearity_gap=self.reach.linearity_gap,
             layer_changes=self.reach.layer_changes,
+            depth=self.reach.depth,
             **losses,
             eval_metric=final["eval_metric"],
             guess=self.guess,

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from foretune.linear import Factors, Growth, TangentModel
 from foretune.tangents import Tangents, select_layers
 from foretune.task import Task
+from foretune.task.matching import layer_numbers
 
 EARLY = 0.1  # share of the steps whose largest is looked for
 WINDOWS = 16  # parts of a run over which its training loss is averaged
@@ -29,6 +30,7 @@ class Reach:
         change_before_learning: How far it goes before it learns, see the function of that name.
         weight_change: Relative change of the adapted weights, see the function of that name.
         layer_changes: Sum of the adapted layers' relative changes, see ``foretune.linear.growth``.
+        depth: Share of the network's layers that have adapters, see the function of that name.
         linearity_gap: How far the network is from its tangents at the end, see ``foretune.forecast.network``.
     """
 
@@ -37,6 +39,7 @@ class Reach:
     change_before_learning: float
     weight_change: float
     layer_changes: float
+    depth: float
     linearity_gap: float
 
 
@@ -144,6 +147,16 @@ def layer_changes(task: Task, model: TangentModel) -> float:
     """
     growth = model.growth or growth_of(task, model.tangents, model.adapters)
     return _finite(float(growth.layer_changes(model.changes())))
+
+
+def depth(task: Task, model: TangentModel) -> float:
+    """Share of the network's numbered layers that have adapters; 1 where no layer has a number.
+
+    What real runs learn beyond their tangents they learn in layers that change together: with adapters in half of them
+    it was a quarter or less (``docs/log.md``).
+    """
+    every = layer_numbers(select_layers(task.model, "all-linear", model.head.names))
+    return len(layer_numbers(model.adapters)) / len(every) if every else 1.0
 
 
 def growth_of(task: Task, tangents: Tangents, layers: Iterable[str]) -> Growth:

@@ -70,7 +70,7 @@ def adaptation(model: PreTrainedModel, candidate: Candidate, where: str) -> Adap
     except (ValueError, TypeError, RuntimeError, AttributeError, ImportError) as error:
         reason = " ".join(str(error).split())
         if "layers_to_transform" in reason or "layers_pattern" in reason:
-            layers = sorted(_layer_numbers(names))
+            layers = sorted(layer_numbers(names))
             found = f"none of the layers {config.layers_to_transform} has the target modules"
             raise InputError(f"{where}.layers_to_transform", found, f"write {_span(layers)}") from error
         if "modules_to_save cannot be applied" in reason:  # DistilBERT's pre_classifier ends in "classifier"
@@ -122,7 +122,8 @@ def _read(adapted: PeftModel) -> Adaptation:
     return Adaptation(tuple(modules), tuple(heads), trainable)
 
 
-def _layer_numbers(names: Iterable[str]) -> set[int]:
+def layer_numbers(names: Iterable[str]) -> set[int]:
+    """The numbers of the layers that these modules are in."""
     found = (re.search(r"\.(\d+)(\.|$)", name) for name in names)
     return {int(match.group(1)) for match in found if match}
 
@@ -130,11 +131,11 @@ def _layer_numbers(names: Iterable[str]) -> set[int]:
 def _check_layers(asked: list[int] | int | None, result: Adaptation, names: list[str], where: str) -> None:
     if asked is None:
         return
-    reached = _layer_numbers(module.name for module in result.modules)
+    reached = layer_numbers(module.name for module in result.modules)
     absent = sorted(set([asked] if isinstance(asked, int) else asked) - reached)
     if absent:
         found = f"layer {', '.join(map(str, absent))} has no such module"
-        raise InputError(f"{where}.layers_to_transform", found, f"write {_span(sorted(_layer_numbers(names)))}")
+        raise InputError(f"{where}.layers_to_transform", found, f"write {_span(sorted(layer_numbers(names)))}")
 
 
 def _listed(targets: set[str] | list[str] | str | None) -> str:
