@@ -94,6 +94,8 @@ def test_evidence_counts_up_to_its_bounds() -> None:
     assert blind["learnt"] == pytest.approx(evidence(fitted)["learnt"] / 5)
     known = evidence(regression._replace(frozen=0.75))  # and leaves the less to be learnt
     assert known == pytest.approx(evidence(regression) | {"learnt": 0.25 * 0.75 * 0.6})
+    hasty = evidence(regression._replace(travel=0.45))  # what steps too far loses what it would gain
+    assert hasty == pytest.approx(evidence(regression) | {"learnt": 0.0})
     shallow = evidence(regression._replace(depth=0.5))  # as do layers that stay as they are
     assert shallow == pytest.approx(evidence(regression) | {"learnt": 0.25 * 0.75 * 0.6})
 

@@ -23,6 +23,7 @@ from foretune.train.loop import Point
 OVERFIT = 4.0  # where evidence of over-fitting stops to count
 CHANGES = 3.0  # where the sum of relative changes stops to count
 TRAVEL = 0.57  # relative change to which all steps may lead, above which runs were seen to collapse, some seeds or all
+HASTY = 0.4  # likewise: above which real runs learn no more than their simulation
 LOST = 1.25  # likewise: all runs of which that is more were seen to collapse
 LITTLE = 0.05  # of the metric, that a simulation gains over guessing: of less a collapse loses nothing, fits tell less
 STEP = 0.005  # relative change in one step, below which none were, however long
@@ -179,12 +180,13 @@ def evidence(found: Simulation) -> dict[str, float]:
         training examples are not yet more probable than the others, nothing is over-fitted; and ``learnt``,
         ``d² · (1-R) · ρ/(1+ρ) · q/(1+q)`` with d the share of the layers that have adapters, d² that of the pairs of
         layers that can learn together, and R what frozen features tell: they leave the less to be learnt. It counts in
-        part where the simulated gain over guessing is below ``LITTLE``: fitting alone is no learning. Of more classes,
-        of which those that are learnt first outgrow the others, there is ``learnt`` alone,
-        ``d² · (1-R) · ρ/(1+ρ) · (q-b)/(1+q)`` above 0 with all of the loss in q and ``b = AHEAD``. Else, where a run
-        may collapse, ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed`` and, how far guessing is from
-        the simulation on their scales, times how far a real beginning is from ``CAUGHT_UP``, ``fall`` of the metric
-        and ``loss_fall``; foregone runs count as begun, and as if they had learnt nothing.
+        part where the simulated gain over guessing is below ``LITTLE``: fitting alone is no learning; and not where the
+        steps may lead more than ``HASTY`` away. Of more classes, of which those that are learnt first outgrow the
+        others, there is ``learnt`` alone, ``d² · (1-R) · ρ/(1+ρ) · (q-b)/(1+q)`` above 0 with all of the loss in q and
+        ``b = AHEAD``. Else, where a run may collapse, ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed``
+        and, how far guessing is from the simulation on their scales, times how far a real beginning is from
+        ``CAUGHT_UP``, ``fall`` of the metric and ``loss_fall``; foregone runs count as begun, and as if they had learnt
+        nothing.
     """
     on = scale("eval_metric", found.metric_name)
     stable = not may_collapse(found.largest_step, found.travel, found.change_before_learning)
@@ -199,7 +201,8 @@ def evidence(found: Simulation) -> dict[str, float]:
     metric = found.eval_metric if math.isfinite(found.eval_metric) else found.guess
     loss = found.eval_loss if math.isfinite(found.eval_loss) else found.guess_loss
     borne_out = _inside((metric - found.guess) / LITTLE, 0.0, 1.0)
-    to_learn = found.depth**2 * left_open(found.frozen, rho) * borne_out
+    calm = float(found.travel <= HASTY)
+    to_learn = calm * found.depth**2 * left_open(found.frozen, rho) * borne_out
 
     def fall(on: Scale, guess: float, simulated: float) -> float:
         return 0.0 if stable else (1 - min(followed / CAUGHT_UP, 1.0)) * (on.to(guess) - on.to(simulated))
