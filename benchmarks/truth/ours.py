@@ -42,10 +42,15 @@ def forecast(task: dict[str, Any], weights: Weights) -> dict[str, Any]:
 
 def left_out(tasks: Sequence[dict[str, Any]], learnt_on: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The forecasts of every task with weights learnt on the other tasks only."""
-    return [forecast(task, fit([other for other in learnt_on if not related(task, other)])) for task in tasks]
+    return [forecast(task, fit_without(task, learnt_on)) for task in tasks]
 
 
-def related(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def fit_without(task: dict[str, Any], others: Sequence[dict[str, Any]]) -> Weights:
+    """Weights that nothing of a task went into."""
+    return fit([other for other in others if not _related(task, other)])
+
+
+def _related(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two tasks have the same texts."""
     return TASKS[one["name"]].builder == TASKS[other["name"]].builder
 

@@ -19,10 +19,10 @@ if __name__ == "__main__":  # not this folder: its names are common ones
 import yaml
 from common import RESULTS, save
 from paper.reading import paragraph
-from truth.calibrate import fit
+from truth.calibrate import Weights
 from truth.gather import read_tasks, truth_of
 from truth.grid import command_line, run_file
-from truth.ours import related
+from truth.ours import fit_without
 
 from foretune.cli.console import progress_bar
 from foretune.forecast.recommend import RUN, recommend_run
@@ -35,8 +35,8 @@ RATE = 1e-4
 ROLES = ("recommended", "lighter", "base")
 
 
-def search(name: str, output: Path) -> dict[str, Any]:
-    """What is recommended for a task, with corrections of others."""
+def search(name: str, weights: Weights, output: Path) -> dict[str, Any]:
+    """What is recommended for a task, with these corrections."""
     folder = output / name / "recommended"
     folder.mkdir(parents=True, exist_ok=True)
     content = yaml.safe_load(run_file(name, output / name).read_text(encoding="utf-8"))
@@ -46,17 +46,15 @@ def search(name: str, output: Path) -> dict[str, Any]:
         content["data"][split] = f"../{content['data'][split]}"
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    (own,) = [task for task in read_tasks() if task["name"] == name]
-    weights = fit([other for other in read_tasks() if not related(own, other)])
     with patch("foretune.forecast.calibration.learnt", lambda: weights):
         return recommend_run(path, folder, bar=progress_bar)
 
 
 def measure(name: str, seeds: list[int], output: Path) -> dict[str, Any]:
     """The search of a task, real runs of what it found, and the best of the grid."""
-    found, folder = search(name, output), output / name / "recommended"
-    (own,) = [task for task in read_tasks() if task["name"] == name]
-    truth = truth_of(own)
+    tasks, folder = read_tasks(), output / name / "recommended"
+    (own,) = [task for task in tasks if task["name"] == name]
+    found, truth = search(name, fit_without(own, tasks), output), truth_of(own)
     best = max(zip(truth.mean.tolist(), truth.candidates, strict=True))
     task, rows, seconds = load_task(folder / RUN), {}, []
     for role in ROLES:

@@ -1,5 +1,6 @@
 """Candidates as a grid."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,11 @@ def test_layers_and_other_keys_are_named() -> None:
 )
 def test_whatever_is_written_the_name_can_name_a_folder(key: str, value: object) -> None:
     assert FOLDER_NAME.fullmatch(setting(key, value))
+
+
+@pytest.mark.parametrize("rate", [math.nan, math.inf, 10**400, "1e-3 "])
+def test_learning_rates_that_are_none_are_left_to_the_checks(rate: object) -> None:
+    assert FOLDER_NAME.fullmatch(setting("learning_rate", rate))
 
 
 @pytest.mark.parametrize("value", [[], [{"name": "base"}]])

@@ -68,6 +68,12 @@ def show_task(result: dict[str, Any]) -> None:
     )
 
 
+def outcome(predicted: dict[str, Any], parameters: int, name: str) -> list[str]:
+    """The cells of a table that say how a candidate ends: metric, ±, loss and trainable parameters."""
+    metrics = (metric(predicted[key], name) for key in ("eval_metric", "eval_metric_std"))
+    return [*metrics, number(predicted["eval_loss"]), count(parameters)]
+
+
 def show(result: dict[str, Any]) -> None:
     """Print a forecast as a table."""
     show_task(result)
@@ -77,10 +83,7 @@ def show(result: dict[str, Any]) -> None:
         predicted, kernel, cost = row["predicted"], row["kernel"], row["cost"]
         shown.add_row(
             row["name"],
-            metric(predicted["eval_metric"], name),
-            metric(predicted["eval_metric_std"], name),
-            number(predicted["eval_loss"]),
-            count(cost["trainable_parameters"]),
+            *outcome(predicted, cost["trainable_parameters"], name),
             number(kernel["condition_number"]),
             number(kernel["trace"]),
             f"{row['linearity_gap']:.2f}",

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from foretune.cli.console import count, metric, number, out, progress_bar, table
-from foretune.cli.forecast import show_task
+from foretune.cli.console import out, progress_bar, table
+from foretune.cli.forecast import outcome, show_task
 from foretune.cli.options import Directory, RunFile, Sample
 
 EXAMPLES = "Example: foretune recommend run.yaml -o runs/movie"
@@ -41,10 +41,7 @@ def show(found: dict[str, Any]) -> None:
         if place < SHOWN or row["name"] in roles:
             shown.add_row(
                 row["name"],
-                metric(row["eval_metric"], name),
-                metric(row["eval_metric_std"], name),
-                number(row["eval_loss"]),
-                count(row["trainable_parameters"]),
+                *outcome(row, row["trainable_parameters"], name),
                 ", ".join(filter(None, notes)),
             )
     out.print(shown)

@@ -41,6 +41,7 @@ def forecast(
     *,
     seeds: int = SEEDS,
     refreshes: int = 0,
+    kernels: Kernels | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Forecast]:
     """Simulate each candidate from several seeds and rank the candidates, best first, those that may collapse last.
@@ -54,10 +55,11 @@ def forecast(
         candidates: What to simulate.
         seeds: Seeds for each candidate, counted up from its own.
         refreshes: How often tangents are taken again in a run, each time by a pass over the network.
+        kernels: Figures of earlier forecasts of the same task, which are not made again.
         progress: Called with simulations done and in all.
     """
     starts = tangents if isinstance(tangents, Starts) else Starts(task, tangents)
-    kernels, size = Kernels(), linear_norm(task, starts.first.head.names)
+    kernels, size = kernels or Kernels(), linear_norm(task, starts.first.head.names)
     forecasts: dict[int, Forecast] = {}
     done = 0
 

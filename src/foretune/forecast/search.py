@@ -9,6 +9,7 @@ from peft import LoraConfig
 from foretune.forecast.calibration import gains_little
 from foretune.forecast.compare import higher_is_better
 from foretune.forecast.expectation import Forecast
+from foretune.forecast.figures import Kernels
 from foretune.forecast.forecast import Bar, forecast, ranked
 from foretune.forecast.starts import Starts
 from foretune.task import Candidate, Task
@@ -55,7 +56,7 @@ class Search:
 
     def __init__(self, starts: Starts, task: Task, space: Space, bar: Bar = lambda _: nullcontext()) -> None:
         self.starts, self.task, self.space, self.bar = starts, task, space, bar
-        self.found: dict[Point, Forecast] = {}
+        self.kernels, self.found = Kernels(), dict[Point, Forecast]()
 
     def run(self) -> Recommendation:
         """Learning rates first, then kinds of modules, halves of the layers, ranks, and learning rates in between.
@@ -77,19 +78,20 @@ class Search:
         return recommended([*self.found.values(), *more], self.found[own], self.task)
 
     def _follow(self, own: Point) -> None:
-        """Go on to learning rates beyond the last for as long as that is the best, and higher until one learns.
+        """Go on to learning rates beyond the last for as long as that is the best, and higher until one learns."""
+        while (step := self._beyond()) is not None and abs(step) <= FARTHEST:
+            self._try("learning rates", [Point(own.placement, own.rank, step)])
+
+    def _beyond(self) -> int | None:
+        """The learning rate to go on to, if any.
 
         Metrics of runs that learn nothing are accidents, and say of no direction that it is the better one.
         """
-        beyond: int | None = 0
-        while beyond is not None and abs(beyond) <= FARTHEST:
-            self._try("learning rates", [Point(own.placement, own.rank, beyond)])
-            best, last = self._best()[0], max(self.found, key=lambda point: point.step)
-            if (self._nothing or best == last) and not self.found[last].may_collapse:
-                beyond = last.step + WHOLE
-            else:
-                lowest = min(point.step for point in self.found)
-                beyond = lowest - WHOLE if best.step == lowest and not self._nothing else None
+        best, last = self._best()[0], max(self.found, key=lambda point: point.step)
+        if (self._nothing or best == last) and not self.found[last].may_collapse:
+            return last.step + WHOLE
+        lowest = min(point.step for point in self.found)
+        return lowest - WHOLE if best.step == lowest and not self._nothing else None
 
     @property
     def _nothing(self) -> bool:
@@ -107,7 +109,7 @@ class Search:
     def _forecast(self, label: str, candidates: Sequence[Candidate]) -> list[Forecast]:
         """Their forecasts, in this order."""
         with self.bar(f"searching {label}") as progress:
-            found = forecast(self.starts, self.task, candidates, progress=progress)
+            found = forecast(self.starts, self.task, candidates, kernels=self.kernels, progress=progress)
         named = {each.candidate.name: each for each in found}
         return [named[candidate.name] for candidate in candidates]
 

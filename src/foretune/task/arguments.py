@@ -150,7 +150,7 @@ def _coerce(value: Any, hint: Any) -> tuple[bool, Any]:
     if value is False and bool not in options and str in options and not {int, float} & set(options):
         return True, "no"
     if float in options and int not in options and not isinstance(value, bool):
-        number = _number(value)
+        number = as_number(value)
         if number is not None:
             return math.isfinite(number), value if isinstance(value, int) else number
     for option in options:
@@ -181,10 +181,11 @@ def _fits(value: Any, option: Any) -> bool:
     return isinstance(option, type) and isinstance(value, option)
 
 
-def _number(value: Any) -> float | None:
+def as_number(value: Any) -> float | None:
+    """A number, also one given as text, as YAML 1.1 gives ``1e-3``; None where it is none."""
     try:
         return float(value) if isinstance(value, int | float | str) else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

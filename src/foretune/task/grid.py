@@ -5,6 +5,7 @@ import math
 import re
 from typing import Any
 
+from foretune.task.arguments import as_number
 from foretune.task.naming import label, short, span
 from foretune.task.problems import custom, shown
 
@@ -54,15 +55,7 @@ def setting(key: str, value: Any) -> str:
         return span(value)
     if key == "layers_to_transform" and isinstance(value, list) and value and all(isinstance(n, int) for n in value):
         return span(value)
-    if key == "learning_rate" and (number := _number(value)) is not None:
+    if key == "learning_rate" and (number := as_number(value)) is not None and math.isfinite(number):
         return f"lr{short(number)}"
     text = f"r{value}" if key == "r" else f"{key}={value}"
     return re.sub(r"[^A-Za-z0-9_.+=,-]+", "_", text)
-
-
-def _number(value: Any) -> float | None:
-    """YAML 1.1 reads ``1e-3`` as text."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None

@@ -104,9 +104,14 @@ def skeleton(model: nn.Module) -> nn.Module:
 
 def adaptable(model: nn.Module) -> list[str]:
     """The last names of the modules that LoRA can adapt, without the head's, each once."""
-    kinds = (nn.Linear, Conv1D, nn.Embedding)
+    names = outside_head(model, nn.Linear, Conv1D, nn.Embedding)
+    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+
+
+def outside_head(model: nn.Module, *kinds: type[nn.Module]) -> list[str]:
+    """The names of the modules of these kinds, without the head's."""
     named = (name for name, module in model.named_modules() if isinstance(module, kinds))
-    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in named if not name.startswith(HEAD_NAMES)))
+    return [name for name in named if not name.startswith(HEAD_NAMES)]
 
 
 def _read(adapted: PeftModel) -> Adaptation:

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from foretune.task.arguments import build_lora
 from foretune.task.candidate import Candidate
-from foretune.task.matching import HEAD_NAMES, adaptation
+from foretune.task.matching import adaptation, outside_head
 from foretune.task.naming import label, short, span
 
 RATES = 3.0  # a whole step between learning rates
@@ -110,8 +110,9 @@ def around(model: PreTrainedModel, base: Candidate, others: Sequence[Candidate] 
     if isinstance(own, list) and layers is None:
         kinds = {first.label: {"target_modules": own}} | kinds
     found: list[Placement] = []
+    parts = _halves(model)
     for name, keys in kinds.items():
-        halves = [place(f"{name}-{span(half)}", keys | {"layers_to_transform": half}) for half in _halves(model)]
+        halves = [place(f"{name}-{span(part)}", keys | {"layers_to_transform": part}) for part in parts]
         kind = place(name, keys, halves)
         if kind.modules == first.modules:
             first = replace(first, halves=kind.halves)
@@ -131,7 +132,7 @@ def _identity(candidate: Candidate, modules: Iterable[str]) -> str:
 
 def _halves(model: nn.Module) -> list[list[int]]:
     """The lower and the upper half of the layers that ``layers_to_transform`` may choose; none of layers in layers."""
-    found = [match for name in _linear(model) if (match := _LAYER.fullmatch(name))]
+    found = _in_layers(model)
     if any(re.search(r"(^|\.)\d+\.", match.group(2)) for match in found):
         return []
     numbers = sorted({int(match.group(1)) for match in found})
@@ -141,7 +142,7 @@ def _halves(model: nn.Module) -> list[list[int]]:
 
 def _kinds(model: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
     """The linear modules of numbered layers, and those within and without attention."""
-    linear = {match.group(2) for name in _linear(model) if (match := _LAYER.fullmatch(name))}
+    linear = {match.group(2) for match in _in_layers(model)}
     attention = {name for name in linear if "att" in name.lower()}
     if linear:
         yield "all-linear", _targets(linear, set())
@@ -159,12 +160,9 @@ def _targets(chosen: set[str], others: set[str]) -> dict[str, Any]:
     return {"target_modules": targets} | ({"exclude_modules": clash} if clash else {})
 
 
-def _linear(model: nn.Module) -> Iterable[str]:
-    return (
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not name.startswith(HEAD_NAMES)
-    )
+def _in_layers(model: nn.Module) -> list[re.Match[str]]:
+    """The linear modules of numbered layers: the number, and the name within the layer."""
+    return [match for name in outside_head(model, nn.Linear, Conv1D) if (match := _LAYER.fullmatch(name))]
 
 
 def _keys(candidate: Candidate) -> dict[str, Any]:
