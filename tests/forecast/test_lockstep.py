@@ -17,7 +17,8 @@ from foretune.forecast.simulate import Start, simulate, simulate_all, together
 from foretune.forecast.starts import Starts
 from foretune.tangents import Tangents, basis, collect
 from foretune.task import Task, load_task
-from foretune.train.loop import TOGETHER, Run
+from foretune.train.curve import Run
+from foretune.train.put_off import TOGETHER
 from foretune.train.together import can_share
 
 CANDIDATES: list[dict[str, Any]] = [

@@ -20,7 +20,7 @@ from foretune.tangents import Tangents, collect, read_adapters
 from foretune.task import Candidate, Task, load_task
 from foretune.task.doctor import num_steps
 from foretune.train import build_peft_model, loop_arguments, run_trainer
-from foretune.train.loop import TOGETHER
+from foretune.train.put_off import TOGETHER
 
 SCHEDULE = {
     "gradient_accumulation_steps": 2,

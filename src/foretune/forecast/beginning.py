@@ -20,10 +20,11 @@ from foretune.errors import InputError
 from foretune.results import provenance, read_json, write_json
 from foretune.task import Candidate, Task
 from foretune.train import build_peft_model, loop_arguments, run_trainer
+from foretune.train.arguments import without_choice
 
 BEGIN = 0.375  # share of the steps
 LEAST = 0.1  # of the loss of guessing, that a simulation must have learnt for a real run to be held against it
-_NO_FILES = {"save_strategy": "no", "load_best_model_at_end": False, "push_to_hub": False, "report_to": "none"}
+_NO_FILES = {"save_strategy": "no", "push_to_hub": False, "report_to": "none"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def begin(
         progress: Called with steps done and the steps of the whole run.
     """
     path = directory and directory / "begun" / f"{candidate.name}.json"
-    asked = {"task": task.fingerprint(), "share": share, **candidate.to_json()} if path else {}
+    asked = {"task": task.identity, "share": share, **candidate.to_json()} if path else {}
     kept = path and _kept(path, asked)
     if kept:
         losses, seconds = [math.nan if loss is None else loss for loss in kept["losses"]], kept["wall_seconds"]
@@ -93,7 +94,7 @@ def begin(
         with tempfile.TemporaryDirectory() as scratch:
             run, trainer = run_trainer(
                 build_peft_model(task, candidate, candidate.seed),
-                candidate.training_arguments(scratch, **loop_arguments(candidate.training) | _NO_FILES),
+                candidate.training_arguments(scratch, **_arguments(candidate)),
                 task.train,
                 task.eval,
                 task.compute_metrics,
@@ -118,6 +119,11 @@ def begin(
         guess_loss=task.guess_loss,
         seconds=seconds,
     )
+
+
+def _arguments(candidate: Candidate) -> dict[str, Any]:
+    """What the beginning sets beside the user's own arguments: it saves nothing and chooses no checkpoint."""
+    return loop_arguments(candidate.training) | _NO_FILES | without_choice(candidate.training)
 
 
 def _kept(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:

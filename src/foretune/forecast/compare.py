@@ -5,7 +5,7 @@ statistic that the data cannot give (fewer than three pairs, a constant input) i
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
 from foretune.errors import InputError
-from foretune.results import provenance, read_json, write_json
+from foretune.results import differences, provenance, read_json, write_json
 from foretune.task.candidate import configuration
 
 Z_90 = 1.645  # half-width of a 90% normal band in standard deviations
@@ -45,15 +45,6 @@ def higher_is_better(metric_name: str | None) -> bool:
     """Whether a larger value of the metric is better: false for losses, errors and perplexity."""
     name = (metric_name or "").lower().removeprefix("eval_").removeprefix("neg_")
     return (metric_name or "").lower().startswith("neg_") or not any(part in name for part in _LOWER_IS_BETTER)
-
-
-def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two parsed JSON values differ, as (dotted key, value in ``one``, value in ``other``)."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in dict.fromkeys([*one, *other]):
-            yield from differences(one.get(key), other.get(key), f"{where}.{key}" if where else str(key))
-    elif one != other:
-        yield where, one, other
 
 
 def compare(directory: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from foretune.forecast.starts import Starts
 from foretune.linear import TangentModel
 from foretune.tangents import Tangents
 from foretune.task import Candidate, Task
-from foretune.train.loop import Run
+from foretune.train.curve import Run
 
 Bar = Callable[[str], AbstractContextManager[Any]]
 SEEDS = 1  # simulated seeds of a candidate: error bars hold what other seeds change
@@ -170,8 +170,8 @@ def ranked(forecasts: Iterable[Forecast], task: Task) -> list[Forecast]:
     higher = higher_is_better(task.metric_name)
 
     def rank(each: Forecast) -> tuple[float, float]:
-        std = each.curve[-1]["eval_metric_std"]
-        value = worth(each.eval_metric, std, each.may_collapse, each.unstable, higher)
-        return -value if higher else value, each.eval_loss
+        final = each.final
+        value = worth(final["eval_metric"], final["eval_metric_std"], each.may_collapse, each.unstable, higher)
+        return -value if higher else value, final["eval_loss"]
 
     return sorted(forecasts, key=rank)

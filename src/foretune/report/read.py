@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from foretune.errors import InputError
-from foretune.forecast.compare import Z_90, differences, higher_is_better, mean_final
+from foretune.forecast.compare import Z_90, higher_is_better, mean_final
 from foretune.report.numbers import Metric
-from foretune.results import read_json
+from foretune.results import differences, read_json
 from foretune.task.candidate import configuration
 
 

@@ -24,6 +24,7 @@ class LoadedRun:
     task: Task
     data: EncodedData
     adaptations: tuple[Adaptation, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def load_task(path: str | Path, candidate_names: Sequence[str] | None = None) -> Task:
