@@ -76,8 +76,11 @@ def test_a_beginning_is_kept_for_the_same_task_and_configuration(tmp_path: Path,
     assert again(share=0.25).steps < first.steps  # another share, and in its place
     faster = replace(candidate, training=candidate.training | {"learning_rate": 0.5})
     assert begin(task, faster, [1.0] * 9, share=0.25, directory=tmp_path).train_loss != again(share=0.25).train_loss
-    kept.write_text("[]", encoding="utf-8")
-    assert again(share=0.5).train_loss == first.train_loss
+    said: list[str] = []
+    for damaged in ("[]", kept.read_text().replace('"share": 0.25', '"share": 0.50')):
+        kept.write_text(damaged, encoding="utf-8")
+        assert again(share=0.5, notify=said.append).train_loss == first.train_loss
+    assert len(said) == 2 and all(str(kept) in text and "made again" in text for text in said)
     content = read_json(kept, "")
     write_json(kept, content | {"losses": [math.inf] * first.steps})
     assert math.isnan(again(share=0.5).train_loss)
@@ -120,4 +123,4 @@ def test_only_runs_whose_steps_lead_too_far_are_begun(tmp_path: Path, monkeypatc
         strong.beginning.followed > 0.25 and not strong.unstable and ranked[0] is strong and strong.eval_metric > fallen
     )
     assert strong.to_json()["beginning"]["followed"] == strong.followed
-    assert other.to_json()["beginning"] is None and any("begun for" in text for text in strong.warnings)
+    assert other.to_json()["beginning"] is None and any("Begun for real" in warning.text for warning in strong.warnings)

@@ -180,7 +180,7 @@ def test_a_regression_metric_has_three_decimals_and_no_points(tmp_path: Path) ->
 
 def test_a_stale_result_is_left_out(tmp_path: Path) -> None:
     page = report(write(tmp_path, forecast_file(), [result_file("all-linear", 3)]))
-    assert "train/run0/result.json was trained with another peft.r than forecast" in page.text
+    assert "train/run0/result.json (all-linear) is left out: stale: peft.r is" in page.text
     assert "truth" not in page.figures
 
 

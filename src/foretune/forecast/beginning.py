@@ -73,6 +73,7 @@ def begin(
     share: float = BEGIN,
     directory: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Beginning:
     """Train a candidate for the first share of its steps.
 
@@ -84,10 +85,11 @@ def begin(
         directory: Keep the losses there, in ``begun/<name>.json``; those of the same task, configuration and share are
             used again.
         progress: Called with steps done and the steps of the whole run.
+        notify: Called with a sentence about a beginning in ``directory`` that cannot be used and is made again.
     """
     path = directory and directory / "begun" / f"{candidate.name}.json"
     asked = {"task": task.identity, "share": share, **candidate.to_json()} if path else {}
-    kept = path and _kept(path, asked)
+    kept = path and _kept(path, asked, notify or (lambda _: None))
     if kept:
         losses, seconds = [math.nan if loss is None else loss for loss in kept["losses"]], kept["wall_seconds"]
     else:
@@ -126,10 +128,13 @@ def _arguments(candidate: Candidate) -> dict[str, Any]:
     return loop_arguments(candidate.training) | _NO_FILES | without_choice(candidate.training)
 
 
-def _kept(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+def _kept(path: Path, asked: dict[str, Any], notify: Callable[[str], None]) -> dict[str, Any] | None:
     """A beginning that was kept, if it is what is asked for; one of anything else is made again, and replaced."""
-    try:
-        found = read_json(path, "")
-    except InputError:
+    if not path.exists():
         return None
-    return found if asked.items() <= found.items() else None
+    try:
+        kept = read_json(path, "")
+    except InputError as error:
+        notify(f"{path}: {error.found}; the beginning is made again")
+        return None
+    return kept if asked.items() <= kept.items() else None

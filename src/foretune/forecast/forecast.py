@@ -143,6 +143,7 @@ def begun(
     *,
     directory: Path | None = None,
     bar: Bar = lambda _: nullcontext(),
+    notify: Callable[[str], None] | None = None,
 ) -> list[Forecast]:
     """The same forecasts, ranked again, after the real runs of those that may collapse, or not, have been begun.
 
@@ -152,13 +153,14 @@ def begun(
         share: Of a run's steps; 0 begins none.
         directory: Keep the beginnings there, and use those that are.
         bar: Makes a progress bar for a label; by default there is none.
+        notify: Called with a sentence about a kept beginning that cannot be used.
     """
     for each in forecasts:
         if share > 0 and each.to_begin:
             with bar(f"beginning {each.candidate.name} for real") as progress:
                 losses = each.runs[0].step_losses
                 each.beginning = begin(
-                    task, each.candidate, losses, share=share, directory=directory, progress=progress
+                    task, each.candidate, losses, share=share, directory=directory, progress=progress, notify=notify
                 )
             each.seconds += each.beginning.seconds
             each.warn(task)

@@ -63,7 +63,7 @@ def forecast_run(
             starts.tangents(seed)
         with bar("forecasting") as progress, task.placed():
             forecasts = forecast(starts, task, task.candidates, seeds=seeds, refreshes=refreshes, progress=progress)
-        forecasts = begun(forecasts, task, begin, directory=directory, bar=bar)
+        forecasts = begun(forecasts, task, begin, directory=directory, bar=bar, notify=notify)
         result = summary(examined, starts, forecasts, time.perf_counter() - started) | {"options": options}
         if names is not None:
             result = with_earlier(directory / "forecast.json", result, notify or (lambda _: None))

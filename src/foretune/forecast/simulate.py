@@ -1,5 +1,6 @@
 """A simulated fine-tune: the user's own training arguments, run on the tangent model."""
 
+import copy
 import dataclasses
 import gc
 import inspect
@@ -188,7 +189,7 @@ def _model(tangents: Tangents, task: Task, start: Start, growth: bool = True) ->
         tangents,
         start.adapters,
         start.head,
-        config=task.model.config,
+        config=copy.deepcopy(task.model.config),  # Trainer writes into it
         accepts_loss_kwargs=accepts_loss_kwargs(task),
         growth=growth_of(task, tangents, [adapter.layer for adapter in start.adapters]) if growth else None,
     )

@@ -53,12 +53,10 @@ def check_initialisation(candidate: Candidate, where: str) -> None:
     Raises:
         InputError: It is one of these.
     """
-    kind, config = candidate.peft.init_lora_weights, candidate.peft
-    missing = {
-        "corda": ("CorDA needs statistics of the model's layers (peft's preprocess_corda) first", True),
-        "loftq": ("LoftQ needs a loftq_config, such as {loftq_bits: 4}", not config.loftq_config),
-        "lora_ga": ("LoRA-GA needs gradients of the model (peft's preprocess_loraga) first", True),
+    kind = str(candidate.peft.init_lora_weights)
+    needs = {
+        "corda": "CorDA needs statistics of the model's layers first (peft's preprocess_corda)",
+        "lora_ga": "LoRA-GA needs gradients of the model first (peft's preprocess_loraga)",
     }
-    reason, lacks = missing.get(str(kind), ("", False))
-    if lacks:
-        raise InputError(f"{where}.init_lora_weights", f"it is {kind!r}: {reason}", "write true, gaussian or eva")
+    if kind in needs:
+        raise InputError(f"{where}.init_lora_weights", f"it is {kind!r}: {needs[kind]}", "write true, gaussian or eva")

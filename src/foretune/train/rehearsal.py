@@ -1,5 +1,6 @@
 """A run built without weights, before anything is spent: what ``Trainer`` would refuse later, it refuses now."""
 
+import importlib.util
 import tempfile
 import warnings
 from collections.abc import Generator
@@ -44,6 +45,7 @@ def rehearse(task: Task, candidate: Candidate, where: str) -> None:
     check_initialisation(candidate, f"{where}: peft")
     _check_choice(task, candidate, training)
     check_hub(candidate, training)
+    _check_kernels(candidate, training)
     config = candidate.peft_config()
     config.init_lora_weights = True  # other initialisations read weights or data, and change no shape
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
@@ -97,6 +99,18 @@ def _check_choice(task: Task, candidate: Candidate, where: str) -> None:
     if given is not None and str(given).removeprefix("eval_") not in names:
         raise InputError(
             f"{where}.metric_for_best_model", f"{given!r} is not measured here", nearest(str(given), names)
+        )
+
+
+def _check_kernels(candidate: Candidate, where: str) -> None:
+    """See that the kernels that a run replaces its model's by are installed: ``Trainer`` looks for them when it starts.
+
+    Raises:
+        InputError: They are not.
+    """
+    if candidate.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        raise InputError(
+            f"{where}.use_liger_kernel", "liger-kernel is not installed", "install liger-kernel, or leave it out"
         )
 
 
