@@ -19,6 +19,7 @@ from foretune.task.task import Task
 TIMED_BATCHES = 2
 MAX_TIMED_ROWS = 16  # of a batch; longer batches are extrapolated
 OPTIMISER_BYTES = 12  # of a trained parameter: gradient and two moments in float32
+BACKWARD = 1.5  # activations that are kept, and their gradients on the way back, over the former
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _process_bytes(device: torch.device) -> int:
 
 def train_bytes(trial: Trial, arguments: TrainingArguments, tokens: int, trainable: int) -> int:
     """Memory of a real run: what is there, activations of a batch of the longest texts, gradients and the optimiser."""
-    activations = arguments.per_device_train_batch_size * tokens * trial.saved_bytes
+    activations = BACKWARD * arguments.per_device_train_batch_size * tokens * trial.saved_bytes
     return int(trial.process_bytes + activations + OPTIMISER_BYTES * trainable)
 
 
