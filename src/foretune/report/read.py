@@ -37,7 +37,7 @@ class Outcome:
 
     @property
     def band(self) -> float | None:
-        """Half the width of the 90% band of the metric, 1.645 · std."""
+        """Half the width of the 90% interval of the metric, 1.645 · std."""
         return None if self.eval_metric_std is None else Z_90 * self.eval_metric_std
 
 
@@ -158,7 +158,9 @@ def read_run(directory: Path) -> Run:
     if forecast_path.exists():
         forecast = read_json(forecast_path, f"run: foretune forecast run.yaml -o {directory}")
     certificates = {path: read_json(path, "run: foretune certify again") for path in certificate_paths}
-    task, notes = forecast.get("task") or {}, []
+    task = forecast.get("task") or {}
+    notes = [str(warning) for warning in forecast.get("warnings") or []]
+    notes += [f"{item['name']} was not forecast: {item['reason']}" for item in forecast.get("left_out") or []]
     candidates = {item["name"]: _forecast(item) for item in forecast.get("candidates") or []}
     runs, skipped = real_runs(directory, forecast or {"candidates": []})
     for run in runs:
