@@ -70,4 +70,7 @@ def test_the_python_interface_searches_too(tmp_path: Path) -> None:
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
     best = ft.collect(task).recommend(ft.search_space(task, config))
     assert isinstance(best, ft.Recommendation) and isinstance(best.peft_config, LoraConfig)
-    assert isinstance(best.recommended.candidate, Candidate) and best.base.candidate.training == {}
+    assert (
+        isinstance(best.recommended.candidate, Candidate)
+        and best.base.candidate.training == task.candidates[0].training
+    )

@@ -26,7 +26,7 @@ from foretune.train.choice import kept_point
 from foretune.train.curve import Point, Run
 
 
-@dataclass
+@dataclass(repr=False)
 class Forecast:
     """What one candidate is expected to do.
 
@@ -67,6 +67,13 @@ class Forecast:
     trainable_parameters: int
     beginning: Beginning | None = None
     warnings: list[Advice] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        final = self.final
+        return (
+            f"Forecast({self.candidate.name!r}, {self.metric_name}={final['eval_metric']:.4g}, "
+            f"eval_loss={final['eval_loss']:.4g}, warnings={len(self.warnings)})"
+        )
 
     def add(self, run: Run, seed: int) -> None:
         """One more simulated run, from another seed."""

@@ -72,10 +72,7 @@ def read_adapters(model: nn.Module) -> list[Adapter]:
         kinds: dict[str, list[str]] = {}
         for path, kind in others.items():
             kinds.setdefault(kind, []).append(base_name(path))
-        listed = "; ".join(
-            f"{kind} ({paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''})"
-            for kind, paths in kinds.items()
-        )
+        listed = "; ".join(f"{kind} ({', '.join(paths)})" for kind, paths in kinds.items())
         raise InputError("peft", f"there are no tangents for {listed}", "use plain LoRA or rsLoRA on linear layers")
     return adapters
 

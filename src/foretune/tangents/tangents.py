@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
+from foretune.brief import brief
 from foretune.tangents import store
 from foretune.tangents.head import Head
 
@@ -35,7 +36,7 @@ class Entry:
     simulated: bool = True
 
 
-@dataclass
+@dataclass(repr=False)
 class Tangents:
     """First-order behaviour of a network in all weights of its watched layers (theory.md section 6).
 
@@ -76,6 +77,7 @@ class Tangents:
     loss: str
     seconds: float = 0.0
     reused: bool = False
+    __repr__ = brief
 
     @property
     def num_examples(self) -> int:

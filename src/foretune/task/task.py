@@ -15,6 +15,7 @@ from datasets import Dataset
 from numpy.typing import ArrayLike
 from transformers import DataCollatorWithPadding, PreTrainedModel, default_data_collator
 
+from foretune.brief import brief
 from foretune.task.candidate import Candidate
 
 MAX_DIRECTIONS = 16  # along which tangents are taken: two for each class but one
@@ -22,7 +23,7 @@ OWN_DIRECTIONS = 8  # of each example's own, where these would be more
 Loss = Literal["cross_entropy", "mean_squared_error"]
 
 
-@dataclass
+@dataclass(repr=False)
 class Task:
     """Everything a forecast, a fine-tune or a kernel needs to know.
 
@@ -52,6 +53,7 @@ class Task:
     drawn: tuple[str, ...] = ()
     max_length: int | None = None
     name: str = "task"
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         if self.loss not in {"cross_entropy", "mean_squared_error"}:
@@ -126,8 +128,16 @@ class Task:
         """``{"eval_metric": ...}`` of logits (n, c) against labels (n,); simulated runs smooth it.
 
         The correlation of a constant is counted as 0.
+
+        Raises:
+            ValueError: Logits have another number of columns than the task has outputs.
         """
         f, y = _array(logits), _array(labels).reshape(-1)
+        if self.loss == "cross_entropy" and f.shape[-1] != self.num_outputs:
+            raise ValueError(
+                f"logits have {f.shape[-1]} columns and the task has {self.num_outputs} outputs: centred predictions, "
+                "such as ridge.fx_eval, are made outputs by kernel.outputs(ridge.fx_eval)"
+            )
         if self.loss == "cross_entropy":
             return {"eval_metric": float((f.argmax(axis=-1) == y).mean())}
         f = f.reshape(-1) - f.mean()
