@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from transformers import TrainingArguments
 
 from foretune import linear, tangents
 from foretune.brief import brief
+from foretune.errors import InputError
 from foretune.forecast.beginning import BEGIN
 from foretune.forecast.eligibility import check_adapters, check_training
 from foretune.forecast.expectation import Forecast
@@ -59,7 +60,7 @@ class Tangents:
     def __post_init__(self) -> None:
         self._starts = Starts(self.task, self.data, self.again)
 
-    def ntk(self, peft_config: LoraConfig, seed: int | None = None) -> Kernel:
+    def ntk(self, peft_config: PeftConfig, seed: int | None = None) -> Kernel:
         """The NTK of a LoRA config's parameters at the initialisation of ``seed``, over training and eval examples.
 
         Args:
@@ -73,7 +74,7 @@ class Tangents:
 
     def forecast(
         self,
-        peft_config: LoraConfig,
+        peft_config: PeftConfig,
         args: TrainingArguments | None = None,
         *,
         seeds: int = SEEDS,
@@ -136,7 +137,7 @@ def collect(
     return Tangents(task, take(task), take)
 
 
-def search_space(task: Task, peft_config: LoraConfig, args: TrainingArguments | None = None) -> Space:
+def search_space(task: Task, peft_config: PeftConfig, args: TrainingArguments | None = None) -> Space:
     """What may be chosen around a fine-tune: the places, ranks and learning rates of ``foretune recommend``.
 
     The task's own candidates compete. What does not fit the model or cannot be forecast is an ``InputError``.
@@ -152,11 +153,24 @@ def search_space(task: Task, peft_config: LoraConfig, args: TrainingArguments | 
     return around(task.model, base, task.candidates)
 
 
-def own_candidate(task: Task, name: str, peft_config: LoraConfig, args: TrainingArguments | None) -> Candidate:
+def own_candidate(task: Task, name: str, peft_config: PeftConfig, args: TrainingArguments | None) -> Candidate:
     """A candidate with this adapter and these arguments, or else those of the task's first candidate."""
+    lora = plain_lora(peft_config)
     if args is None and task.candidates:
-        return dataclasses.replace(task.candidates[0], name=name, peft=peft_config)
-    return Candidate(name, peft_config, given_arguments(args))
+        return dataclasses.replace(task.candidates[0], name=name, peft=lora)
+    return Candidate(name, lora, given_arguments(args))
+
+
+def plain_lora(peft_config: PeftConfig) -> LoraConfig:
+    """The config, which must be LoRA's own.
+
+    Raises:
+        InputError: It is another method's.
+    """
+    if type(peft_config) is not LoraConfig:
+        kind = type(peft_config).__name__.removesuffix("Config")
+        raise InputError("peft_config", f"{kind} cannot be forecast yet", "pass a LoraConfig (LoRA or rsLoRA)")
+    return peft_config
 
 
 def given_arguments(args: TrainingArguments | None) -> dict[str, object]:
