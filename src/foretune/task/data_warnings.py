@@ -75,7 +75,7 @@ def _classes(raw: RawData, labels: Sequence[str]) -> Iterator[str]:
         yield f"all {len(raw.eval_labels)} evaluation examples have the label {label}: others are not tested"
     for name in labels:
         if rows[name] and name.strip().lower() in MISSING:
-            yield f"{rows[name]} rows have the label {shown(name)}, which counts as a class: remove them if it means none"
+            yield f"{rows[name]} rows have the label {shown(name)}, a class like others: remove them if it means none"
 
 
 def _targets(raw: RawData) -> Iterator[str]:

@@ -43,7 +43,7 @@ def located(text: str, folder: Path, where: str) -> str:
         return str(folder / Path(text).expanduser())
     except RuntimeError as error:
         home = text.split("/")[0]
-        fix = f"write the folder in full, or ./{home} if the name itself begins with ~"
+        fix = f"write the folder in full, or ./{home} if its name begins with a tilde"
         raise InputError(where, f"{home} in {shown(text)} is nobody's home folder", fix) from error
 
 

@@ -88,27 +88,29 @@ class _Loader(yaml.SafeLoader):
 
     def flatten_mapping(self, node: MappingNode) -> None:
         """Put the pairs in that a mapping takes over (``<<: *name``): its own win, then those of the first named."""
-        inherited: dict[tuple[str, str], tuple[Node, Node]] = {}
-        own: dict[tuple[str, str], tuple[Node, Node]] = {}
+        inherited: dict[str, tuple[Node, Node]] = {}
+        own: dict[str, tuple[Node, Node]] = {}
         for key, value in node.value:
             if key.tag != TAG + "merge":
-                own[key.tag, key.value] = (key, value)
+                own[key.value] = (key, value)
                 continue
             for source in value.value if isinstance(value, SequenceNode) else [value]:
                 if not isinstance(source, MappingNode):
                     self.refuse(source, "<< without a mapping", "write <<: *name, where &name marks a mapping")
                 self.flatten_mapping(source)
                 for pair in source.value:
-                    inherited.setdefault((pair[0].tag, pair[0].value), pair)
+                    inherited.setdefault(pair[0].value, pair)
         node.value = list((inherited | own).values())
 
     def check_keys(self, node: MappingNode) -> None:
-        """Refuse a key that stands twice in one mapping."""
-        lines: dict[tuple[str, str], int] = {}
+        """Refuse keys that are not text, and those that stand twice in one mapping."""
+        lines: dict[str, int] = {}
         for key, _ in node.value:
             if not isinstance(key, ScalarNode):
                 self.refuse(key, "a list or a mapping as a key", "write a word as the key")
-            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if key.tag not in {TAG + "str", TAG + "merge"}:
+                self.refuse(key, f"the key {key.value} is not text", "write a word as the key, or put it in quotes")
+            line, name = key.start_mark.line + 1, key.value
             if name in lines:
                 lines_said = f"line {line}" if line == lines[name] else f"lines {lines[name]} and {line}"
                 self.refuse(key, f"the key {shown(key.value)} stands twice, in {lines_said}", "keep one of them")
