@@ -54,10 +54,11 @@ def _initialisation_problems(values: dict[str, Any], field: str) -> list[Problem
     if not isinstance(way, str):
         return []
     keys = {key: values[key] for key in values if key.endswith("_config")}
+    rank = 2 + values.get("r", LoraConfig.r) % 2  # some ways want an even one
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
-            config = LoraConfig(r=1, target_modules=["0"], init_lora_weights=way, **keys)  # type: ignore[arg-type]
-            get_peft_model(nn.Sequential(nn.Linear(2, 2)), config)
+            config = LoraConfig(r=rank, target_modules=["0"], init_lora_weights=way, **keys)  # type: ignore[arg-type]
+            get_peft_model(nn.Sequential(nn.Linear(4, 4)), config)
     except Exception as error:
         known = [word for hint in get_args(get_type_hints(LoraConfig)["init_lora_weights"]) for word in get_args(hint)]
         fix = "write true or gaussian" if way in known else nearest(way, ["true", *known])

@@ -87,7 +87,7 @@ class TableSpec(_Section):
     def _file_or_hub(cls, value: Any) -> Any:
         if isinstance(value, str) and value.strip():
             return {"path": value}
-        fix = "write a jsonl, csv or parquet file, or {hub: glue, name: sst2, split: train}"
+        fix = "write a jsonl, json, csv, tsv or parquet file, or {hub: glue, name: sst2, split: train}"
         if not isinstance(value, dict):
             raise custom(f"found {shown(value)}", fix)
         if ("path" in value) == ("hub" in value):

@@ -19,7 +19,7 @@ from transformers.training_args import OptimizerNames
 
 from foretune.task.problems import Problem, nearest, said, shown
 
-STEPS = 1000  # of the trial schedule, where the file does not say how many a run has
+STEPS = 1000  # of the trial schedule at least, where the file does not say how many a run has
 MOMENTS = 20  # of the trial schedule at which its learning rate is looked at
 OF_THE_RUN = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}  # not for the user to give
 
@@ -92,7 +92,7 @@ def _schedule_problems(arguments: TrainingArguments, field: str) -> list[Problem
     if absent:
         found = f"{kind.value} needs {', '.join(absent)}"
         return [Problem(f"{field}.lr_scheduler_kwargs", found, f"add it, such as {{{absent[0]}: 100}}; {listed}")]
-    steps = arguments.max_steps if arguments.max_steps > 0 else STEPS
+    steps = arguments.max_steps if arguments.max_steps > 0 else max(STEPS, 10 * int(arguments.warmup_steps))
     warmup = arguments.get_warmup_steps(steps)
     try:
         with warnings.catch_warnings(action="ignore"):

@@ -54,7 +54,7 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
-        if self.depth > DEEPEST:
+        if self.depth >= DEEPEST and self.check_event(yaml.events.CollectionStartEvent):
             self.refuse(self.peek_event(), f"lists and mappings more than {DEEPEST} deep", "write it flatter")
         self.depth += 1
         node = super().compose_node(parent, index)
@@ -122,6 +122,7 @@ class _Loader(yaml.SafeLoader):
             seen[id(node)] = None
             values, depth = 1, 0
             if not isinstance(node, ScalarNode):
+                depth = 1
                 items = [item for pair in node.value for item in pair] if isinstance(node, MappingNode) else node.value
                 for item in items:
                     more, deeper = self.extent(item, seen)
