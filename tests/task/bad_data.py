@@ -80,7 +80,13 @@ BAD_DATA = [
     BadInput("gzip suffix alone", train_bytes(gzip.compress(ROW), "t.gz"), ("t.gz", "'.gz'", ".jsonl, .json, .csv")),
     BadInput("packed parquet", train_bytes(b"", "t.parquet.gz"), ("t.parquet.gz", "text formats with .gz")),
     BadInput("utf-16 data", train_bytes("text,label\n".encode("utf-16-le"), "t.csv"), ("line 1", "NUL", "UTF-8")),
+    BadInput(
+        "pointer to data",
+        train_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n"),
+        ("train.jsonl", "only points", "git lfs pull"),
+    ),
     # lines and arrays
+    BadInput("array of columns", train_bytes(b'{"text": ["a"], "label": [1]}', "t.json"), ("t.json", "an array")),
     BadInput("array as lines", train_bytes(b"[\n" + ROW + b"]\n"), ("line 1", "not valid JSON", "call the file .json")),
     BadInput(
         "column twice in an object", train_bytes(b'{"text": "a", "text": "b"}\n'), ("line 1", "'text' stands twice")
@@ -102,6 +108,7 @@ BAD_DATA = [
     ),
     BadInput("parquet twice", train_bytes(parquet(TWICE), "t.parquet"), ("'text'", "same name", "Rename")),
     BadInput("parquet not utf-8", train_bytes(parquet(NOT_TEXT), "t.parquet"), ("'text'", "cannot be read", "utf-8")),
+    BadInput("no header", train_bytes(b"good film,1\nbad film,0\ndull,0\n", "t.csv"), ("'label'", "first line names")),
     # texts and labels
     BadInput(
         "half a character in a text", train_bytes(ROW + b'{"text": %b, "label": 0}' % SURROGATE), ("row 2", "half a")
@@ -134,6 +141,10 @@ BAD_DATA = [
         train_bytes(b"text;label\na;1\nb;0,5\n", "t.csv", model=REGRESSION),
         ("data.label", "row 2", "'0,5', with a decimal comma", "0.5"),
     ),
+    BadInput(
+        "no target in csv", train_bytes(b"text,label\na,\nb,1\n", "t.csv", model=REGRESSION), ("row 1", "is missing")
+    ),
+    BadInput("nan in csv", train_bytes(b"text,label\na,nan\nb,1\n", "t.csv", model=REGRESSION), ("'nan'", "finite")),
     BadInput(
         "target in quotes", train_rows(set_row(3, label="0.5"), model=REGRESSION), ("row 4", "'0.5', which is text")
     ),

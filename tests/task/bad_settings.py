@@ -98,6 +98,26 @@ BAD_SETTINGS = [
     ),
     BadInput("corda", run(peft={"init_lora_weights": "corda"}), ("init_lora_weights", "'corda'", "true or gaussian")),
     BadInput("another peft_type", run(peft={"peft_type": "IA3"}), ("peft.peft_type", "'IA3'", "Write lora")),
+    BadInput(
+        "targets in one text",
+        run(peft={"target_modules": "query, value"}),
+        ("peft.target_modules", "'query, value'", "Write a list: [query, value]"),
+    ),
+    BadInput("all_linear", run(peft={"target_modules": "all_linear"}), ("target_modules", "Write all-linear")),
+    BadInput("blank target", run(peft={"target_modules": ["query", " "]}), ("target_modules", "[query, value]")),
+    BadInput("blank head", run(peft={"modules_to_save": [""]}), ("peft.modules_to_save", "['']", "names of modules")),
+    BadInput(
+        "rank fraction of a pattern", run(peft={"rank_pattern": {"q": 1.5}}), ("rank_pattern", "whole number for")
+    ),
+    # choices
+    BadInput(
+        "sampling", training(train_sampling_strategy="randm"), ("train_sampling_strategy", "'randm'", "Write random")
+    ),
+    BadInput("log level", training(log_level="loud"), ("training.log_level", "'loud'", "one of: detail")),
+    BadInput("process start", training(dataloader_multiprocessing_context="thread"), ("'thread'", "fork")),
+    BadInput(
+        "reporter", training(report_to="nobody"), ("training.report_to", "nobody is not supported", "tensorboard")
+    ),
     # optimiser and schedule
     BadInput("adam_w", training(optim="adam_w"), ("training.optim", "'adam_w'", "Write adamw_torch")),
     BadInput("adam-w", training(optim="AdamW"), ("training.optim", "'AdamW'", "Write adamw_torch")),
@@ -150,6 +170,12 @@ BAD_SETTINGS = [
     ),
     BadInput("schedule of text", schedule("polynomial", power="two"), ("lr_scheduler_type", "'two'", "lr_end, power")),
     BadInput("falling below zero", schedule("polynomial", lr_end=-1.0), ("lr_scheduler_type", "rate of -")),
+    BadInput("rising rate", schedule("cosine_with_min_lr", min_lr=1.0), ("lr_scheduler_type", "rate of 1)", "min_lr")),
+    BadInput(
+        "absent optimiser of modules",
+        run(training={"optim": "galore_adamw", "optim_target_modules": "all-linear"}),
+        ("training.optim", "galore_torch"),
+    ),
     BadInput("schedule as text", run(training={"lr_scheduler_kwargs": "power"}), ("lr_scheduler_kwargs", "mapping")),
     BadInput(
         "smoothed numbers",
@@ -184,7 +210,14 @@ BAD_SETTINGS = [
         run(candidates=[{"name": f"c{i}", "peft": {"r": 0}} for i in range(40)]),
         ("40 problems", "(10) candidates[9]", "and 30 more", "Correct each"),
     ),
+    BadInput(
+        "too many candidates",
+        run(candidates=[{"name": f"c{i}"} for i in range(1001)]),
+        ("candidates", "1,001 candidates", "1000 at most"),
+    ),
     # columns and paths
+    BadInput("path of null", run(data={"train": {"path": None}}), ("data.train", "{'path': None}", "jsonl")),
+    BadInput("half precision", run(model={"dtype": "fp16"}), ("model.dtype", "'fp16'", "Write float16")),
     BadInput("text is label", run(data={"text": "label"}), ("data", "'label' is both text and label", "column of the")),
     BadInput("text twice", run(data={"text": ["text", "text "]}), ("data", "one column twice", "two different")),
     BadInput("number as a column", run(data={"label": 1}), ("data.label", "found 1", "in quotes")),

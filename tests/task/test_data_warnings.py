@@ -54,6 +54,19 @@ def test_ordinary_data_is_not_warned_of(tmp_path: Path) -> None:
             ["Neg", "pos", " neg"] * 5,
             "the labels ' neg' (5 rows) and 'Neg' (5 rows) differ only in blanks and capital letters: make them one",
         ),
+        (
+            ["neg", "pos", "neg\u200b"] * 5,
+            "the labels 'neg' (6 rows) and 'neg\\u200b' (5 rows) differ only in invisible characters: make them one",
+        ),
+        (
+            ["a", "b", "caf\u00e9", "cafe\u0301"] * 5,
+            "the labels 'cafe\u0301' (5 rows) and 'caf\u00e9' (5 rows) differ only in invisible characters: "
+            "make them one",
+        ),
+        (
+            ["a", "b", "NEG", "NEG "] * 5,
+            "the labels 'NEG' (5 rows) and 'NEG ' (5 rows) differ only in blanks: make them one",
+        ),
         (["neg", "pos", "NA"] * 5, "5 rows have the label 'NA', a class like others: remove them if it means none"),
         ([0, 1, -100] * 5, "5 rows have the label '-100', a class like others: remove them if it means none"),
         (["a", "b", "None"] * 5, "5 rows have the label 'None', a class like others: remove them if it means none"),

@@ -49,6 +49,7 @@ FILES: dict[str, str | bytes] = {
     "commas.csv": COMMAS,
     "blanks.csv": COMMAS.replace("text,label", "\n text ,\tlabel"),
     "semicolons.csv": 'text;label\n"a ""very"", good\nfilm; yes";1\nNA;0\na\ttab;10\n',
+    "bars.csv": 'text|label\n"a ""very"", good\nfilm; yes"|1\nNA|0\na\ttab|10\n',
     "tabs.csv": 'text\tlabel\n"a ""very"", good\nfilm; yes"\t1\nNA\t0\n"a\ttab"\t10\n',
     "tabs.tsv": 'text\tlabel\n"a ""very"", good\nfilm; yes"\t1\nNA\t0\n"a\ttab"\t10\n',
     "table.parquet": parquet(),

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from foretune.task.arguments import build_lora
 from foretune.task.optimisation import optimisation_problems
@@ -37,6 +38,12 @@ def training_problems(values: dict[str, Any], regression: bool, field: str) -> l
         found = f"found {arguments.label_smoothing_factor}, and model.task is regression"
         fix = "leave it out: only the labels of classes can be smoothed"
         problems.append(Problem(f"{field}.label_smoothing_factor", found, fix))
+    try:
+        get_reporting_integration_callbacks(arguments.report_to)
+    except ValueError as error:
+        problems.append(
+            Problem(f"{field}.report_to", f"found {shown(arguments.report_to)}", f"write none: {said(error)}")
+        )
     return problems + optimisation_problems(arguments, field)
 
 

@@ -90,9 +90,9 @@ class TableSpec(_Section):
         fix = "write a jsonl, json, csv, tsv or parquet file, or {hub: glue, name: sst2, split: train}"
         if not isinstance(value, dict):
             raise custom(f"found {shown(value)}", fix)
-        if ("path" in value) == ("hub" in value):
+        if bool(value.get("path")) == bool(value.get("hub")):
             raise custom(f"found {shown(value)}", fix)
-        if "hub" in value and not value.get("split"):
+        if value.get("hub") and not value.get("split"):
             raise custom("a hub data set without a split", "add split, such as split: train")
         return value
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from foretune.errors import printable
 from foretune.task.data import EncodedData, RawData
-from foretune.task.labels import folded
+from foretune.task.labels import HARD_TO_SEE, folded
 from foretune.task.problems import shown
 
 MISSING = {"na", "n/a", "nan", "null", "none", "nil", "-100", "?"}  # how others write that there is no label
@@ -45,10 +45,9 @@ def _alike(raw: RawData, labels: Sequence[str]) -> Iterator[str]:
         groups[folded(name)].append(name)
     for group in groups.values():
         if len(group) > 1:
-            blanks = "blanks" if any(name != name.strip() for name in group) else ""
-            capitals = "capital letters" if len({name.strip() for name in group}) > 1 else ""
+            kinds = [kind for kind in HARD_TO_SEE if len({folded(name, but=kind) for name in group}) > 1]
             listed = " and ".join(f"{shown(name)} ({rows[name]} rows)" for name in group)
-            yield f"the labels {listed} differ only in {' and '.join(filter(None, (blanks, capitals)))}: make them one"
+            yield f"the labels {listed} differ only in {' and '.join(kinds)}: make them one"
 
 
 def _contradictions(raw: RawData, labels: Sequence[str]) -> Iterator[str]:

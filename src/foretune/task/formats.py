@@ -18,7 +18,7 @@ from foretune.task.problems import said, shown
 Columns = Sequence[tuple[str, list[Any]]]
 Reader = Callable[[bytes, Path, str], tuple[Columns, bool]]  # the columns, and whether all values are text
 ROW = 'such as {"text": "...", "label": 1}'
-DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 def _from_jsonl(content: bytes, path: Path, where: str) -> tuple[Columns, bool]:
@@ -60,7 +60,7 @@ def _from_json(content: bytes, path: Path, where: str) -> tuple[Columns, bool]:
         raise FileFault(path, where, f"not valid JSON ({_json_fault(error)})", fix, line) from error
     if isinstance(rows, dict) and isinstance(rows.get("data"), list):
         rows = rows["data"]
-    elif isinstance(rows, dict) and len(text.strip().split("\n")) == 1:
+    elif isinstance(rows, dict) and not any(isinstance(value, list | dict) for value in rows.values()):
         rows = [rows]
     if not isinstance(rows, list):
         raise FileFault(path, where, f"found {shown(rows)} instead of an array", fix)

@@ -19,8 +19,10 @@ def expanded(value: Any) -> Any:
     """The list of candidates that a grid stands for, the last key fastest, named by what varies; a list as it is.
 
     Raises:
-        custom: It is no grid, or too large a one.
+        custom: It is no grid, or has too many candidates.
     """
+    if isinstance(value, list) and len(value) > LARGEST:
+        raise custom(f"{len(value):,} candidates", f"write {LARGEST} at most")
     if not isinstance(value, dict):
         return value
     axes: list[tuple[str, str, list[Any]]] = []

@@ -2,6 +2,8 @@
 
 import math
 import re
+import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 from foretune.errors import InputError, shortened
@@ -25,7 +27,8 @@ def column(table: Table, name: str, where: str) -> list[Any]:
         InputError: There is no such column; the message lists those there are.
     """
     if name.strip() not in table.columns:
-        raise InputError(where, f"there is no column {shown(name)} in {table.source}", nearest(name, table.columns))
+        fix = nearest(name, table.columns) + ("; the first line names the columns" if table.untyped else "")
+        raise InputError(where, f"there is no column {shown(name)} in {table.source}", fix)
     return table.columns[name.strip()]
 
 
@@ -74,9 +77,23 @@ def class_indices(table: Table, name: str, names: tuple[str, ...], where: str, c
     return indices
 
 
-def folded(label: str) -> str:
-    """A label without the differences that are hard to see: blanks around it, and capital letters."""
-    return label.strip().casefold()
+def plain(label: str) -> str:
+    """A label without invisible characters, its accents written in one way."""
+    return "".join(letter for letter in unicodedata.normalize("NFKC", label) if unicodedata.category(letter) != "Cf")
+
+
+HARD_TO_SEE: dict[str, Callable[[str], str]] = {  # differences, and what removes them
+    "invisible characters": plain,
+    "blanks": str.strip,
+    "capital letters": str.casefold,
+}
+
+
+def folded(label: str, but: str = "") -> str:
+    """A label without the differences that are hard to see, ``but`` for one of these kinds."""
+    for kind, remove in HARD_TO_SEE.items():
+        label = label if kind == but else remove(label)
+    return label
 
 
 def targets(table: Table, name: str, where: str) -> list[float]:
@@ -99,9 +116,12 @@ def _no_target(value: Any, number: float | None) -> tuple[str, str]:
     """What a value is that cannot be a target, and what to write instead."""
     if number is not None and math.isfinite(number):
         return shown(value), f"give numbers of at most {LARGEST_TARGET:.0e}; scale them"
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return "missing", "give every row a target, or remove the row"
     if isinstance(value, str) and DECIMAL_COMMA.fullmatch(value):
-        return f"{shown(value)}, with a decimal comma", f"write a point, as in {value.strip().replace(',', '.')}"
-    if isinstance(value, str) and _as_number(value, text=True) is not None:
+        fix = f"write a decimal point, as in {value.strip().replace(',', '.')}, and nothing between thousands"
+        return f"{shown(value)}, with a decimal comma", fix
+    if number is None and isinstance(value, str) and _as_number(value, text=True) is not None:
         return f"{shown(value)}, which is text", "write numbers without quotes"
     return shown(value), "give a finite number in every row, or set task: classification"
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import Field
 from typing import Any
 
-from foretune.task.problems import shown
+from foretune.task.problems import nearest, shown
 
 LARGEST = 3e38  # numbers above it are infinite in single precision
 LARGEST_WHOLE = 2**63 - 1  # what 64 bits hold
@@ -38,19 +38,30 @@ def _regular_expressions(value: Any) -> str:
     return ""
 
 
-def _names_or_pattern(value: Any) -> str:
-    if not value or not all(value):
-        return "write the names of the modules to adapt, such as [query, value], or all-linear"
-    return _regular_expressions(value) if isinstance(value, str) else ""
+def _targets(value: Any) -> str:
+    if not isinstance(value, str):
+        return _modules(value)
+    if not value.strip():
+        return _modules([])
+    if value.lower().replace("_", "-") == "all-linear":
+        return "" if value.lower() == "all-linear" else "write all-linear"
+    if "," in value and re.fullmatch(r"[\w.\s,]+", value):  # no module has a comma in its name
+        return f"write a list: [{', '.join(name.strip() for name in value.split(',') if name.strip())}]"
+    return _regular_expressions(value)
 
 
-def _of_modules(check: Check) -> Check:
+def _modules(value: list[str]) -> str:
+    named = value and all(name.strip() for name in value)
+    return "" if named else "write the names of the modules to adapt, such as [query, value], or all-linear"
+
+
+def _of_modules(check: Check, *kinds: type) -> Check:
     """A mapping of patterns of module names to numbers that pass a check."""
 
     def checked(value: Any) -> str:
         for pattern, number in value.items():
-            numeric = isinstance(number, int | float) and not isinstance(number, bool)
-            if fix := check(number) if numeric else "write a number":
+            right = isinstance(number, kinds) and not isinstance(number, bool)
+            if fix := check(number) if right else f"write a {'number' if float in kinds else 'whole number'}":
                 return f"{fix} for {shown(pattern)}"
         return _regular_expressions(map(str, value))
 
@@ -98,11 +109,12 @@ PEFT_CHECKS: dict[str, Check] = {
     "r": _number(1, 10**5),
     "lora_alpha": _number(0, 10**6, above=True),
     "lora_dropout": _number(0, 1, below=True),
-    "target_modules": _names_or_pattern,
+    "target_modules": _targets,
+    "modules_to_save": lambda value: "" if all(name.strip() for name in value) else "write names of modules",
     "exclude_modules": lambda value: _regular_expressions(value) if isinstance(value, str) else "",
     "layers_pattern": _regular_expressions,
-    "rank_pattern": _of_modules(_number(1, 10**5)),
-    "alpha_pattern": _of_modules(_number(0, 10**6, above=True)),
+    "rank_pattern": _of_modules(_number(1, 10**5), int),
+    "alpha_pattern": _of_modules(_number(0, 10**6, above=True), int, float),
     "layers_to_transform": _layers,
     "task_type": _task_type,
 }
@@ -121,6 +133,8 @@ def wrong(value: Any, key: Field[Any], checks: dict[str, Check]) -> str:
         return ""
     if key.name in checks:
         return checks[key.name](value)
+    if value not in key.metadata.get("choices", (value,)):
+        return nearest(str(value), key.metadata["choices"])
     if isinstance(value, bool) or not isinstance(value, int | float):
         return ""
     return _number(0, LARGEST_WHOLE if isinstance(value, int) else LARGEST)(value)

@@ -4,7 +4,6 @@ Which arguments they take is read from transformers too, so that a new version b
 """
 
 import inspect
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,8 +25,6 @@ OF_THE_RUN = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch
 
 def optimisation_problems(arguments: TrainingArguments, field: str) -> list[Problem]:
     """What is wrong with the optimiser and the schedule of a run, ``field`` in messages."""
-    if arguments.optim_target_modules:  # such an optimiser chooses modules of the model, which is not loaded yet
-        return []
     found = _optimiser_problems(arguments, field) + _optimiser_argument_problems(arguments, field)
     return found[:1] or _schedule_problems(arguments, field)
 
@@ -37,6 +34,8 @@ def _optimiser_problems(arguments: TrainingArguments, field: str) -> list[Proble
     try:
         _optimiser(arguments)
     except Exception as error:
+        if arguments.optim_target_modules and not isinstance(error, ImportError):
+            return []  # such an optimiser looks for modules of the model, which is not loaded yet
         reason = said(error)
     else:
         return []
@@ -103,10 +102,11 @@ def _schedule_problems(arguments: TrainingArguments, field: str) -> list[Problem
     except Exception as error:
         reason = said(error)
     else:
-        wrong = next((rate for rate in rates if isinstance(rate, complex) or not 0 <= rate < math.inf), None)
-        if wrong is None:
+        highest = arguments.learning_rate * (1 + 1e-6)
+        wrong = [rate for rate in rates if isinstance(rate, complex) or not 0 <= rate <= highest]
+        if not wrong:
             return []
-        reason = f"it leads to a learning rate of {wrong}"
+        reason = f"it leads to a learning rate of {max(wrong, key=abs):g}"
     found = f"{kind.value} cannot be built with {shown(given)} and learning_rate {arguments.learning_rate} ({reason})"
     fix = f"change learning_rate or lr_scheduler_kwargs; {listed}"
     return [Problem(f"{field}.lr_scheduler_type", found, fix)]

@@ -66,6 +66,8 @@ def _from_file(path: Path, where: str) -> Table:
         fix = f"give a file that ends in {', '.join(SUFFIXES)}, or one of the text formats with .gz after it"
         raise InputError(where, found, fix)
     content = read_file(path, where, FIX)
+    if content.startswith(b"version https://git-lfs"):
+        raise FileFault(path, where, "it only points to the data (Git LFS)", "fetch the data with git lfs pull")
     content = unpacked(content, path, where) if packed else content
     if content.startswith(b"\x1f\x8b"):
         raise FileFault(path, where, "it is compressed with gzip", "let its name end in .gz")
