@@ -57,6 +57,7 @@ def parquet(table: pyarrow.Table) -> bytes:
 
 
 TWICE = pyarrow.Table.from_arrays([pyarrow.array(["a", "b"])] * 2, names=["text", "text"])
+NAMED = pyarrow.table({"text": ["a", "b"], "label": [0, 1]})
 NOT_TEXT = pyarrow.Table.from_arrays(
     [
         pyarrow.Array.from_buffers(
@@ -77,6 +78,7 @@ BAD_DATA = [
     BadInput("not gzip", train_bytes(ROW, "t.jsonl.gz"), ("t.jsonl.gz", "not a gzip file", "gzip")),
     BadInput("cut gzip", train_bytes(gzip.compress(ROW * 9)[:-9], "t.csv.gz"), ("t.csv.gz", "ends within", "again")),
     BadInput("gzip without its suffix", train_bytes(gzip.compress(ROW)), ("train.jsonl", "gzip", "end in .gz")),
+    BadInput("gzip twice", train_bytes(gzip.compress(gzip.compress(ROW)), "t.csv.gz"), ("t.csv.gz", "gzip", "Unpack")),
     BadInput("gzip suffix alone", train_bytes(gzip.compress(ROW), "t.gz"), ("t.gz", "'.gz'", ".jsonl, .json, .csv")),
     BadInput("packed parquet", train_bytes(b"", "t.parquet.gz"), ("t.parquet.gz", "text formats with .gz")),
     BadInput("utf-16 data", train_bytes("text,label\n".encode("utf-16-le"), "t.csv"), ("line 1", "NUL", "UTF-8")),
@@ -96,6 +98,9 @@ BAD_DATA = [
     BadInput(
         "no array", train_bytes(b'{"rows": [],\n"more": 1}', "t.json"), ("t.json", "instead of an array", "{data:")
     ),
+    BadInput(
+        "array and more", train_bytes(b'[{"text": "a"}] x', "t.json"), ("t.json, line 1", "Extra data", "array of")
+    ),
     BadInput("array of numbers", train_bytes(b"[1, 2]", "t.json"), ("t.json", "row 1 is 1", "array of objects")),
     BadInput("cut array", train_bytes(b'[\n{"text": "a"},\n', "t.json"), ("t.json, line 3", "not valid JSON", "array")),
     BadInput("empty json", train_bytes(b"", "t.json"), ("t.json, line 1", "not valid JSON", "array of objects")),
@@ -107,6 +112,11 @@ BAD_DATA = [
         "open quote", train_bytes(b'text,label\n"a,1\nb,0\n', "t.csv"), ("t.csv, line 3", "not valid CSV", "quote")
     ),
     BadInput("parquet twice", train_bytes(parquet(TWICE), "t.parquet"), ("'text'", "same name", "Rename")),
+    BadInput(
+        "damaged parquet",
+        train_bytes(parquet(NAMED).replace(b"text", b"te\xff\xff"), "t.parquet"),
+        ("t.parquet", "not a parquet file"),
+    ),
     BadInput("parquet not utf-8", train_bytes(parquet(NOT_TEXT), "t.parquet"), ("'text'", "cannot be read", "utf-8")),
     BadInput("no header", train_bytes(b"good film,1\nbad film,0\ndull,0\n", "t.csv"), ("'label'", "first line names")),
     # texts and labels

@@ -51,6 +51,8 @@ BAD_SETTINGS = [
     BadInput("two documents", yaml_bytes(b"a: 1\n---\nb: 2\n"), ("run.yaml, line 2", "another document")),
     BadInput("number as a key", yaml_bytes(b"1: 2\n"), ("run.yaml, line 1", "the key 1 is not text", "quotes")),
     BadInput("number as a peft key", run(peft={1: 2}), ("run.yaml, line", "the key 1 is not text", "quotes")),
+    BadInput("octal rank", yaml_edit("r: 4", "r: 010"), ("peft.r", "'010'", "whole number")),
+    BadInput("hours of epochs", yaml_edit("epochs: 2", "epochs: 1:30"), ("num_train_epochs", "'1:30'", "a number")),
     # numbers
     BadInput("endless epochs", training(num_train_epochs=1e308), ("num_train_epochs", "1e+308", "at most 1,000,000")),
     BadInput("infinite epochs", training(num_train_epochs=float("inf")), ("num_train_epochs", "inf", "a number")),
@@ -220,8 +222,9 @@ BAD_SETTINGS = [
     BadInput("half precision", run(model={"dtype": "fp16"}), ("model.dtype", "'fp16'", "Write float16")),
     BadInput("text is label", run(data={"text": "label"}), ("data", "'label' is both text and label", "column of the")),
     BadInput("text twice", run(data={"text": ["text", "text "]}), ("data", "one column twice", "two different")),
-    BadInput("number as a column", run(data={"label": 1}), ("data.label", "found 1", "in quotes")),
+    BadInput("number as a column", run(data={"label": 1}), ("data.label", "found 1", "text, in quotes")),
     BadInput("nul in a path", run(data={"train": "tr\0ain.jsonl"}), ("data.train", r"'tr\x00ain.jsonl'", "NUL")),
+    BadInput("address", run(data={"train": "https://a.b/t.jsonl"}), ("data.train", "https://a.b", "Download")),
     BadInput(
         "nobody's home", run(data={"eval": "~nosuchuser/e.jsonl"}), ("data.eval", "~nosuchuser", "nobody's home folder")
     ),

@@ -55,6 +55,19 @@ def test_a_pasted_adapter_config_is_the_config_that_it_was_saved_from(tmp_path: 
     assert again.warnings == () and again.task.candidates[0].to_json() == candidate.to_json()
 
 
+def test_nulls_of_a_newer_peft_are_left_out_of_what_was_pasted(tmp_path: Path) -> None:
+    newer = saved(tmp_path, r=2) | {
+        "new_config": None,
+        "peft_version": None,
+        "inference_mode": False,
+        "base_model_name_or_path": "",
+    }
+    checked, problems, notes = check_peft(newer, "peft")
+    assert problems == [] and checked["r"] == 2 and "new_config" not in checked
+    assert notes == ["peft: left out what this version of peft does not have (new_config)"]
+    assert check_peft({"new_config": None}, "peft")[1] and check_peft(newer | {"new_config": 1}, "peft")[1]
+
+
 def test_nulls_are_defaults_also_where_they_override(tmp_path: Path) -> None:
     peft = {"bias": "all", "rank_pattern": {"query": 2}, "layers_to_transform": [1], "lora_dropout": 0.5}
     nulls = dict.fromkeys([*peft, "type", "task_type", "auto_mapping", "revision"])

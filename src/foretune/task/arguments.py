@@ -34,17 +34,23 @@ def check_peft(values: dict[str, Any], field: str) -> tuple[dict[str, Any], list
         The section with numbers given as text made numbers and peft's defaults for nulls, what is wrong with it,
         and notes on keys that were left out.
     """
-    values = dict(values)
+    values, pasted = dict(values), "peft_type" in values
     for key in ("type", "peft_type"):
         kind = values.pop(key, None)
         if kind is not None and str(kind).lower() not in PEFT_TYPES:
             fix = f"write {' or '.join(PEFT_TYPES)}, the only kind that is supported"
             return {}, [Problem(f"{field}.{key}", f"found {shown(kind)}", fix)], []
+    defaults, notes = LoraConfig(), []
     described = {key: values.pop(key) for key in DESCRIPTIVE if key in values}
-    left_out = ", ".join(key for key, value in described.items() if value)
-    notes = [f"{field}: left out what only describes a saved adapter ({left_out})"] if left_out else []
-    defaults = LoraConfig()  # of nulls
-    values = {key: getattr(defaults, str(key), None) if v is None else v for key, v in values.items()}
+    if left_out := ", ".join(key for key, value in described.items() if value):
+        notes.append(f"{field}: left out what only describes a saved adapter ({left_out})")
+    if newer := [key for key, value in values.items() if value is None and pasted and not hasattr(defaults, key)]:
+        notes.append(f"{field}: left out what this version of peft does not have ({', '.join(newer)})")
+    values = {
+        key: getattr(defaults, key, None) if value is None else value
+        for key, value in values.items()
+        if key not in newer
+    }
     checked, problems = _check(values, LoraConfig, PEFT_CHECKS, field, extra=("type",))
     return checked, problems, notes
 

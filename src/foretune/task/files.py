@@ -7,7 +7,7 @@ from pathlib import Path
 from foretune.errors import InputError
 from foretune.task.problems import shown
 
-LARGEST_UNPACKED = 4 * 2**30  # bytes
+LARGEST_UNPACKED = 2 * 2**30  # bytes
 
 
 class FileFault(InputError):
@@ -35,8 +35,10 @@ def located(text: str, folder: Path, where: str) -> str:
         where: The field that messages name.
 
     Raises:
-        InputError: It holds a NUL character, or begins with ``~`` and the name of nobody.
+        InputError: It is an address, holds a NUL character, or begins with ``~`` and the name of nobody.
     """
+    if "://" in text:
+        raise InputError(where, f"{shown(text)} is no path", "download what is there and write the path of the file")
     if "\0" in text:
         raise InputError(where, f"the path {shown(text)} holds a NUL character", "write a path without it")
     try:

@@ -30,7 +30,7 @@ def _from_lines(text: str, path: Path, where: str) -> tuple[Columns, bool]:
     fix = f"write one JSON object per line, {ROW}"
     if text.lstrip()[:1] == "[":
         fix += ", or call the file .json if it is one array"
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(io.StringIO(text, newline="\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -54,7 +54,7 @@ def _from_json(content: bytes, path: Path, where: str) -> tuple[Columns, bool]:
     try:
         rows = _json(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and text.lstrip()[:1] == "{":
             return _from_lines(text, path, where)
         line = error.lineno if isinstance(error, json.JSONDecodeError) else None
         raise FileFault(path, where, f"not valid JSON ({_json_fault(error)})", fix, line) from error
@@ -136,7 +136,7 @@ def _from_parquet(content: bytes, path: Path, where: str) -> tuple[Columns, bool
 
     try:
         table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content)).read()
-    except (pyarrow.ArrowException, OSError) as error:
+    except Exception as error:  # a damaged file fails in many ways
         fix = "write it again, or give jsonl or csv"
         raise FileFault(path, where, f"not a parquet file ({said(error)})", fix) from error
     columns = []
@@ -144,7 +144,7 @@ def _from_parquet(content: bytes, path: Path, where: str) -> tuple[Columns, bool
         try:
             number = pyarrow.types.is_decimal(values.type)
             columns.append((name, (values.cast(pyarrow.float64()) if number else values).to_pylist()))
-        except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        except Exception as error:
             found = f"the column {shown(name)} cannot be read ({said(error)})"
             raise FileFault(path, where, found, "write it again as text or numbers, or leave it out") from error
     return columns, False

@@ -14,7 +14,7 @@ from foretune.errors import InputError, shortened
 MOST_LISTED = 10  # problems in one message, with so many characters each:
 LONGEST = 250
 WHAT_TO_WRITE = {
-    "string_type": "text, in quotes if it looks like a number",
+    "string_type": "text, in quotes if it looks like something else",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",

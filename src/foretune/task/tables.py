@@ -70,7 +70,7 @@ def _from_file(path: Path, where: str) -> Table:
         raise FileFault(path, where, "it only points to the data (Git LFS)", "fetch the data with git lfs pull")
     content = unpacked(content, path, where) if packed else content
     if content.startswith(b"\x1f\x8b"):
-        raise FileFault(path, where, "it is compressed with gzip", "let its name end in .gz")
+        raise FileFault(path, where, "it is compressed with gzip", "unpack it" if packed else "let its name end in .gz")
     columns, untyped = FORMATS[suffix](content, path, where)
     return Table(str(path), _by_name(columns, str(path), where), untyped=untyped)
 

@@ -3,6 +3,7 @@
 Only plain data is made of it: text, numbers, true and false, null, lists, mappings.
 """
 
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,7 +44,7 @@ def read_yaml(path: Path) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
         reason = ": ".join(part for part in (error.context, error.problem) if part)
-        fix = "indent with blanks instead of tabs" if r"'\t'" in reason else "correct the YAML there"
+        fix = "write blanks instead of tabs" if r"'\t'" in reason else "correct the YAML there"
         raise InputError(where, f"not valid YAML ({reason})", fix) from error
 
 
@@ -143,8 +144,14 @@ class _Loader(yaml.SafeLoader):
         raise self.refusal(place, found, fix)
 
 
-# dates are text, as in YAML 1.2: nothing in a run file is a date, but revisions look like them
+# Dates, 1:30 for 90 and 010 for 8 are text, as in YAML 1.2: they are something else where they stand in a run file.
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag in PLAIN]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in PLAIN - {TAG + "int", TAG + "float"}]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(TAG + "int", re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    TAG + "float",
+    re.compile(r"[-+]?([0-9][0-9_]*\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
