@@ -99,7 +99,7 @@ def _from_hub(spec: TableSpec, where: str) -> Table:
         dataset = datasets.load_dataset(str(spec.hub), spec.name, split=spec.split)
     except Exception as error:  # the hub, the network and the data set's own files each fail in their own way
         reason = said(error)[:300].rstrip(".")
-        fix = "check hub, name and split, and the connection; or give a jsonl, csv or parquet file"
+        fix = "check hub, name and split, and the connection; or give a file"
         raise InputError(where, f"cannot load {source} ({type(error).__name__}: {reason})", fix) from error
     if not isinstance(dataset, datasets.Dataset):
         raise InputError(where, f"{source} is not one table", "name one split, such as split: train")
