@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from docs.blocks import PAGES, ROOT, Block, blocks, commands
 from helpers import tiny_batch, tiny_model
 from peft import LoraConfig, get_peft_model
 
 import foretune as ft
 import foretune.cli as cli
+from docs.blocks import PAGES, ROOT, Block, blocks, commands
 from foretune.task.config import load_config
 from foretune.train import build_peft_model
 

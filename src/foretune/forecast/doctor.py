@@ -110,7 +110,7 @@ def diagnose(path: str | Path, bytes_per_value: int = 2) -> Diagnosis:
         seconds_per_example=trial.seconds,
         candidates=per_candidate,
         left_out=tuple(examined.left_out),
-        warnings=tuple(_warnings(data, task, run.adaptations)),
+        warnings=(*run.warnings, *_warnings(data, task, run.adaptations)),
     )
 
 
@@ -140,18 +140,8 @@ def _numbers(found: list[int]) -> str:
 
 
 def _warnings(data: EncodedData, task: Task, adaptations: tuple[Adaptation, ...]) -> list[str]:
+    """What to say about candidates and about what tangents cost."""
     found = []
-    for split, stats in (("training", data.train_stats), ("evaluation", data.eval_stats)):
-        counts = stats.class_counts
-        if counts and max(counts.values()) > 10 * min(counts.values()):
-            rarest = min(counts, key=lambda name: counts[name])
-            found.append(f"{split} classes are unbalanced: {rarest} has {counts[rarest]} of {stats.rows} examples")
-        if stats.truncated > 0.2:
-            found.append(f"{stats.truncated:.0%} of the {split} examples are cut: is data.max_length too small?")
-    if data.overlap:
-        found.append(f"{data.overlap} evaluation texts are also training texts: the evaluation will flatter the model")
-    if data.train_stats.repeated:
-        found.append(f"{data.train_stats.repeated} training texts occur more than once")
     tokens = data.train_stats.tokens_total + data.eval_stats.tokens_total
     if tokens > MANY_TOKENS:
         found.append(f"{tokens:,} tokens to cache: let some examples stand for all, foretune forecast --sample 1000")

@@ -48,15 +48,11 @@ def _initialise_eva(model: PeftModel, task: Task, candidate: Candidate) -> None:
 
 
 def check_initialisation(candidate: Candidate, where: str) -> None:
-    """Refuse initialisations that need a step of their own before ``get_peft_model``.
+    """Refuse an initialisation that needs a step of its own first, without which peft falls back to the usual one.
 
     Raises:
-        InputError: It is one of these.
+        InputError: It is such a one.
     """
-    kind = str(candidate.peft.init_lora_weights)
-    needs = {
-        "corda": "CorDA needs statistics of the model's layers first (peft's preprocess_corda)",
-        "lora_ga": "LoRA-GA needs gradients of the model first (peft's preprocess_loraga)",
-    }
-    if kind in needs:
-        raise InputError(f"{where}.init_lora_weights", f"it is {kind!r}: {needs[kind]}", "write true, gaussian or eva")
+    if candidate.peft.init_lora_weights == "lora_ga":
+        found = "it is 'lora_ga', which needs gradients of the model first (peft's preprocess_loraga)"
+        raise InputError(f"{where}.init_lora_weights", found, "write true, gaussian or eva")
