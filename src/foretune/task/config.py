@@ -20,6 +20,12 @@ LONGEST_TEXT = 10**7  # tokens
 MOST_ROWS = 10**9
 
 
+NOT_USED = {  # keys of the training section that foretune answers itself
+    "output_dir": "results go to the directory given with -o",
+    "resume_from_checkpoint": "an interrupted run goes on from its own last checkpoint",
+}
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
@@ -221,6 +227,7 @@ def _check_sections(config: RunConfig) -> tuple[RunConfig, list[Problem]]:
         candidates.append(candidate.model_copy(update={"peft": peft, "training": training}))
     problems += clashes([candidate.name for candidate in candidates])
     checked = config.model_copy(update={"peft": base_peft, "training": base_training, "candidates": candidates})
+    notes += [f"training.{key} is not used: {why}" for key, why in NOT_USED.items() if base_training.get(key)]
     checked._notes = tuple(notes)
     return checked, problems
 
