@@ -48,6 +48,7 @@ def namespace(folder: Path) -> dict[str, Any]:
     return {
         "task": task,
         "model": model,
+        "base_model": task.model,
         "peft_model": model,
         "tokenizer": task.tokenizer,
         "train": task.train,

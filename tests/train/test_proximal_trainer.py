@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -31,7 +30,6 @@ from foretune.train import build_peft_model, fine_tune, loop_arguments, run_trai
 from foretune.train.proximal import anchor_adapters
 from train.two_processes import outcome, start, steps
 
-README = Path(__file__).parents[2] / "README.md"
 PLAIN = "Trainer(model, args, train_dataset=train)"
 
 
@@ -55,11 +53,12 @@ def trainer(model: nn.Module, folder: Path, line: str = PLAIN, **given: Any) -> 
     return eval(line, {"Trainer": Trainer, "ft": ft, "model": model, "args": args, "train": rows})
 
 
-def test_the_line_of_the_readme(tmp_path: Path) -> None:
-    (line,) = re.findall(r"^Trainer\(.*ProximalAdamW.*\)$", README.read_text(encoding="utf-8"), re.M)
+def test_as_a_class_and_as_an_object_it_trains_alike(tmp_path: Path) -> None:
+    by_class = 'optimizer_cls_and_kwargs=(ft.ProximalAdamW, {"lr": 1e-3, "strength": 1.0})'
     optimizers = "optimizers=(ft.ProximalAdamW(model.parameters(), lr=1e-3, strength=1.0), None)"
     ends, anchors = [], []
-    for code in (line, f"Trainer(model, args, train_dataset=train, {optimizers})", PLAIN):
+    codes = [f"Trainer(model, args, train_dataset=train, {option})" for option in (by_class, optimizers)]
+    for code in (*codes, PLAIN):
         model = lora_model("bert")
         before = trained(model)
         made = trainer(model, tmp_path, code, learning_rate=1e-3)
@@ -67,8 +66,8 @@ def test_the_line_of_the_readme(tmp_path: Path) -> None:
         ends.append(trained(model))
         anchors.append([state.get("proximal_anchor") for state in made.optimizer.state.values()])
     for name, value in before.items():
-        by_class, by_object, free = ((end[name] - value).norm() for end in ends)
-        assert torch.equal(ends[0][name], ends[1][name]) and 0 < by_class < free and by_object < free
+        one, other, free = ((end[name] - value).norm() for end in ends)
+        assert torch.equal(ends[0][name], ends[1][name]) and 0 < one < free and other < free
     assert len(anchors[0]) == len(anchors[1]) == len(before)  # none of the frozen network
 
 

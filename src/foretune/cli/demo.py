@@ -32,6 +32,7 @@ def command(
         say(f"wrote {run}: the fine-tunes to judge")
         result = forecast_run(run, directory, bar=progress_bar, notify=note)
         forecast.show(result)
+        forecast.show_choice(result)
         ranked = [row["name"] for row in result["candidates"]]
         task = load_task(run, [ranked[0], ranked[len(ranked) // 2], ranked[-1]])
         say("\nnow the truth: three of them are really trained")

@@ -155,6 +155,13 @@ def _show_warnings(candidates: list[dict[str, Any]], *, details: bool) -> None:
 
 def what_next(result: dict[str, Any], run: Path, directory: Path) -> None:
     """Print which candidate to take, how sure that is, and what to run next."""
+    show_choice(result)
+    verbatim(f"next: foretune train {run} -c {result['candidates'][0]['name']} -o {directory}")
+    verbatim(f"then: foretune compare {directory} and foretune report {directory}")
+
+
+def show_choice(result: dict[str, Any]) -> None:
+    """Print which candidate to take, by how much it is ahead, and how sure that is."""
     from foretune.forecast.run import lead
 
     best, name = result["candidates"][0], result["task"]["metric_name"]
@@ -166,5 +173,3 @@ def what_next(result: dict[str, Any], run: Path, directory: Path) -> None:
             f"It is {difference(ahead.margin, name)} ahead of {ahead.second}; the chance that it is the better one is "
             f"{ahead.chance:.0%} ({close})."
         )
-    verbatim(f"next: foretune train {run} -c {best['name']} -o {directory}")
-    verbatim(f"then: foretune compare {directory} and foretune report {directory}")
