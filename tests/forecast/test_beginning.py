@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_simulate import SCHEDULE, loaded, real_run
+from torch import nn
 
 from foretune.forecast.beginning import Beginning, begin
 from foretune.forecast.forecast import begun, forecast
@@ -86,12 +88,28 @@ def test_a_beginning_is_kept_for_the_same_task_and_configuration(tmp_path: Path,
     assert math.isnan(again(share=0.5).train_loss)
 
 
-def test_guessing_has_the_entropy_or_the_variance_of_the_labels(tmp_path: Path) -> None:
+def test_guessing_has_the_least_loss_of_any_constant(tmp_path: Path) -> None:
     task, _, _ = loaded(tmp_path)
-    ones = np.mean(task.train["labels"])
-    assert task.guess_loss == pytest.approx(-ones * math.log(ones) - (1 - ones) * math.log(1 - ones))
+    labels = torch.tensor(task.train["labels"])
+    assert task.guess_loss == pytest.approx(least_loss_of_a_constant(nn.functional.cross_entropy, 2, labels), rel=1e-6)
     task.loss = "mean_squared_error"
-    assert task.guess_loss == pytest.approx(ones * (1 - ones))
+    squared = least_loss_of_a_constant(lambda f, y: (f.squeeze(1) - y).square().mean(), 1, labels.double())
+    assert task.guess_loss == pytest.approx(squared, rel=1e-6)
+
+
+def least_loss_of_a_constant(loss: Any, outputs: int, labels: torch.Tensor) -> float:
+    """The least loss of the same outputs for all examples, found by descent."""
+    constant = torch.zeros(1, outputs, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([constant], max_iter=100, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        value: torch.Tensor = loss(constant.expand(len(labels), -1), labels)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return float(closure().detach())
 
 
 def test_only_runs_whose_steps_lead_too_far_are_begun(tmp_path: Path, monkeypatch: Any) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -221,35 +220,16 @@ def test_the_command_line_trains_forecasts_and_compares(
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 def test_two_processes_are_one_on_the_joint_batch(tmp_path: Path) -> None:
-    """As mpirun does, which ``accelerate launch --cpu`` needs for more than one process: one launch a process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launch = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    """``torchrun`` keeps the port that the processes meet at for itself, so that nobody else can take it."""
+    launch = "-m torch.distributed.run --standalone --nproc_per_node 2"
     script = [sys.executable, *launch.split(), str(Path(__file__).parent / "two_processes.py"), str(tmp_path)]
     shared = {
         "PYTHONPATH": str(Path(ft.__file__).parents[1]),
         "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    processes = [
-        subprocess.Popen(
-            script,
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    done = subprocess.run(script, env=os.environ | shared, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
     alone = start(0)
     steps(*alone, 0, 1)
     for rank in range(2):
