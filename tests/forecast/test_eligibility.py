@@ -1,6 +1,7 @@
 """What doctor passes, forecast takes: candidates that cannot be forecast are left out by name, before the pass."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from helpers import write_tiny_run
 
 from foretune.cli.console import progress_bar
 from foretune.errors import InputError
-from foretune.forecast.eligibility import examine
+from foretune.forecast.eligibility import check_training, examine
 from foretune.forecast.recommend import recommend_run
 from foretune.forecast.run import forecast_run
 from foretune.task.loading import load_run
@@ -74,3 +75,12 @@ def test_candidates_that_share_their_training_are_rehearsed_once(
     monkeypatch.setattr("foretune.forecast.eligibility.rehearse", lambda _, each, __: rehearsed.append(each.name))
     examine(load_run(run), run)
     assert rehearsed == ["r1", "slow"]
+
+
+@pytest.mark.parametrize("optim", ["galore_adamw", "apollo_adamw_layerwise", "lomo", "adalomo"])
+def test_optimisers_of_the_networks_own_modules_cannot_be_forecast(optim: str, tmp_path: Path) -> None:
+    task = load_run(write_tiny_run(tmp_path)).task
+    candidate = replace(task.candidates[0], training={"optim": optim, "optim_target_modules": ["query"]})
+    with pytest.raises(InputError, match=f"{optim} cannot be forecast"):
+        check_training(candidate, "training")
+    check_training(replace(candidate, training={"optim": "adafactor"}), "training")

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 from helpers import write_tiny_run
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from foretune.forecast.forecast import forecast
 from foretune.tangents import collect
 from foretune.task import load_task
 from foretune.train import build_peft_model, fine_tune, loop_arguments, run_trainer
+from foretune.train.arguments import depends_on_evaluations
 
 SILENT: list[dict[str, Any]] = [
     {"dataloader_drop_last": True, "per_device_eval_batch_size": 20},
@@ -92,3 +93,17 @@ def test_eva_is_initialised_from_the_training_examples(tmp_path: Path) -> None:
     )
     result, _ = fine_tune(task, task.candidates[0], tmp_path / "out")
     assert result["peft"]["init_lora_weights"] == "eva"
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, False),
+        ({"optim": "schedule_free_adamw"}, True),  # it evaluates at other weights than it trains
+        ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"}, True),
+        ({"lr_scheduler_type": "greedy", "eval_strategy": "epoch"}, True),
+        ({"lr_scheduler_type": "cosine"}, False),
+    ],
+)
+def test_which_runs_depend_on_their_evaluations(keys: dict[str, Any], expected: bool) -> None:
+    assert depends_on_evaluations(TrainingArguments("unused", report_to="none", **keys)) is expected

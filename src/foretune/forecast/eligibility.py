@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peft import get_peft_model
+from transformers.training_args import OptimizerNames
 
 from foretune.errors import InputError
 from foretune.forecast.simulate import simulated_arguments
@@ -124,7 +125,7 @@ def check_training(candidate: Candidate, where: str) -> None:
             "noise on the embeddings cannot be forecast, as tangents are of the inputs without it",
             "leave it out to forecast; foretune train takes it",
         )
-    optimizer = str(candidate.training_arguments("unused").optim)
+    optimizer = OptimizerNames(candidate.training_arguments("unused").optim).value
     if optimizer.startswith(LAYERWISE):
         raise InputError(
             f"{where}.optim",

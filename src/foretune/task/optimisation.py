@@ -74,7 +74,8 @@ def _built(arguments: TrainingArguments, optim_args: str) -> str:
 def _optimiser(arguments: TrainingArguments) -> Optimizer:
     layer = nn.Linear(1, 1)
     kind, keys = Trainer.get_optimizer_cls_and_kwargs(arguments, layer)  # type: ignore[arg-type]
-    return kind(**({"params": layer.parameters()} | keys))
+    of_its_own = [keys.pop(name) for name in ("params", "model", "optimizer_dict") if name in keys]
+    return kind(*(of_its_own[:1] or [layer.parameters()]), **keys)
 
 
 def _schedule_problems(arguments: TrainingArguments, field: str) -> list[Problem]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 # Evaluations always take all examples and give logits and labels: none of these keys changes what is trained.
 EVALUATION: dict[str, Any] = {
@@ -41,7 +42,7 @@ def without_choice(given: dict[str, Any]) -> dict[str, Any]:
 
 def depends_on_evaluations(args: TrainingArguments) -> bool:
     """Whether steps depend on evaluations, or evaluations on more than the parameters."""
-    averages = str(args.optim).startswith("schedule_free")  # evaluates at other weights than it trains
+    averages = OptimizerNames(args.optim).value.startswith("schedule_free")  # evaluates at other weights than it trains
     return averages or args.lr_scheduler_type in BY_EVALUATION or args.metric_for_best_model is not None
 
 
