@@ -150,3 +150,14 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch: pytest.
 )
 def test_points_are_of_shares_only(value: Any, name: str, shown: str) -> None:
     assert console.difference(value, name, "+") == shown
+
+
+@pytest.mark.parametrize("name", ["doctor", "forecast", "recommend", "train", "compare", "certify", "report", "demo"])
+def test_the_help_of_every_command_has_an_example(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["foretune", name, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capsys.readouterr().out
+    assert not stop.value.code and f"foretune {name} " in said[said.index("Examples:") :]

@@ -1,5 +1,6 @@
 """The commands and their help."""
 
+import inspect
 from typing import Annotated
 
 import typer
@@ -15,8 +16,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+def _paragraphs(docstring: str | None) -> str:
+    """A docstring as help text: every paragraph is one line, which the screen folds."""
+    return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(docstring or "").split("\n\n"))
+
+
 for module in (doctor, forecast, recommend, train, compare, certify, report, demo):
-    app.command(module.__name__.rsplit(".", 1)[-1], epilog=module.EXAMPLES)(module.command)
+    name, examples = module.__name__.rsplit(".", 1)[-1], "\n\n".join(("Examples:", *module.EXAMPLES))
+    app.command(name, help=_paragraphs(module.command.__doc__), epilog=examples)(module.command)
 
 
 def _version(asked: bool) -> bool:

@@ -8,7 +8,7 @@ import typer
 from foretune.cli.console import metric, number, out, progress_bar, say, table, verbatim
 from foretune.cli.options import Directory, RunFile
 
-EXAMPLES = "Example: foretune certify run.yaml --adapter runs/movie/train/base/adapter -o runs/movie"
+EXAMPLES = ("foretune certify run.yaml --adapter runs/movie/train/base/adapter -o runs/movie",)
 
 
 def command(

@@ -5,7 +5,7 @@ from typing import Any
 from foretune.cli.console import difference, metric, number, out, say, table, warn
 from foretune.cli.options import RunDirectory
 
-EXAMPLES = "Example: foretune compare runs/movie"
+EXAMPLES = ("foretune compare runs/movie",)
 
 
 def command(directory: RunDirectory) -> None:

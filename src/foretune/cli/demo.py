@@ -8,7 +8,7 @@ import typer
 from foretune.cli import compare, forecast
 from foretune.cli.console import metric, note, out, progress_bar, say
 
-EXAMPLES = "Example: foretune demo -o runs/demo"
+EXAMPLES = ("foretune demo -o runs/demo",)
 
 
 def command(

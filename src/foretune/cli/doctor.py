@@ -3,7 +3,7 @@
 from foretune.cli.console import about_input, duration, number, out, say, table
 from foretune.cli.options import RunFile
 
-EXAMPLES = "Example: foretune doctor run.yaml"
+EXAMPLES = ("foretune doctor run.yaml",)
 
 
 def command(run: RunFile) -> None:

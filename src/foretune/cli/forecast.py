@@ -22,8 +22,9 @@ from foretune.cli.console import (
 from foretune.cli.options import Candidates, Details, Directory, RunFile, Sample
 
 EXAMPLES = (
-    "Examples: foretune forecast run.yaml -o runs/movie  |  only two candidates: foretune forecast run.yaml "
-    "-c base -c all-linear -o runs/movie  |  100,000 examples: foretune forecast run.yaml --sample 1000 -o runs/movie"
+    "foretune forecast run.yaml -o runs/movie",
+    "foretune forecast run.yaml -c base -c all-linear -o runs/movie      only two candidates",
+    "foretune forecast run.yaml --sample 1000 -o runs/movie              100,000 training examples",
 )
 
 

@@ -6,9 +6,7 @@ from foretune.cli.console import difference, note, out, progress_bar, say, table
 from foretune.cli.forecast import outcome, show_task
 from foretune.cli.options import Details, Directory, RunFile, Sample
 
-EXAMPLES = (
-    "Example: foretune recommend run.yaml -o runs/movie, then foretune train runs/movie/recommended.yaml -o runs/movie"
-)
+EXAMPLES = ("foretune recommend run.yaml -o runs/movie",)
 SHOWN = 10  # of all that was searched
 
 

@@ -3,7 +3,7 @@
 from foretune.cli.console import say
 from foretune.cli.options import RunDirectory
 
-EXAMPLES = "Example: foretune report runs/movie"
+EXAMPLES = ("foretune report runs/movie",)
 
 
 def command(directory: RunDirectory) -> None:

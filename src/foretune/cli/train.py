@@ -8,8 +8,8 @@ from foretune.cli.console import about_input, metric, note, progress_bar, say
 from foretune.cli.options import Candidates, Directory, RunFile
 
 EXAMPLES = (
-    "Examples: foretune train run.yaml -c all-linear -o runs/movie  |  three seeds: foretune train run.yaml "
-    "-c all-linear --seeds 3 -o runs/movie"
+    "foretune train run.yaml -c all-linear -o runs/movie",
+    "foretune train run.yaml -c all-linear --seeds 3 -o runs/movie       three seeds",
 )
 
 
