@@ -56,6 +56,12 @@ def table(statements: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_table(page: str, statements: dict[str, dict[str, Any]]) -> str:
+    """The page with the table of these statements between its marks."""
+    before, rest = page.split(MARKS[0])
+    return f"{before}{MARKS[0]}{table(statements)}{MARKS[1]}{rest.split(MARKS[1])[1]}"
+
+
 def main() -> None:
     """Try every bound, write the result and the table."""
     began = time.perf_counter()
@@ -75,9 +81,7 @@ def main() -> None:
             "statements": statements,
         },
     )
-    before, rest = DOCUMENT.read_text(encoding="utf-8").split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    DOCUMENT.write_text(f"{before}{MARKS[0]}{table(statements)}{MARKS[1]}{after}", encoding="utf-8")
+    DOCUMENT.write_text(with_table(DOCUMENT.read_text(encoding="utf-8"), statements), encoding="utf-8")
 
 
 def order(name: str) -> tuple[int, str]:

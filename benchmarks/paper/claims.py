@@ -9,8 +9,6 @@ from statistics import fmean
 import torch
 from paper.layers import averaged, choices, compared, placement_rows, predictor
 from paper.reading import (
-    Result,
-    Row,
     by_seed,
     change,
     correlation,
@@ -25,7 +23,9 @@ from paper.reading import (
     verdict,
     where,
 )
+from paper.results import Result
 from paper.sweeps import with_bounds
+from tables import Row
 
 from foretune.kernel.subsets import perturbation
 from foretune.linear import sum_strength

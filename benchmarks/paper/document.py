@@ -12,7 +12,8 @@ if __name__ == "__main__":  # not this folder: its names are common ones
 from paper.claims import claims
 from paper.layers import placements_section, tasks_section
 from paper.notes import notes, overview, script_section
-from paper.reading import DOCS, Result, kind, model, paragraph, read_all
+from paper.reading import DOCS, kind, model, paragraph
+from paper.results import Result, read_all
 from paper.sweeps import descent_section, strength_section
 
 

@@ -238,7 +238,9 @@ class Work:
                 if path.exists():
                     content = read_json(path, "delete it to do this cell again")
                     spent += content["wall_seconds"]
-                    found[cell.kind].append(cell.keys | content["result"])
+                    result = content["result"]
+                    rows = result["runs"] if cell.kind == "forecasts" else [result]
+                    found[cell.kind] += [cell.keys | row for row in rows]
                 else:
                     missing += 1
         settings = json.loads(self.experiment.model_dump_json(exclude_none=True))

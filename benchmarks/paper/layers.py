@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from paper.ntks import SCRIPT_SAMPLE
 from paper.plot import Axis, Series, picture
 from paper.reading import (
-    Result,
-    Row,
     correlation,
     counted,
     mean,
@@ -20,6 +18,8 @@ from paper.reading import (
     where,
     write_picture,
 )
+from paper.results import Result
+from tables import Row
 
 PREDICTORS = {
     "condition_number": "κ of the NTK",
@@ -41,8 +41,8 @@ def placement_rows(result: Result, task: str, strength: float | None) -> list[Ro
         if not runs:
             continue
         run = max(runs, key=lambda row: (row["eval_metric"], -row["eval_loss"]))
-        forecasts = [row for each in where(result["forecasts"], task=task) for row in each["runs"]]
-        for found in where(forecasts, strength=run["strength"], placement=kernel["placement"]):
+        same = {"task": task, "strength": run["strength"], "placement": kernel["placement"]}
+        for found in where(result["forecasts"], **same):
             rows.append(
                 kernel | run | {"forecast_accuracy": found["eval_metric"], "forecast_loss": found["train_loss"]}
             )

@@ -1,6 +1,7 @@
 """What was run, what was cut, and what was done otherwise than in the published script."""
 
-from paper.reading import EXPERIMENTS, Result, paragraph, seeds, standard_error, table
+from paper.reading import paragraph, seeds, standard_error, table
+from paper.results import EXPERIMENTS, Result
 from paper.sweeps import labelled
 
 SCRIPT = (

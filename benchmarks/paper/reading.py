@@ -1,50 +1,21 @@
 """What the document reads from results, and how it writes numbers, tables, paragraphs and pictures."""
 
-import json
 import math
 import textwrap
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
+from paper.results import Result
 from scipy.stats import rankdata
+from tables import Row
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"
-RESULTS = HERE.parent / "results" / "paper"
-EXPERIMENTS = (  # those that need no model hub
-    "strength",
-    "strength-selective",
-    "strength-mpnet",
-    "descent",
-    "descent-mpnet",
-    "placements",
-    "tasks",
-)
 MODELS = {"minilm": "MiniLM-L6", "mpnet": "MPNet-base"}
 DRAWS = 4000  # of the bootstrap
-Row = dict[str, Any]
-Result = dict[str, Any]
-
-
-def read(name: str) -> Result:
-    """A result without half done seeds; numbers that were infinite are so again."""
-    content: Result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    for row in content["kernels"]:
-        for key in [key for key in row if key.startswith("condition_number") and row[key] is None]:
-            row[key] = math.inf
-    if len(content["settings"]["placements"]) == 1:
-        content["runs"] = whole(content["runs"], content["settings"])
-        content["kernels"] = [row for row in content["kernels"] if row["seed"] in seeds(content["runs"])]
-    return content
-
-
-def read_all() -> dict[str, Result]:
-    """Every experiment that was run."""
-    return {name: read(name) for name in EXPERIMENTS if (RESULTS / f"{name}.json").exists()}
 
 
 def kind(results: dict[str, Result], name: str) -> list[Result]:
@@ -98,12 +69,6 @@ def spread(values: Sequence[float], form: str = ".2f", scale: float = 1.0) -> st
 def standard_error(result: Result, accuracy: float = 0.75) -> float:
     """Standard error in points of an accuracy, from the number of evaluation texts."""
     return 100 * math.sqrt(accuracy * (1 - accuracy) / result["settings"]["run"]["data"]["eval_samples"])
-
-
-def whole(rows: Sequence[Row], settings: Result) -> list[Row]:
-    """Rows of the seeds with which every task was run at every λ, so that means compare like with like."""
-    counts = Counter(row["seed"] for row in rows)
-    return [row for row in rows if counts[row["seed"]] == len(settings["tasks"]) * len(settings["strengths"])]
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:

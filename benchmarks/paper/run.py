@@ -15,9 +15,7 @@ HERE = Path(__file__).parent
 sys.path[0] = str(HERE.parent)  # not this folder: its names are common ones
 
 from paper.experiment import Experiment, Work  # ruff: ignore[module-import-not-at-top-of-file]
-from paper.reading import EXPERIMENTS, RESULTS  # ruff: ignore[module-import-not-at-top-of-file]
-
-from foretune.results import write_json  # ruff: ignore[module-import-not-at-top-of-file]
+from paper.results import EXPERIMENTS, RESULTS, write  # ruff: ignore[module-import-not-at-top-of-file]
 
 
 def main(names: list[str], output: Path) -> None:
@@ -28,7 +26,7 @@ def main(names: list[str], output: Path) -> None:
         for work in works:
             if seed in work.experiment.seeds:
                 work.run(seed)
-                write_json(RESULTS / f"{work.name}.json", work.gather())
+                write(RESULTS / f"{work.name}.json", work.gather())
 
 
 if __name__ == "__main__":

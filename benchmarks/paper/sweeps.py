@@ -5,8 +5,6 @@ from statistics import fmean
 
 from paper.plot import Axis, Series, picture
 from paper.reading import (
-    Result,
-    Row,
     by_seed,
     by_strength,
     counted,
@@ -21,6 +19,8 @@ from paper.reading import (
     where,
     write_picture,
 )
+from paper.results import Result
+from tables import Row
 
 from foretune.kernel import bounds
 

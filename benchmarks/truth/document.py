@@ -19,12 +19,12 @@ from truth.calibrate import learnt_on
 from truth.cost import section
 from truth.gather import prediction_of, read_fast, read_sizes, read_tasks, truth_of
 from truth.grid import TASKS
-from truth.metrics import Prediction, Truth, another_seed, bootstrap, evaluate, interval
+from truth.metrics import Prediction, Truth, another_seed, evaluate
 from truth.ours import left_out, simulated
+from truth.resampling import bootstrap, interval
 from truth.risks import collapses, near_the_limit, of_simulations, warnings
 
 OURS = "foretune"
-COMPARED = ("kendall", "regret")
 
 
 def document(tasks: list[dict[str, Any]], sizes: list[dict[str, Any]], fast: list[dict[str, Any]]) -> str:
@@ -39,7 +39,7 @@ def document(tasks: list[dict[str, Any]], sizes: list[dict[str, Any]], fast: lis
             [truths[i].averaged() for i in several], [predictors[OURS][i].averaged() for i in several]
         ),
     }
-    draws = bootstrap(truths, predictors, COMPARED)
+    draws = bootstrap(truths, predictors)
     return "\n".join(
         [
             *_head(tasks, truths),

@@ -18,16 +18,12 @@ class Score:
         rank: Higher is ranked first.
         metric: The predicted final metric, if it predicts one.
         loss: The predicted final evaluation loss, if it predicts one.
-        metric_interval: Bounds that should hold 90% of true metrics, if it gives some.
-        flagged: Whether it warns that this run will not go as predicted, or not learn.
         seconds: What this candidate's score cost, beyond what all share.
     """
 
     rank: float
     metric: float | None = None
     loss: float | None = None
-    metric_interval: tuple[float, float] | None = None
-    flagged: bool | None = None
     seconds: float = 0.0
 
 

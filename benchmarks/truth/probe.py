@@ -114,9 +114,7 @@ def probe(share: float) -> Predictor:
         scores = {}
         for name, found in _probes(task, folder, share)[0].items():
             last = found["curve"][-1]
-            scores[name] = Score(
-                last["eval_metric"], last["eval_metric"], last["eval_loss"], None, None, found["seconds"]
-            )
+            scores[name] = Score(last["eval_metric"], last["eval_metric"], last["eval_loss"], found["seconds"])
         return Scores(scores)
 
     return predictor

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from paper.reading import listed, paragraph
 from scipy.stats import mannwhitneyu
-from truth.calibrate import UNKNOWN
 from truth.gather import SIGNS, simulation
 from truth.metrics import Prediction, Truth
 
@@ -70,7 +69,7 @@ class Pair:
 def pairs(tasks: list[dict[str, Any]]) -> list[Pair]:
     """Every real run of the tasks whose seed was forecast too."""
     return [
-        Pair(task, run["candidate"], UNKNOWN | found, run["eval_metric"])
+        Pair(task, run["candidate"], found, run["eval_metric"])
         for task in tasks
         for run in task["runs"]
         if (found := simulation(task, run["candidate"], run["seed"]))

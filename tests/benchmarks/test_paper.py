@@ -13,7 +13,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-from paper import document, reading  # ruff: ignore[module-import-not-at-top-of-file]
+from paper import document, reading, results  # ruff: ignore[module-import-not-at-top-of-file]
 from paper.experiment import Experiment, Work  # ruff: ignore[module-import-not-at-top-of-file]
 from paper.ntks import condition_number, published_kernel  # ruff: ignore[module-import-not-at-top-of-file]
 
@@ -76,7 +76,7 @@ def test_cells_are_measured_once_and_shared(tmp_path: Path, monkeypatch: pytest.
     experiment.placements = {"query-value": experiment.placements["query-value"]}
     work.run(0)
     found = work.gather()
-    assert found["missing"] == 0 and [len(found[kind]) for kind in ("runs", "kernels", "forecasts")] == [2, 1, 1]
+    assert found["missing"] == 0 and [len(found[kind]) for kind in ("runs", "kernels", "forecasts")] == [2, 1, 2]
     free, held = found["runs"]
     assert (free["strength"], held["strength"]) == (0, 50) and held["distance"] < free["distance"]
     assert 0 <= held["agreement"] <= 1 and held["divergence"] >= 0
@@ -126,4 +126,4 @@ def test_the_published_kernel_is_that_of_signs() -> None:
 def test_the_document_is_that_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = (reading.DOCS / "paper.md").read_text(encoding="utf-8")
     monkeypatch.setattr(reading, "DOCS", tmp_path)
-    assert document.document(reading.read_all()) == written
+    assert document.document(results.read_all()) == written
