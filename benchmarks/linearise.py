@@ -6,7 +6,7 @@ MiniLM, one batch of 32 movie reviews, LoRA r = 8, AdamW; one thread. All in tur
 
 - ``lora``: forward, backward and optimiser step of the peft model, in training mode;
 - ``linearised``: the same of ``ft.linearise(peft_model)``: a forward pass that carries tangents, and its backward pass;
-- ``recorded``: the step of the model with SGD, bounded as ``foretune train --certify`` does (theory.md P3);
+- ``recorded``: the step of the model with SGD, bounded as ``foretune train --certify`` does (docs/theory.md P3);
 - ``hooks``: what the linear model would cost through the tangent engine: a forward and an activation-only backward pass
   for each output, before anything is trained.
 """

@@ -1,4 +1,4 @@
-"""What a trained adapter is like beside its linearisation at the same parameters (theory.md P4)."""
+"""How far a trained adapter is from its linearisation at the same parameters (docs/theory.md P4)."""
 
 from typing import Any
 
