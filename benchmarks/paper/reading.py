@@ -14,7 +14,7 @@ from tables import Row
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"
-MODELS = {"minilm": "MiniLM-L6", "mpnet": "MPNet-base"}
+MODELS = {"minilm": "MiniLM-L6", "mpnet": "MPNet-base", "smollm2": "SmolLM2-135M"}
 DRAWS = 4000  # of the bootstrap
 
 

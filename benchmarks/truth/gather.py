@@ -2,8 +2,8 @@
 
     python benchmarks/truth/gather.py [TASK...] [-o runs/truth]
 
-Writes ``benchmarks/results/truth/TASK.json`` for every task of which there are real runs. Real runs and scores that are
-no longer below the folder stay as they were gathered before, so that forecasts can be made again without them.
+Writes ``benchmarks/results/truth/TASK.json`` for every task that has real runs. What was gathered before stays: new
+real runs and scores join the old ones, and new forecasts replace all old ones of the task.
 """
 
 import sys
@@ -25,13 +25,14 @@ RESULTS = Path(__file__).parents[1] / "results" / "truth"
 ANY = "any"  # the seed of who is asked once for all
 SIGNS = ("largest_step", "travel", "change_before_learning")  # of a collapse
 ENDS = ("eval_metric", "eval_loss", "train_loss", "fitted_loss")  # of a simulated run
+FACTS = ("guess", "guess_loss", "outputs", "frozen", "collect")  # of a task, from its forecasts
 REACH = (*SIGNS, "linearity_gap", "weight_change", "layer_changes", "depth")  # how far it goes
 ENOUGH, FEW = 8, 4  # candidates, for a rank correlation to mean something, and for errors alone
 DO = "run benchmarks/truth/train.py, forecasts.py and score.py"
 
 
 def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
-    """Real runs, simulated runs and scores below a task's folder; runs and scores that were gathered before stay."""
+    """Real runs, simulated runs and scores below a task's folder, with what was gathered before."""
     gathered = RESULTS / f"{name}.json"
     before = read_task(gathered) if gathered.exists() else {"runs": [], "scores": {}}
     runs = {(run["candidate"], run["seed"]): run for run in before["runs"]}
@@ -51,27 +52,33 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
         for path in sorted(place.glob("scores/*.json")):
             found = read_json(path, DO)
             scores.setdefault(path.stem, {})[seed] = {key: found[key] for key in ("candidates", "shared_seconds")}
-    simulated: dict[str, dict[str, Row]] = {}
-    collected, guess, guess_loss, outputs, frozen = None, 0.0, None, None, None
-    for path in sorted(folder.glob("seed-*/forecast.json")):
-        forecast = read_json(path, DO)
-        collected = {"seconds": round(forecast["collect"]["seconds"], 2)}
-        guess, outputs = forecast["task"]["majority_metric"] or 0.0, forecast["task"]["num_outputs"]
-        guess_loss, frozen = (rounded(forecast["task"][key]) for key in ("guess_loss", "frozen"))
-        simulated[_seed(path.parent)] = {
-            each["name"]: rounded({key: each["simulated"][key] for key in ENDS} | {key: each[key] for key in REACH})
-            | {"followed": rounded(begun["followed"]) if (begun := each["beginning"]) else None}
-            | {"seconds": round(each["cost"]["seconds"], 2)}
-            for each in forecast["candidates"]
-        }
+    forecasts = {_seed(path.parent): read_json(path, DO) for path in sorted(folder.glob("seed-*/forecast.json"))}
+    found = _forecast(list(forecasts.values())) if forecasts else {key: before.get(key) for key in FACTS}
+    simulated = {seed: _simulated(each) for seed, each in forecasts.items()} or before.get("simulated", {})
     spent = float(sum(run["seconds"] for run in runs.values()))
-    facts = {"name": name, "model": setting.model, "metric_name": setting.metric_name, "guess": guess}
-    facts |= {"guess_loss": guess_loss, "outputs": outputs, "frozen": frozen, "collect": collected}
     return (
         provenance(0, spent)
-        | facts
+        | {"name": name, "model": setting.model, "metric_name": setting.metric_name}
+        | found
         | {"runs": [runs[key] for key in sorted(runs)], "simulated": simulated, "scores": scores}
     )
+
+
+def _forecast(forecasts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What forecasts know of a task, from the last seed."""
+    task, collect = forecasts[-1]["task"], forecasts[-1]["collect"]
+    known = [task["majority_metric"] or 0.0, rounded(task["guess_loss"]), task["num_outputs"], rounded(task["frozen"])]
+    return dict(zip(FACTS, [*known, {"seconds": round(collect["seconds"], 2)}], strict=True))
+
+
+def _simulated(forecast: dict[str, Any]) -> dict[str, Row]:
+    """The simulated run of every candidate: where it ends, how far it goes, how far its beginning was followed."""
+    return {
+        each["name"]: rounded({key: each["simulated"][key] for key in ENDS} | {key: each[key] for key in REACH})
+        | {"followed": rounded(begun["followed"]) if (begun := each["beginning"]) else None}
+        | {"seconds": round(each["cost"]["seconds"], 2)}
+        for each in forecast["candidates"]
+    }
 
 
 def _seed(folder: Path) -> str:

@@ -11,7 +11,8 @@ sys.path.append(str(BENCHMARKS))
 
 import bounds  # ruff: ignore[module-import-not-at-top-of-file]
 from tables import from_table, rounded, to_table, write_result  # ruff: ignore[module-import-not-at-top-of-file]
-from truth import gather  # ruff: ignore[module-import-not-at-top-of-file]
+from truth import document, gather, units  # ruff: ignore[module-import-not-at-top-of-file]
+from truth.benchmark import Benchmark  # ruff: ignore[module-import-not-at-top-of-file]
 from truth.calibrate import fit, learnt_on  # ruff: ignore[module-import-not-at-top-of-file]
 from truth.grid import TASKS  # ruff: ignore[module-import-not-at-top-of-file]
 
@@ -74,6 +75,7 @@ def test_new_runs_and_scores_join_those_that_were_gathered(tmp_path: Path, monke
     (new,) = [run for run in found["runs"] if run not in before["runs"]]
     assert (new["candidate"], new["seed"], new["eval_metric"], new["seconds"]) == ("qv", 7, 0.75, 4.0)
     assert len(found["runs"]) == len(before["runs"]) + 1 and set(found["scores"]) == {*before["scores"], "new"}
+    assert found["simulated"] == before["simulated"] and found["guess"] == before["guess"], "no new forecasts"
     assert found["scores"]["new"]["0"]["candidates"]["qv"] == {"rank": 1.23456789, "loss": 0.5, "seconds": 2.0}
 
 
@@ -103,3 +105,17 @@ def test_the_table_of_bounds_is_that_of_the_results() -> None:
     statements = read_json(BENCHMARKS / "results" / "bounds.json", "run benchmarks/bounds.py")["statements"]
     page = bounds.DOCUMENT.read_text(encoding="utf-8")
     assert page == bounds.with_table(page, statements)
+
+
+def test_the_pages_of_the_truth_benchmark_are_those_of_the_results() -> None:
+    pages = document.pages(Benchmark.read())
+    for name, text in pages.items():
+        assert (document.DOCS / name).read_text(encoding="utf-8") == text, f"run benchmarks/truth/document.py ({name})"
+    written = {path.relative_to(document.DOCS).as_posix() for path in (document.DOCS / "truth").iterdir()}
+    assert written == pages.keys() - {"truth.md"}
+
+
+def test_metrics_are_written_in_their_own_unit() -> None:
+    assert units.metric(0.0314, {"metric_name": "accuracy"}) == "3.1"
+    assert units.metric(0.0314, {"metric_name": "pearson"}) == "0.031"
+    assert units.metric(float("nan"), {"metric_name": "pearson"}) == "–"

@@ -17,7 +17,7 @@ from truth.grid import NAMES as MODULES
 from truth.grid import TASKS
 from truth.metrics import STATISTICS, Prediction, Truth, another_seed, evaluate
 from truth.ours import forecast
-from truth.recommended import _row
+from truth.recommended import Worth, _row
 from truth.resampling import bootstrap, interval
 
 from foretune.forecast.calibration import QUANTITIES, scale
@@ -202,15 +202,17 @@ def test_evidence_is_read_from_what_was_gathered() -> None:
     assert lost["loss_fall"] == pytest.approx(math.log(0.7 / 0.5)) and lost["fall"] < 0
 
 
-def test_what_is_recommended_is_held_against_the_best_that_was_known() -> None:
+def test_what_is_recommended_is_compared_with_the_best_that_was_known() -> None:
     first = {"name": "wide", "forecast": 0.8, "parameters": 400, "true": [0.7, 0.8]}
     found = {"recommended": first, "base": first | {"true": [0.5, 0.6]}, "searched": 43}
     found |= {"grid": {"name": "best", "true": 0.76}}
-    row = _row("task", found)
-    assert row["behind"] == pytest.approx(1) and row["ahead"] == pytest.approx(20)
-    assert row["cells"][-3:] == ["–"] * 3
-    lighter = _row("task", found | {"lighter": first | {"name": "narrow", "parameters": 100, "true": [0.7, 0.7]}})
-    assert lighter["cells"][-3:] == ["narrow", "25%", "70.0"]
+    worth = Worth.of({"task": found})
+    assert worth == (pytest.approx(0.2), pytest.approx(0.01)) and worth.beside_best == "1.0 below"
+    assert Worth(0.2, -0.032).beside_best == "3.2 above"
+    task = {"name": "task", "metric_name": "accuracy"}
+    assert _row(task, found) == [*("task", "43", "55.0", "wide", "80.0", "75.0", "76.0 (best)", "1.0"), *["–"] * 3]
+    lighter = _row(task, found | {"lighter": first | {"name": "narrow", "parameters": 100, "true": [0.7, 0.7]}})
+    assert lighter[-3:] == ["narrow", "25%", "70.0"]
 
 
 def test_every_task_has_candidates_of_its_own() -> None:
