@@ -1,4 +1,4 @@
-"""What the benchmarks share: the model, the texts, and results written with their environment."""
+"""What the benchmarks share: the model, the texts, timing, and results that are written with their environment."""
 
 import json
 import time
@@ -47,7 +47,7 @@ def write_run(folder: Path, content: dict[str, Any]) -> Path:
 
 
 def alternate(repeats: int, **works: Callable[[], object]) -> dict[str, list[float]]:
-    """Seconds of each piece of work, in turn, so that a machine that slows down slows all of them."""
+    """Seconds of each piece of work. They take turns, so a machine that slows down slows all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():

@@ -35,7 +35,7 @@ def _numbers(row: Row) -> Row:
 
 
 def read(path: Path) -> Result:
-    """A result without half done seeds; numbers that were infinite are so again."""
+    """A result without seeds that are not complete; condition numbers that were infinite are so again."""
     result = read_json(path, "run benchmarks/paper/run.py")
     result |= {kind: from_table(result[kind]) for kind in KINDS}
     for row in result["kernels"]:
@@ -49,7 +49,7 @@ def read(path: Path) -> Result:
 
 
 def whole(rows: Sequence[Row], settings: Result) -> list[Row]:
-    """Rows of the seeds with which every task was run at every λ, so that means compare like with like."""
+    """Rows of the seeds from which every task was run at every λ, so that means are over the same tasks."""
     counts = Counter(row["seed"] for row in rows)
     return [row for row in rows if counts[row["seed"]] == len(settings["tasks"]) * len(settings["strengths"])]
 

@@ -1,10 +1,10 @@
-"""The paper's experiments, one YAML file each.
+"""Run the paper's experiments; every YAML file beside this one describes one.
 
     python benchmarks/paper/run.py [EXPERIMENT...] [-o runs/paper]
     python benchmarks/paper/document.py
 
-Experiments are names of the files beside this one; by default those that need no model hub. Finished runs are not
-repeated, whatever interrupted the rest. Writes ``benchmarks/results/paper/EXPERIMENT.json`` after every seed.
+By default those experiments are run that need no model hub. Finished runs are not repeated. Writes
+``benchmarks/results/paper/EXPERIMENT.json`` after every seed.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from paper.results import EXPERIMENTS, RESULTS, write  # ruff: ignore[module-imp
 
 
 def main(names: list[str], output: Path) -> None:
-    """Run experiments seed by seed, so that what is there is balanced whenever it stops."""
+    """Run experiments seed by seed, so that they have equally many runs whenever this stops."""
     works = [Work(name, Experiment.read(HERE / f"{name}.yaml"), output) for name in names]
     RESULTS.mkdir(parents=True, exist_ok=True)
     for seed in sorted({seed for work in works for seed in work.experiment.seeds}):

@@ -1,9 +1,9 @@
-"""Learns the correction of simulated runs from real ones: writes ``src/foretune/forecast/calibration.json``.
+"""Learn the correction of simulated runs from real runs: writes ``src/foretune/forecast/calibration.json``.
 
     python benchmarks/truth/calibrate.py
 
-Reads what ``gather`` found of every task in ``benchmarks/results/truth``. Tasks with another model are left out, so
-that they show how the correction carries over.
+Reads the tasks that ``gather.py`` wrote to ``benchmarks/results/truth``. Tasks with another model than MiniLM are left
+out, so that they show how the correction carries over.
 """
 
 import argparse
@@ -25,31 +25,31 @@ import foretune.forecast.calibration as calibration
 from foretune.forecast.compare import Z_90
 from foretune.results import write_json
 
-SHIFT = {  # which evidence moves a quantity; chosen on tasks left out
+SHIFT = {  # which evidence shifts a quantity; chosen on tasks that were left out
     "eval_metric": ("learnt", "fall"),
     "eval_loss": ("changes", "overfit", "loss_fall"),
     "train_loss": ("gap",),
 }
 SPREAD = ("constant", "correlation", "gap", "unstable", "followed", "blind")
-RIDGE = 0.3  # on standardised evidence, so that few runs do not make large weights
-FAR = 2.5  # robust standard deviations from the correction, beyond which an error counts as one of so many (Huber)
-ROUNDS = 20  # to find which errors these are
+RIDGE = 0.3  # on standardised evidence, so that a few runs do not lead to large weights
+FAR = 2.5  # robust standard deviations; larger errors are clipped to it (Huber)
+ROUNDS = 20  # of fitting and clipping
 Weights = dict[str, dict[str, dict[str, float]]]
 
 
 class Lessons(NamedTuple):
-    """What a task's real runs teach: the evidence about each, and what it added to its simulation.
+    """What the real runs of a task teach.
 
     Attributes:
-        evidence: Of each run, in the order of ``NAMES``.
-        errors: Of each quantity, on its scale; nan where the run does not have it.
+        evidence: The evidence about every run, in the order of ``NAMES``.
+        errors: What the run added to its simulation, for every quantity and on its scale; nan where it is not known.
     """
 
     evidence: np.ndarray
     errors: dict[str, np.ndarray]
 
     def of(self, quantity: str) -> tuple[np.ndarray, np.ndarray]:
-        """Evidence and errors of the runs that have a quantity."""
+        """Evidence and errors of the runs of which a quantity is known."""
         known = ~np.isnan(self.errors[quantity])
         return self.evidence[known], self.errors[quantity][known]
 
@@ -78,7 +78,7 @@ def learn(tasks: Sequence[Lessons]) -> Weights:
 
 
 def learnt_on(tasks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that a correction is learnt on: tasks with another model show how it carries over."""
+    """The tasks that the correction is learnt on: those of MiniLM."""
     return [task for task in tasks if task["model"] == "minilm"]
 
 
@@ -93,7 +93,7 @@ def lessons(task: dict[str, Any]) -> Lessons:
             continue
         known = [evidence_of(simulated, task)]
         unbegun = evidence_of(simulated | {"followed": None}, task)
-        if unbegun["blind"] and not known[0]["blind"]:  # what would be known of it if it had not been begun
+        if unbegun["blind"] and not known[0]["blind"]:  # the evidence if its beginning had not been made
             known.append(unbegun)
         evidence += [list(each.values()) for each in known]
         for quantity, on in scales.items():
@@ -109,7 +109,7 @@ def evidence_of(simulated: dict[str, Any], task: dict[str, Any]) -> dict[str, fl
 
 
 def known_of(simulated: dict[str, Any], task: dict[str, Any]) -> calibration.Simulation:
-    """What is known of a gathered simulation of a task."""
+    """A gathered simulation with the facts of its task."""
     of_task = ("guess", "guess_loss", "metric_name", "outputs", "frozen")
     known = simulated | {name: task[name] for name in of_task}
     return calibration.Simulation(**{name: known[name] for name in calibration.Simulation._fields})
@@ -127,7 +127,7 @@ def fit_one(quantity: str, known: Sequence[tuple[np.ndarray, np.ndarray]]) -> di
     evidence, errors = map(np.concatenate, zip(*known, strict=True))
     x = evidence[:, [NAMES.index(name) for name in SHIFT[quantity]]]
     size = np.sqrt(np.square(x).mean(0)) + 1e-12
-    begun = evidence[:, NAMES.index("blind")] == 0  # others only widen error bars
+    begun = evidence[:, NAMES.index("blind")] == 0  # the other rows only widen error bars
     scaled = (x / size)[begun]
     inverse = np.linalg.inv(scaled.T @ scaled + RIDGE * np.eye(len(size))) @ scaled.T
     near = errors

@@ -1,4 +1,4 @@
-"""What forecasts cost on the benchmark's tasks, in processor time, which other work on the machine hardly changes.
+"""What forecasts cost on the benchmark's tasks, in processor time.
 
     python benchmarks/truth/cost.py [TASK...] [--few | --trained-before] [-o runs/truth]
 
@@ -35,8 +35,8 @@ from foretune.task import Candidate, Task, load_task
 from foretune.train import fine_tune
 
 COSTS = RESULTS / "cost.json"
-MORE = 24  # candidates that would share a pass too
-ALONE = ("qv", "all-linear")  # candidates that are forecast by themselves too
+MORE = 24  # candidates of a larger grid that would share the pass
+ALONE = ("qv", "all-linear")  # candidates that are also forecast alone
 MINILM = (
     *("movie", "tweets", "amazon", "editorials", "subjectivity", "newsgroups", "order", "questions", "reuters"),
     *("fresh", "party", "pooler"),
@@ -45,14 +45,14 @@ TASKS = (*MINILM, "movie-mpnet", "movie-smollm2")
 
 
 def whole_grid(name: str, output: Path) -> Task:
-    """A task with all candidates of its grid, those too that the benchmark leaves out."""
+    """A task with all candidates of its grid, also those that the benchmark leaves out."""
     setting = SETTINGS[name]
     folder = output / (f"{name}-all" if setting.candidates else name)
     return load_task(prepared(replace(setting, candidates=()), folder))
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """Processor time of all threads."""
+    """Processor time of some work, over all threads."""
     began = clock()
     work()
     return clock() - began
@@ -65,7 +65,7 @@ def train(task: Task, candidate: Candidate) -> None:
 
 
 def measure(task: Task, few: bool, trained: dict[str, float]) -> dict[str, Any]:
-    """Processor seconds of the pass, of all forecasts together, and of the real runs, if they are not known."""
+    """Processor seconds of the pass, of all forecasts together and, unless they are given, of the real runs."""
     found: list[Tangents] = []
     with tempfile.TemporaryDirectory() as scratch:
         shared = cpu_seconds(lambda: found.append(collect(task, "all-linear", directory=Path(scratch))))
@@ -165,7 +165,7 @@ def section(tasks: list[dict[str, Any]]) -> list[str]:
 
 
 def main(names: list[str], output: Path, few: bool, trained_before: bool) -> None:
-    """Measure the tasks and write what was found after each."""
+    """Measure the tasks, and write the result after each of them."""
     began = time.perf_counter()
     for name in names:
         known = measured() if COSTS.exists() else {}

@@ -1,4 +1,4 @@
-"""What was measured of a task, in one compact file: its real runs and what every predictor said of them.
+"""Collect what was measured of a task in one small file: its real runs, and what every predictor said of them.
 
     python benchmarks/truth/gather.py [TASK...] [-o runs/truth]
 
@@ -22,12 +22,12 @@ from truth.metrics import Prediction, Truth
 from foretune.results import provenance, read_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "truth"
-ANY = "any"  # the seed of who is asked once for all
-SIGNS = ("largest_step", "travel", "change_before_learning")  # of a collapse
+ANY = "any"  # the seed of a predictor that does not depend on seeds
+SIGNS = ("largest_step", "travel", "change_before_learning")  # of a run that may collapse
 ENDS = ("eval_metric", "eval_loss", "train_loss", "fitted_loss")  # of a simulated run
 FACTS = ("guess", "guess_loss", "outputs", "frozen", "collect")  # of a task, from its forecasts
 REACH = (*SIGNS, "linearity_gap", "weight_change", "layer_changes", "depth")  # how far it goes
-ENOUGH, FEW = 8, 4  # candidates, for a rank correlation to mean something, and for errors alone
+ENOUGH, FEW = 8, 4  # candidates: enough for rank correlations, and enough for errors
 DO = "run benchmarks/truth/train.py, forecasts.py and score.py"
 
 
@@ -124,17 +124,17 @@ def read_task(path: Path) -> dict[str, Any]:
 
 
 def read_tasks() -> list[dict[str, Any]]:
-    """The gathered tasks of which enough candidates were both trained and forecast, in the order of the benchmark."""
+    """Tasks of which enough candidates were both trained and forecast, in the order of the benchmark."""
     return [task for task in _read() if len(_both(task)) >= ENOUGH and _ordinary(task)]
 
 
 def read_sizes() -> list[dict[str, Any]]:
-    """The gathered tasks with another number of training examples, of which a few candidates were."""
+    """Tasks with another number of training examples, of which a few candidates were trained and forecast."""
     return [task for task in _read() if FEW <= len(_both(task)) < ENOUGH and _ordinary(task)]
 
 
 def read_fast() -> list[dict[str, Any]]:
-    """The gathered tasks with candidates around those from which runs collapse."""
+    """Tasks with candidates near the learning rates from which runs collapse."""
     return [task for task in _read() if _both(task) and not _ordinary(task)]
 
 
@@ -152,9 +152,9 @@ def _both(task: dict[str, Any]) -> set[str]:
 
 
 def truth_of(content: dict[str, Any]) -> Truth:
-    """The real runs of the candidates that were also simulated, as arrays, so that all predictors have the same choice.
+    """The real runs of the candidates that were also simulated, as arrays: all predictors choose among the same ones.
 
-    Only seeds from which at least half of these were trained count.
+    Only seeds from which at least half of these candidates were trained count.
     """
     both = _both(content)
     runs = [run for run in content["runs"] if run["candidate"] in both]
@@ -174,12 +174,12 @@ def truth_of(content: dict[str, Any]) -> Truth:
 
 
 def simulation(task: dict[str, Any], candidate: str, seed: int) -> dict[str, Any] | None:
-    """The gathered simulation of a candidate from a seed, if there is one."""
+    """The simulation of a candidate from a seed, or None."""
     return task["simulated"].get(str(seed), {}).get(candidate)
 
 
 def prediction_of(scores: dict[str, Any], truth: Truth) -> Prediction:
-    """A predictor's scores of a task, by seed or once for ``ANY``, as arrays; nan where it has none."""
+    """A predictor's scores of a task as arrays; nan where it has none."""
     said = [_said(scores.get(str(seed), scores.get(ANY)), truth.candidates) for seed in truth.seeds]
     return Prediction(
         **{

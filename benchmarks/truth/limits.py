@@ -36,7 +36,7 @@ def collapses_page(benchmark: Benchmark) -> str:
         "",
         *bullet(f"**Collapsed**: {names(found.collapsed)}."),
         *bullet(f"**Missed**: {names(found.missed)}."),
-        *bullet(f"**Other runs of which the simulation says that they may collapse**: {names(found.risky.wrong)}."),
+        *bullet(f"**Other runs that may collapse, says the simulation**: {names(found.risky.wrong)}."),
         *bullet(f"**Other runs that were expected to collapse after their beginning**: {names(found.expected.wrong)}."),
         "",
         "## What tells them",

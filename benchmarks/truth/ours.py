@@ -1,4 +1,4 @@
-"""What foretune says, from the simulations that were gathered: as simulated, and as corrected on other tasks."""
+"""What foretune predicts, computed from the gathered simulations: with and without the correction."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from foretune.forecast.compare import Z_90, worth
 
 
 def simulated(task: dict[str, Any]) -> dict[str, Any]:
-    """The simulated runs of every seed as they are."""
+    """The simulated runs of every seed without a correction."""
 
     def score(found: dict[str, Any]) -> dict[str, Any]:
         return {"rank": found["eval_metric"], "metric": found["eval_metric"], "loss": found["eval_loss"]}
@@ -21,7 +21,7 @@ def simulated(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def forecast(task: dict[str, Any], weights: Weights) -> dict[str, Any]:
-    """What ``foretune forecast`` says for every seed with these weights."""
+    """The forecast of every seed with these weights."""
 
     def score(found: dict[str, Any]) -> dict[str, Any]:
         without_std = found | {"eval_metric_std": None}
@@ -50,7 +50,7 @@ def left_out(tasks: Sequence[dict[str, Any]], learnt_on: Sequence[dict[str, Any]
 
 
 def fit_without(task: dict[str, Any], others: Sequence[dict[str, Any]]) -> Weights:
-    """Weights that nothing of a task went into."""
+    """Weights learnt on tasks with other texts than this one."""
     return fit([other for other in others if _builder(other) != _builder(task)])
 
 

@@ -33,14 +33,14 @@ def bootstrap(
 
 
 def interval(draws: Float[np.ndarray, "draws t"]) -> tuple[float, float]:
-    """The central 95% of bootstrap draws, each a mean over the tasks that are known in it."""
+    """The central 95% of the draws' means over tasks; a task where the statistic is undefined does not count."""
     known = known_mean(draws)
     known = known[~np.isnan(known)]
     return (float(np.quantile(known, 0.025)), float(np.quantile(known, 0.975))) if len(known) else (np.nan, np.nan)
 
 
 def _draws(sizes: Sequence[int], seed: int) -> list[tuple[tuple[np.ndarray, np.ndarray], Counts]]:
-    """For every task: where it was drawn (draws, places in them), and how often each of its candidates was then."""
+    """Every task's draws and places in them, and how often each of its candidates was drawn there."""
     generator = np.random.default_rng(seed)
     places: list[list[tuple[int, int]]] = [[] for _ in sizes]
     counts: list[list[np.ndarray]] = [[] for _ in sizes]
@@ -55,7 +55,7 @@ def _draws(sizes: Sequence[int], seed: int) -> list[tuple[tuple[np.ndarray, np.n
 
 
 def _kendall(truth: Truth, prediction: Prediction, counts: Counts) -> Float[np.ndarray, " d"]:
-    """Kendall's tau-b with each seed's runs, averaged over seeds."""
+    """Kendall's tau-b of predictions with the runs of a seed, averaged over seeds."""
 
     def tau(said: np.ndarray, true: np.ndarray, known: np.ndarray) -> np.ndarray:
         one, other = (np.sign(x[:, None] - x[None]) for x in (np.where(known, said, 0), np.where(known, true, 0)))
@@ -71,7 +71,7 @@ def _kendall(truth: Truth, prediction: Prediction, counts: Counts) -> Float[np.n
 
 
 def _regret(truth: Truth, prediction: Prediction, counts: Counts) -> Float[np.ndarray, " d"]:
-    """Best mean over seeds − that of the candidate ranked first, averaged over ties and seeds."""
+    """Best mean over seeds minus that of the candidate ranked first, averaged over ties and seeds."""
 
     def lost(said: np.ndarray, true: np.ndarray, known: np.ndarray) -> np.ndarray:
         present = (counts > 0) & known
@@ -91,7 +91,7 @@ def _over_seeds(
     of: Callable[[np.ndarray, np.ndarray, Bool[np.ndarray, " c"]], np.ndarray],
     least: int,
 ) -> Float[np.ndarray, " d"]:
-    """The mean over seeds of a statistic, of those of which a draw has at least so many candidates."""
+    """The mean of a statistic over the seeds of which a draw has at least so many candidates."""
     columns = []
     for one, other in zip(said.T, true.T, strict=True):
         known = ~np.isnan(one) & ~np.isnan(other)
