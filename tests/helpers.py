@@ -12,6 +12,10 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertTokenizer,
+    DebertaConfig,
+    DebertaForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     GPT2Config,
@@ -24,10 +28,22 @@ from transformers import (
     RobertaForSequenceClassification,
     ViTConfig,
     ViTForImageClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
 )
 
 KINDS = ("bert", "roberta", "distilbert", "llama", "gpt2", "vit")
+ONE_BY_ONE = ("deberta-v2", "deberta", "xlnet")  # layers of theirs run on rows of no single example
 VOCAB, PAD = 40, 0
+DEBERTA: dict[str, Any] = {  # as in DeBERTa-v3, but for the sizes
+    "relative_attention": True,
+    "position_buckets": 4,
+    "pos_att_type": ["p2c", "c2p"],
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
 DROP = object()  # an override that removes the key, for write_tiny_run
 
 GOOD = ("good", "great", "superb", "lovely", "fine")
@@ -57,8 +73,12 @@ def tiny_model(
     num_labels: int = 3,
     dropout: float = 0.0,
     attn_implementation: str | None = "sdpa",
+    **changes: Any,
 ) -> PreTrainedModel:
-    """A two-layer classifier of one architecture in eval mode, its weights a function of ``seed``."""
+    """A two-layer classifier of one architecture in eval mode, its weights a function of ``seed``.
+
+    ``changes`` are further keys of the config of DeBERTa and XLNet.
+    """
     common: dict[str, Any] = {"num_labels": num_labels, "initializer_range": 0.2}
     heads: dict[str, Any] = {
         "num_hidden_layers": 2,
@@ -100,6 +120,17 @@ def tiny_model(
             config = GPT2Config(
                 **common, vocab_size=VOCAB, pad_token_id=PAD, bos_token_id=1, eos_token_id=2, **shape, **rates
             )
+        case "deberta-v2":
+            model_class = DebertaV2ForSequenceClassification
+            config = DebertaV2Config(**common, **heads, **text, **drops, **DEBERTA | changes)
+        case "deberta":
+            model_class = DebertaForSequenceClassification
+            shape = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+            config = DebertaConfig(**common, **heads, **text, **drops, **shape, **changes)
+        case "xlnet":
+            model_class = XLNetForSequenceClassification
+            shape = {"d_model": 16, "d_inner": 24, "n_head": 4, "n_layer": 2, "vocab_size": VOCAB, "pad_token_id": PAD}
+            config = XLNetConfig(**common, **shape, dropout=dropout, summary_last_dropout=dropout, **changes)
         case "vit":
             model_class = ViTForImageClassification
             config = ViTConfig(**common, **heads, **drops, image_size=8, patch_size=4, num_channels=3)
@@ -107,7 +138,8 @@ def tiny_model(
             raise ValueError(f"kind {kind!r} is not one of {KINDS}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = model_class._from_config(config, attn_implementation=attn_implementation)
+        attention = None if kind in ONE_BY_ONE else attn_implementation  # they have only their own
+        model = model_class._from_config(config, attn_implementation=attention)
     return model.to(dtype).eval()
 
 
@@ -170,6 +202,15 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         BertForSequenceClassification(config).bert.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_model(folder: Path, kind: str, **changes: Any) -> Path:
+    """Save a headless model of some kind (see ``tiny_model``) and the tokenizer of the synthetic reviews."""
+    model = tiny_model(kind, dtype=torch.float32, **changes).base_model
+    assert isinstance(model, PreTrainedModel)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     return folder
 
 
