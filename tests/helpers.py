@@ -9,6 +9,8 @@ import torch
 import yaml
 from torch import Tensor
 from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     BertTokenizer,
@@ -26,6 +28,8 @@ from transformers import (
     PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
+    T5Config,
+    T5ForSequenceClassification,
     ViTConfig,
     ViTForImageClassification,
     XLNetConfig,
@@ -33,6 +37,8 @@ from transformers import (
 )
 
 KINDS = ("bert", "roberta", "distilbert", "llama", "gpt2", "vit")
+ENCODER_DECODERS = ("t5", "bart")
+BART = {"layers": 2, "attention_heads": 4, "ffn_dim": 24}
 ONE_BY_ONE = ("deberta-v2", "deberta", "xlnet")  # layers of theirs run on rows of no single example
 VOCAB, PAD = 40, 0
 DEBERTA: dict[str, Any] = {  # as in DeBERTa-v3, but for the sizes
@@ -131,6 +137,16 @@ def tiny_model(
             model_class = XLNetForSequenceClassification
             shape = {"d_model": 16, "d_inner": 24, "n_head": 4, "n_layer": 2, "vocab_size": VOCAB, "pad_token_id": PAD}
             config = XLNetConfig(**common, **shape, dropout=dropout, summary_last_dropout=dropout, **changes)
+        case "t5":
+            model_class = T5ForSequenceClassification
+            shape = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4}
+            config = T5Config(**common, **shape, vocab_size=VOCAB, pad_token_id=PAD, dropout_rate=dropout)
+        case "bart":
+            model_class = BartForSequenceClassification
+            shape = {"d_model": 16, "max_position_embeddings": 40, "vocab_size": VOCAB, "init_std": 0.2}
+            shape |= {f"{part}_{key}": n for part in ("encoder", "decoder") for key, n in BART.items()}
+            rates = {"pad_token_id": PAD, "eos_token_id": 3, "decoder_start_token_id": 3, "forced_eos_token_id": 3}
+            config = BartConfig(**shape, **rates, num_labels=num_labels, dropout=dropout)
         case "vit":
             model_class = ViTForImageClassification
             config = ViTConfig(**common, **heads, **drops, image_size=8, patch_size=4, num_channels=3)
@@ -138,7 +154,7 @@ def tiny_model(
             raise ValueError(f"kind {kind!r} is not one of {KINDS}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        attention = None if kind in ONE_BY_ONE else attn_implementation  # they have only their own
+        attention = None if kind in (*ONE_BY_ONE, "t5") else attn_implementation  # they have only their own
         model = model_class._from_config(config, attn_implementation=attention)
     return model.to(dtype).eval()
 
