@@ -146,7 +146,7 @@ def tiny_model(
             shape = {"d_model": 16, "max_position_embeddings": 40, "vocab_size": VOCAB, "init_std": 0.2}
             shape |= {f"{part}_{key}": n for part in ("encoder", "decoder") for key, n in BART.items()}
             rates = {"pad_token_id": PAD, "eos_token_id": 3, "decoder_start_token_id": 3, "forced_eos_token_id": 3}
-            config = BartConfig(**shape, **rates, num_labels=num_labels, dropout=dropout)
+            config = BartConfig(**common, **shape, **rates, dropout=dropout)
         case "vit":
             model_class = ViTForImageClassification
             config = ViTConfig(**common, **heads, **drops, image_size=8, patch_size=4, num_channels=3)

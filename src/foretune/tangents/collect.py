@@ -21,6 +21,7 @@ from foretune.tangents.hooks import Call, Rows, layer_gradients, token_mask
 from foretune.tangents.lengths import alike, alike_in_splits, lengths
 from foretune.tangents.normalisation import Seen, gain_and_offset, last_normalised, made_of
 from foretune.tangents.one_by_one import Plan, layer_gradients_one_by_one, one_by_one_plan, rows_of
+from foretune.tangents.padding import check_padding_invariant
 from foretune.tangents.products import ShortLayers
 from foretune.tangents.rules import check_supported, supported
 from foretune.tangents.tangents import Tangents
@@ -231,6 +232,7 @@ class _Pass:
         Raises:
             InputError: None of the layers runs.
         """
+        check_padding_invariant(self.task)
         directions, batches = self.task_directions(), self.batches()
         order = [i for batch in batches for i in batch]
         some = min(PILOT_EXAMPLES, len(order))
