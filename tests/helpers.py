@@ -83,7 +83,7 @@ def tiny_model(
 ) -> PreTrainedModel:
     """A two-layer classifier of one architecture in eval mode, its weights a function of ``seed``.
 
-    ``changes`` are further keys of the config of DeBERTa and XLNet.
+    ``changes`` are further keys of the config of BERT, DeBERTa and XLNet.
     """
     common: dict[str, Any] = {"num_labels": num_labels, "initializer_range": 0.2}
     heads: dict[str, Any] = {
@@ -102,7 +102,7 @@ def tiny_model(
         case "bert":
             model_class, config = (
                 BertForSequenceClassification,
-                BertConfig(**common, **heads, **text, **drops),
+                BertConfig(**common, **heads, **text, **drops, **changes),
             )
         case "roberta":
             model_class, config = (

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers import DROP, tiny_rows, write_jsonl, write_tiny_run
+from helpers import DROP, tiny_rows, tiny_tokenizer, write_jsonl, write_model, write_tiny_run
+from transformers import BertTokenizer
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,13 @@ def relabel(label: Callable[[dict[str, Any]], Any]) -> Callable[[list[dict[str, 
     return change
 
 
-def model_folder(change: Callable[[Path], Any], **overrides: Any) -> Callable[[Path], Path]:
+def model_folder(
+    change: Callable[[Path], Any], rest: Callable[[Path], Path] = write_tiny_run
+) -> Callable[[Path], Path]:
+    """The files that ``rest`` writes after ``change`` has edited the model's folder."""
+
     def write(folder: Path) -> Path:
-        path = write_tiny_run(folder, **overrides)
+        path = rest(folder)
         change(folder / "model")
         return path
 
@@ -99,11 +104,23 @@ def unknown_architecture(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "mamba_of_mine", "architectures": ["Mine"]}))
 
 
+def more_tokens(folder: Path, word: str) -> None:
+    """Give a word, or the padding token if it is none of the texts', a number past the model's embeddings."""
+    tokenizer = tiny_tokenizer()
+    tokens = [f"{token}-old" if token == word else token for token in tokenizer.get_vocab()]
+    tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate([*tokens, word])})
+    if word not in tiny_tokenizer().get_vocab():
+        tokenizer.pad_token = word
+    tokenizer.save_pretrained(folder)
+
+
 def fractions(row: dict[str, Any]) -> float:
     return float(row["label"]) + 0.25
 
 
 NOTHING: dict[str, Any] = {}
+LONG: dict[str, Any] = {"max_length": 40}
+PAIR: dict[str, Any] = {"text": ["text", "text"]}
 A, B = {"name": "a", "peft": {"r": 2}}, {"name": "b"}
 REGRESSION = {"task": "regression"}
 ROW = b'{"text": "good film", "label": 1}\n'
@@ -272,6 +289,28 @@ CASES = [
         "too long",
         train_rows(set_row(0, text="good " * 60), data={"max_length": 64}),
         ("data.max_length", "62 tokens", "Write 40 or less"),
+    ),
+    BadInput(
+        "too long for positions counted from the padding token's",
+        model_folder(
+            lambda folder: write_model(folder, "roberta"), train_rows(set_row(0, text="good " * 60), data=LONG)
+        ),
+        ("data.max_length", "40 tokens", "Write 39 or less"),
+    ),
+    BadInput(
+        "token without embedding",
+        model_folder(lambda folder: more_tokens(folder, "good")),
+        ("model.path", "'good'", "embeddings of 29 tokens", "tokenizer", "resize_token_embeddings"),
+    ),
+    BadInput(
+        "padding without embedding",
+        model_folder(lambda folder: more_tokens(folder, "<pad>")),
+        ("model.path", "'<pad>' for padding", "embeddings of 29 tokens", "resize_token_embeddings(30)"),
+    ),
+    BadInput(
+        "token type without embedding",
+        model_folder(lambda folder: write_model(folder, "bert", type_vocab_size=1), run(data=PAIR)),
+        ("model.path", "token type 1", "embeddings of 1 types", "own tokenizer"),
     ),
     # model
     BadInput("missing folder", run(model={"path": "./gone"}), ("model.path", "no such folder", "hub id")),

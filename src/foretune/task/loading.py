@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from foretune.errors import InputError
 from foretune.task.candidate import Candidate, build_candidates
 from foretune.task.config import RunConfig, load_config
 from foretune.task.data import EncodedData, encode_data, read_data
+from foretune.task.limits import check_limits
 from foretune.task.matching import Adaptation, adaptation
 from foretune.task.model import load_model, load_tokenizer
 from foretune.task.task import Task
@@ -55,7 +55,7 @@ def load_run(path: str | Path, candidate_names: Sequence[str] | None = None) -> 
         source,
     )
     model = model_init(int(config.training.get("seed", 42)))
-    _check_length(model, tokenizer, data, source)
+    check_limits(model, tokenizer, data, source)
     task = Task(
         model,
         tokenizer,
@@ -82,15 +82,3 @@ def _field(source: str, config: RunConfig, candidate: Candidate) -> str:
     spec = next(spec for spec in config.candidates if spec.name == candidate.name)
     index = config.candidates.index(spec)
     return f"{source}: candidates[{index}] ({spec.name}).peft" if spec.peft else f"{source}: peft"
-
-
-def _check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: EncodedData, source: str) -> None:
-    # Positions past a model's table fail deep inside it, with an index error: say so here.
-    longest = max(data.train_stats.tokens_max, data.eval_stats.tokens_max)
-    limit = tokenizer.model_max_length
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
-        limit = min(limit, positions)
-    if longest > limit:
-        found = f"an example has {longest} tokens, {type(model).__name__} takes {limit}"
-        raise InputError(f"{source}: data.max_length", found, f"write {limit} or less")
