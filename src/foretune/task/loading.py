@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from foretune.task.candidate import Candidate, build_candidates
 from foretune.task.config import RunConfig, load_config
 from foretune.task.data import EncodedData, encode_data, read_data
-from foretune.task.limits import check_limits
+from foretune.task.capacity import check_capacity
 from foretune.task.matching import Adaptation, adaptation
 from foretune.task.model import load_model, load_tokenizer
 from foretune.task.task import Task
@@ -55,7 +55,7 @@ def load_run(path: str | Path, candidate_names: Sequence[str] | None = None) -> 
         source,
     )
     model = model_init(int(config.training.get("seed", 42)))
-    check_limits(model, tokenizer, data, source)
+    check_capacity(model, tokenizer, data, source)
     task = Task(
         model,
         tokenizer,

@@ -10,7 +10,7 @@ from foretune.errors import InputError
 from foretune.task.data import EncodedData
 
 
-def check_limits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: EncodedData, source: str) -> None:
+def check_capacity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: EncodedData, source: str) -> None:
     """See that no text is longer than the model takes or has tokens that it has no embedding of.
 
     Args:
