@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install demo docs pictures test lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,14 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## forecast, train and compare on a real model and real text
 	$(BIN)/foretune demo -o runs/demo
+
+docs: $(STAMP) ## run every block of the documentation on the demo's model and texts
+	$(BIN)/python -m pytest tests/docs --real
+
+pictures: demo ## draw the README's pictures from the demo's results
+	$(BIN)/foretune train runs/demo/run.yaml -o runs/demo
+	$(BIN)/foretune compare runs/demo
+	$(BIN)/python benchmarks/pictures.py runs/demo
 
 test: lint ## everything that must pass: lint, types, tests, coverage
 	$(BIN)/python -m pytest --numprocesses=auto --cov=foretune --cov-report=term --cov-fail-under=85

@@ -30,3 +30,8 @@ transformers.utils.logging.disable_progress_bar()
 def _reproducible() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--real``: the blocks of the documentation are run on the demo's model and texts (``make docs``)."""
+    parser.addoption("--real", action="store_true", help="run the documentation on the demo's model and texts")

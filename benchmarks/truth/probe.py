@@ -15,8 +15,9 @@ from truth.predictors import Predictor, Score, Scores, clock
 
 from foretune.results import provenance, read_json, write_json
 from foretune.task import Candidate, Task
+from foretune.train.curve import Point
 from foretune.train.finetune import build_peft_model
-from foretune.train.loop import Point, run_trainer
+from foretune.train.loop import run_trainer
 
 OVERRIDES: dict[str, Any] = {
     "eval_strategy": "no",

@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from transformers import TrainingArguments
 
 from foretune import linear, tangents
+from foretune.brief import brief
+from foretune.errors import InputError
 from foretune.forecast.beginning import BEGIN
+from foretune.forecast.eligibility import check_adapters, check_training
 from foretune.forecast.expectation import Forecast
 from foretune.forecast.forecast import SEEDS, begun, forecast
 from foretune.forecast.search import Recommendation, Search
@@ -21,6 +24,7 @@ from foretune.linear import LogisticFit, Ridge
 from foretune.tangents.collect import Progress
 from foretune.task import Candidate, Task
 from foretune.task.space import Space, around
+from foretune.train.rehearsal import rehearse
 
 
 class Kernel(BaseKernel):
@@ -35,7 +39,7 @@ class Kernel(BaseKernel):
         return linear.logistic(self, strength)
 
 
-@dataclass
+@dataclass(repr=False)
 class Tangents:
     """The tangents of a task, from which kernels and forecasts follow without another pass over the model.
 
@@ -51,24 +55,26 @@ class Tangents:
     data: tangents.Tangents
     again: Callable[[Task, int], tangents.Tangents] | None = field(default=None, repr=False)
     _starts: Starts = field(init=False, repr=False)
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         self._starts = Starts(self.task, self.data, self.again)
 
-    def ntk(self, peft_config: LoraConfig, seed: int = 42) -> Kernel:
+    def ntk(self, peft_config: PeftConfig, seed: int | None = None) -> Kernel:
         """The NTK of a LoRA config's parameters at the initialisation of ``seed``, over training and eval examples.
 
         Args:
             peft_config: As it would be given to peft.
-            seed: Of the factors A; 42 as in ``TrainingArguments``.
+            seed: Of the factors A; by default that of the task's first candidate, or 42 as in ``TrainingArguments``.
         """
-        adapters, _ = self._starts.draw(Candidate("ntk", peft_config), seed)
+        candidate = own_candidate(self.task, "ntk", peft_config, None)
+        adapters, _ = self._starts.draw(candidate, candidate.seed if seed is None else seed)
         base = ntk(self.data, adapters)
-        return Kernel(**{each.name: getattr(base, each.name) for each in dataclasses.fields(base)})
+        return Kernel(**{field.name: getattr(base, field.name) for field in dataclasses.fields(base)})
 
     def forecast(
         self,
-        peft_config: LoraConfig,
+        peft_config: PeftConfig,
         args: TrainingArguments | None = None,
         *,
         seeds: int = SEEDS,
@@ -77,17 +83,23 @@ class Tangents:
     ) -> Forecast:
         """Simulate the fine-tune that peft and ``Trainer`` would make of these.
 
+        Settings that cannot be trained or forecast are an ``InputError``.
+
         Args:
             peft_config: As it would be given to peft.
-            args: As they would be given to ``Trainer``; only what differs from the defaults counts.
+            args: As they would be given to ``Trainer``; only what differs from the defaults counts. By default those of
+                the task's first candidate, with its proximal term.
             seeds: Simulated seeds, counted up from that of ``args`` (42 if it has none).
             refreshes: How often tangents are taken again in each simulated run, each time by a pass over the network.
             begin: Share of the real run that is made if it may collapse; 0: none.
         """
-        candidate = Candidate("forecast", peft_config, given_arguments(args))
+        candidate = own_candidate(self.task, "forecast", peft_config, args)
+        check_adapters(self.task, candidate, "peft_config")
+        rehearse(self.task, candidate, "args")
+        check_training(candidate, "args")
         with self.task.placed():
-            found = forecast(self._starts, self.task, [candidate], seeds=seeds, refreshes=refreshes)
-        return begun(found, self.task, begin)[0]
+            forecasts = forecast(self._starts, self.task, [candidate], seeds=seeds, refreshes=refreshes)
+        return begun(forecasts, self.task, begin)[0]
 
     def recommend(self, space: Space) -> Recommendation:
         """Search a space for the best fine-tune, without training any; see :func:`search_space`."""
@@ -105,6 +117,7 @@ def collect(
     sample: int | None = None,
     batch_size: int = 32,
     progress: Progress | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Tangents:
     """The one pass over the model; arguments as :func:`foretune.tangents.collect`."""
 
@@ -118,22 +131,46 @@ def collect(
             sample=sample,
             batch_size=batch_size,
             progress=progress,
+            notify=notify,
         )
 
     return Tangents(task, take(task), take)
 
 
-def search_space(task: Task, peft_config: LoraConfig, args: TrainingArguments | None = None) -> Space:
+def search_space(task: Task, peft_config: PeftConfig, args: TrainingArguments | None = None) -> Space:
     """What may be chosen around a fine-tune: the places, ranks and learning rates of ``foretune recommend``.
 
-    The task's own candidates compete. A config that does not fit the model is an ``InputError``.
+    The task's own candidates compete. What does not fit the model or cannot be forecast is an ``InputError``.
 
     Args:
         task: The task.
         peft_config: As it would be given to peft.
-        args: As they would be given to ``Trainer``; only what differs from the defaults counts.
+        args: As they would be given to ``Trainer``; only what differs from the defaults counts. By default those of the
+            task's first candidate.
     """
-    return around(task.model, Candidate("base", peft_config, given_arguments(args)), task.candidates)
+    base = own_candidate(task, "base", peft_config, args)
+    check_adapters(task, base, "peft_config")
+    return around(task.model, base, task.candidates)
+
+
+def own_candidate(task: Task, name: str, peft_config: PeftConfig, args: TrainingArguments | None) -> Candidate:
+    """A candidate with this adapter and these arguments, or else those of the task's first candidate."""
+    lora = plain_lora(peft_config)
+    if args is None and task.candidates:
+        return dataclasses.replace(task.candidates[0], name=name, peft=lora)
+    return Candidate(name, lora, given_arguments(args))
+
+
+def plain_lora(peft_config: PeftConfig) -> LoraConfig:
+    """The config, which must be LoRA's own.
+
+    Raises:
+        InputError: It is another method's.
+    """
+    if type(peft_config) is not LoraConfig:
+        kind = type(peft_config).__name__.removesuffix("Config")
+        raise InputError("peft_config", f"{kind} cannot be forecast yet", "pass a LoraConfig (LoRA or rsLoRA)")
+    return peft_config
 
 
 def given_arguments(args: TrainingArguments | None) -> dict[str, object]:
@@ -141,7 +178,6 @@ def given_arguments(args: TrainingArguments | None) -> dict[str, object]:
     if args is None:
         return {}
     default = TrainingArguments(output_dir=args.output_dir)
-    names = [
-        each.name for each in dataclasses.fields(args) if each.init and each.name not in {"output_dir", "report_to"}
-    ]
+    skipped = {"output_dir", "report_to"}
+    names = [field.name for field in dataclasses.fields(args) if field.init and field.name not in skipped]
     return {name: getattr(args, name) for name in names if getattr(args, name) != getattr(default, name)}

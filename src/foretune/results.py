@@ -1,9 +1,11 @@
-"""Result files: written whole or not at all, each with where its numbers came from."""
+"""Result files: written whole or not at all, with where the numbers came from and a checksum."""
 
+import hashlib
 import json
 import math
 import os
 import platform
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ import torch
 from foretune.errors import InputError
 from foretune.version import __version__
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+CHECKSUM = "checksum"
 
 
 def provenance(seed: int, wall_seconds: float, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -32,30 +35,17 @@ def provenance(seed: int, wall_seconds: float, device: str | torch.device = "cpu
     }
 
 
-def writable_directory(path: str | Path) -> Path:
-    """Create ``path`` if needed and check that files can be written there.
+TEMPORARY = ".foretune-"  # how the names of what is not finished begin
 
-    Raises:
-        InputError: It is a file, or nothing can be created in it.
-    """
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".foretune-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"output directory {path}",
-            f"cannot write there ({error.strerror})",
-            "name a directory you can write to with -o",
-        ) from error
-    return path
+
+def temporary_path(path: Path) -> Path:
+    """Where a file or folder is written before it is renamed to ``path``."""
+    return path.with_name(f"{TEMPORARY}{path.name}.{os.getpid()}")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` under a temporary name, then rename: readers see the old file or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_path(path)
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
@@ -64,26 +54,54 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a result as strict JSON (non-finite numbers become null), atomically."""
-    write_text(path, json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write a result as strict JSON with its checksum, atomically; numbers that are not finite become null."""
+    content = _finite({key: value for key, value in content.items() if key != CHECKSUM})
+    whole = content | {CHECKSUM: checksum(content)}
+    write_text(path, json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, hint: str) -> dict[str, Any]:
-    """Read a result file.
+    """Read a result file and check that it is what was written.
 
     Raises:
-        InputError: It is missing, unreadable, or of another schema version; ``hint`` says how to make it.
+        InputError: It is missing, unreadable, changed since it was written, or of another schema version; ``hint`` says
+            how to make it again.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(str(path), "no such file", hint) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(str(path), f"not a readable result file ({error})", hint) from error
-    found = content.get("schema_version") if isinstance(content, dict) else None
-    if found != SCHEMA_VERSION:
-        raise InputError(str(path), f"schema_version is {found!r}, this foretune reads {SCHEMA_VERSION}", hint)
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(str(path), f"schema_version is {version!r}, this foretune reads {SCHEMA_VERSION}", hint)
+    if content.pop(CHECKSUM, None) != checksum(content):
+        raise InputError(str(path), "it was changed or damaged after foretune wrote it (wrong checksum)", hint)
     return content
+
+
+def checksum(content: dict[str, Any]) -> str:
+    """A hash of a JSON object that does not depend on the order of its keys or on white space."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def file_checksum(path: Path) -> str:
+    """A hash of a file's bytes, or of nothing if the file is missing."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two JSON values differ, as (dotted key, value in ``one``, value in ``other``)."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*one, *other]):
+            yield from differences(one.get(key), other.get(key), f"{where}.{key}" if where else str(key))
+    elif one != other:
+        yield where, one, other
 
 
 def _finite(value: Any) -> Any:

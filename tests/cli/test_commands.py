@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,16 +68,22 @@ def test_forecast_train_compare_report(
     assert "times and sizes are estimated" in capsys.readouterr().out
     assert foretune(monkeypatch, "forecast", run, "-o", out) == 0
     said = capsys.readouterr().out
-    assert "collected in" in said and "linearised (½‖f − y‖²" in said
+    best = json.loads((out / "forecast.json").read_text())["candidates"][0]["name"]
+    assert f"Take {best}: accuracy" in said and f"next: foretune train {run} -c {best} -o {out}" in said
+    assert "κ" not in said and "ahead of" in said and "the chance that it is the better one" in said
+    assert foretune(monkeypatch, "forecast", run, "-o", out, "--details") == 0
+    said = capsys.readouterr().out
+    assert "reused" in said and "κ" in said and "linearised (½‖f − y‖²" in said
     first = json.loads((out / "forecast.json").read_text())
     risks = first["candidates"][0]["kernel"]["risk_bounds"]
     assert risks["steps"] == 12 and 0 <= risks["lower"] <= risks["upper"] <= risks["initial"]
     assert 0 < risks["ridge"] < risks["initial"]
-    assert foretune(monkeypatch, "forecast", run, "-o", out) == 0
-    assert "reused" in capsys.readouterr().out
+    shutil.rmtree(out / "tangents")
+    assert foretune(monkeypatch, "forecast", run, "-o", out, "--details") == 0
+    assert "collected in" in capsys.readouterr().out
     second = json.loads((out / "forecast.json").read_text())
     assert [row["predicted"] for row in first["candidates"]] == [row["predicted"] for row in second["candidates"]]
-    assert second["collect"]["reused"] and not first["collect"]["reused"]
+    assert first["collect"]["reused"] and not second["collect"]["reused"]
     assert foretune(monkeypatch, "train", run, "-o", out) == 0
     assert (out / "train" / "all" / "adapter" / "adapter_config.json").exists()
     capsys.readouterr()
@@ -122,16 +129,16 @@ def test_what_may_collapse_is_begun_unless_it_is_not_to_be(
     for limit in ("STEP", "TRAVEL"):
         monkeypatch.setattr(f"foretune.forecast.calibration.{limit}", 1e-6)
     run = write_tiny_run(tmp_path)
-    assert foretune(monkeypatch, "forecast", run, "-o", tmp_path) == 0
-    assert "even as simulated this one gains little over guessing" in " ".join(capsys.readouterr().out.split())
+    assert foretune(monkeypatch, "forecast", run, "-o", tmp_path, "--details") == 0
+    assert "gains little over guessing even as simulated" in " ".join(capsys.readouterr().out.split())
     assert json.loads((tmp_path / "forecast.json").read_text())["candidates"][0]["beginning"] is None
     monkeypatch.setattr("foretune.forecast.calibration.LITTLE", -1.0)
-    assert foretune(monkeypatch, "forecast", run, "-o", tmp_path) == 0
-    assert "begun for 5 of 12 steps, this one does" in " ".join(capsys.readouterr().out.split())
+    assert foretune(monkeypatch, "forecast", run, "-o", tmp_path, "--details") == 0
+    assert "Begun for real for 5 of 12 steps, this one is" in " ".join(capsys.readouterr().out.split())
     (row,) = json.loads((tmp_path / "forecast.json").read_text())["candidates"]
     assert row["beginning"]["steps"] == math.ceil(BEGIN * 12), "the command line has the library's default"
-    assert foretune(monkeypatch, "forecast", run, "-o", tmp_path, "--begin", "0") == 0
-    assert "whatever the forecast says" in " ".join(capsys.readouterr().out.split())
+    assert foretune(monkeypatch, "forecast", run, "-o", tmp_path, "--begin", "0", "--details") == 0
+    assert "its real run was not begun" in " ".join(capsys.readouterr().out.split())
     assert json.loads((tmp_path / "forecast.json").read_text())["candidates"][0]["beginning"] is None
     assert foretune(monkeypatch, "forecast", run, "-o", tmp_path, "--begin", "2") == 2
 
@@ -167,15 +174,19 @@ def test_commands_without_results_say_what_to_run(
         assert "foretune" in capsys.readouterr().err
 
 
-def test_another_configuration_under_a_trained_name_is_refused(
+def test_a_result_of_other_settings_is_moved_away_and_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     run = write_tiny_run(tmp_path, training={"max_steps": 2})
     assert foretune(monkeypatch, "train", run, "-o", out) == 0
     run = write_tiny_run(tmp_path, training={"max_steps": 3})
-    assert foretune(monkeypatch, "train", run, "-o", out) == 2
-    assert "another configuration" in capsys.readouterr().err
+    assert foretune(monkeypatch, "train", run, "-o", out) == 0
+    assert "it is of another run (training.max_steps was 2, now 3); it was moved to" in capsys.readouterr().err
+    result = json.loads((out / "train" / "base" / "result.json").read_text())
+    assert result["final"]["step"] == 3
+    before = json.loads((out / "replaced" / "base-1" / "result.json").read_text())
+    assert before["final"]["step"] == 2 and (out / "replaced" / "base-1" / "adapter").is_dir()
 
 
 def test_unknown_candidate_is_named(
@@ -238,7 +249,7 @@ def test_certify_and_report(
         assert foretune(monkeypatch, "certify", run, "--adapter", folder / "adapter", "-o", folder, "--per-layer") == 0
         shown = " ".join(capsys.readouterr().out.split())
         certificate = json.loads((folder / "certificate.json").read_text())
-        assert certificate["verdict"].capitalize() in shown and "each layer alone" in shown
+        assert certificate["verdict"].capitalize() in shown and "each layer moved alone" in shown
         assert certificate["bound"]["certified"] is (name == "plain")
         sentence = (
             "Certified: after its 4 steps"

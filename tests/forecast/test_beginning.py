@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_simulate import SCHEDULE, loaded, real_run
+from torch import nn
 
 from foretune.forecast.beginning import Beginning, begin
 from foretune.forecast.forecast import begun, forecast
@@ -76,19 +78,38 @@ def test_a_beginning_is_kept_for_the_same_task_and_configuration(tmp_path: Path,
     assert again(share=0.25).steps < first.steps  # another share, and in its place
     faster = replace(candidate, training=candidate.training | {"learning_rate": 0.5})
     assert begin(task, faster, [1.0] * 9, share=0.25, directory=tmp_path).train_loss != again(share=0.25).train_loss
-    kept.write_text("[]", encoding="utf-8")
-    assert again(share=0.5).train_loss == first.train_loss
+    said: list[str] = []
+    for damaged in ("[]", kept.read_text().replace('"share": 0.25', '"share": 0.50')):
+        kept.write_text(damaged, encoding="utf-8")
+        assert again(share=0.5, notify=said.append).train_loss == first.train_loss
+    assert len(said) == 2 and all(str(kept) in text and "made again" in text for text in said)
     content = read_json(kept, "")
     write_json(kept, content | {"losses": [math.inf] * first.steps})
     assert math.isnan(again(share=0.5).train_loss)
 
 
-def test_guessing_has_the_entropy_or_the_variance_of_the_labels(tmp_path: Path) -> None:
+def test_guessing_has_the_least_loss_of_any_constant(tmp_path: Path) -> None:
     task, _, _ = loaded(tmp_path)
-    ones = np.mean(task.train["labels"])
-    assert task.guess_loss == pytest.approx(-ones * math.log(ones) - (1 - ones) * math.log(1 - ones))
+    labels = torch.tensor(task.train["labels"])
+    assert task.guess_loss == pytest.approx(least_loss_of_a_constant(nn.functional.cross_entropy, 2, labels), rel=1e-6)
     task.loss = "mean_squared_error"
-    assert task.guess_loss == pytest.approx(ones * (1 - ones))
+    squared = least_loss_of_a_constant(lambda f, y: (f.squeeze(1) - y).square().mean(), 1, labels.double())
+    assert task.guess_loss == pytest.approx(squared, rel=1e-6)
+
+
+def least_loss_of_a_constant(loss: Any, outputs: int, labels: torch.Tensor) -> float:
+    """The least loss of the same outputs for all examples, found by descent."""
+    constant = torch.zeros(1, outputs, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([constant], max_iter=100, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        value: torch.Tensor = loss(constant.expand(len(labels), -1), labels)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return float(closure().detach())
 
 
 def test_only_runs_whose_steps_lead_too_far_are_begun(tmp_path: Path, monkeypatch: Any) -> None:
@@ -120,4 +141,4 @@ def test_only_runs_whose_steps_lead_too_far_are_begun(tmp_path: Path, monkeypatc
         strong.beginning.followed > 0.25 and not strong.unstable and ranked[0] is strong and strong.eval_metric > fallen
     )
     assert strong.to_json()["beginning"]["followed"] == strong.followed
-    assert other.to_json()["beginning"] is None and any("begun for" in text for text in strong.warnings)
+    assert other.to_json()["beginning"] is None and any("Begun for real" in warning.text for warning in strong.warnings)

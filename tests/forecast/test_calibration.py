@@ -42,11 +42,24 @@ def test_a_scale_goes_there_and_back(quantity: str, metric_name: str, value: flo
     assert on.slope(value) == pytest.approx((on.back(z + step) - on.back(z - step)) / (2 * step), rel=1e-5)
 
 
-@given(st.floats(-1, 1), st.floats(0, 1))
-def test_no_scale_leaves_its_range(value: float, shift: float) -> None:
-    for name in ("accuracy", "pearson"):
-        on = scale("eval_metric", name)
-        assert -1 <= on.back(on.to(value) + 20 * shift) <= 1
+@pytest.mark.parametrize("metric_name", ["accuracy", "pearson"])
+@given(low=st.floats(0.02, 0.95), gap=st.floats(1e-3, 0.04), shift=st.floats(-3, 3), share=st.floats(0.01, 1))
+def test_a_correction_moves_every_value_its_own_way_and_keeps_their_order(
+    metric_name: str, low: float, gap: float, shift: float, share: float
+) -> None:
+    one, other = (
+        corrected(
+            POINT | {"eval_metric": value, "eval_loss": 2 * value},
+            dict.fromkeys(QUANTITIES, Correction(shift, 0.1)),
+            share,
+            metric_name,
+        )
+        for value in (low, low + gap)
+    )
+    for quantity, before in (("eval_metric", low), ("eval_loss", 2 * low)):
+        assert one[quantity] < other[quantity]
+        assert (one[quantity] - before) * shift >= -1e-12
+        assert shift == 0 or abs(share * shift) < 1e-6 or one[quantity] != before
 
 
 LINEAR = Simulation(

@@ -224,7 +224,7 @@ def test_missing_forecast_names_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"r": 16}, {"metric_name": "f1"}])
-def test_stale_results_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_stale_results_are_never_compared(tmp_path: Path, change: dict[str, Any]) -> None:
     write(tmp_path, [forecast("a", 0.5)], [truth("a", 0.5, **change)])
     with pytest.raises(InputError, match="stale") as caught:
         compare(tmp_path)

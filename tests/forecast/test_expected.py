@@ -64,7 +64,7 @@ def test_what_cannot_be_smoothed_is_counted() -> None:
     logits, labels = drawn(3)
     logits[5] = math.nan
     assert expected_metrics(task, logits, labels)["eval_metric"] == counted(logits, labels)
-    same, ones = np.tile([0.2, 0.5], (8, 1)), np.ones(8, dtype=int)
+    same, ones = np.tile([0.2, 0.5, 0.1], (8, 1)), np.ones(8, dtype=int)
     assert expected_metrics(task, same, ones)["eval_metric"] == 1
     number = tiny_task("bert", num_labels=1)
     x = np.linspace(0, 1, 9)

@@ -90,7 +90,7 @@ def test_through_the_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     again = forecast_run(run, tmp_path / "out", sample=20, bar=progress_bar)
     assert again["collect"]["reused"]
     show(again)
-    assert "48 training, of which 20 stand for all" in " ".join(capsys.readouterr().out.split())
+    assert "48 training examples (20 of them stand for all)" in " ".join(capsys.readouterr().out.split())
     assert json.loads((tmp_path / "out" / "forecast.json").read_text())["collect"]["train_examples"] == 20
 
 

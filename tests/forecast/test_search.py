@@ -11,22 +11,26 @@ from transformers import TrainingArguments
 import foretune as ft
 from foretune.forecast.forecast import forecast, ranked
 from foretune.forecast.search import GIVEN_UP, Recommendation, Search
-from foretune.task import Candidate
 
 
-def searched(folder: Path, rate: float, mine: list[dict[str, Any]] | None = None) -> tuple[Search, Recommendation]:
+def prepared(
+    folder: Path, rate: float, mine: list[dict[str, Any]] | None = None, **training: Any
+) -> tuple[ft.Tangents, ft.Space]:
     task = ft.load_task(write_tiny_run(folder, candidates=mine or []))
-    tangents = ft.collect(task)
-    arguments = TrainingArguments(
-        output_dir=str(folder), learning_rate=rate, num_train_epochs=2, per_device_train_batch_size=8, seed=0
-    )
+    keys: dict[str, Any] = {"output_dir": str(folder), "per_device_train_batch_size": 8, "seed": 0, **training}
+    arguments = TrainingArguments(learning_rate=rate, **keys)
     space = ft.search_space(task, LoraConfig(r=4, lora_alpha=8, target_modules=["query", "value"]), arguments)
-    search = Search(tangents._starts, task, space)
+    return ft.collect(task), space
+
+
+def searched(folder: Path, rate: float, **training: Any) -> tuple[Search, Recommendation]:
+    tangents, space = prepared(folder, rate, **training)
+    search = Search(tangents._starts, tangents.task, space)
     return search, search.run()
 
 
 def test_a_learning_rate_far_too_low_is_left(tmp_path: Path) -> None:
-    search, found = searched(tmp_path, 1e-5)
+    search, found = searched(tmp_path, 1e-5, num_train_epochs=2)
     rates = {candidate.training["learning_rate"] for candidate in (each.candidate for each in found.searched)}
     assert max(rates) > 20 * 1e-5
     assert found.base.candidate.training["learning_rate"] == pytest.approx(1e-5)
@@ -40,9 +44,9 @@ def test_a_learning_rate_far_too_low_is_left(tmp_path: Path) -> None:
 
 def test_what_is_recommended_is_the_best_that_is_safe(tmp_path: Path) -> None:
     mine = [{"name": "mine", "peft": {"r": 7}}, {"name": "longer", "training": {"num_train_epochs": 3}}]
-    search, found = searched(tmp_path, 1e-3, mine)
-    task = search.task
-    assert found.searched == ranked(found.searched, task) and len(found.searched) == len(search.found) + 2
+    tangents, space = prepared(tmp_path, 1e-3, mine, max_steps=6)
+    found, task = tangents.recommend(space), tangents.task  # the Python interface
+    assert isinstance(found, ft.Recommendation) and found.searched == ranked(found.searched, task)
     names = [each.candidate.name for each in found.searched]
     assert len(set(names)) == len(names) and {"mine", "longer", "base"} <= set(names)
     safe = [each for each in found.searched if not each.may_collapse]
@@ -53,7 +57,7 @@ def test_what_is_recommended_is_the_best_that_is_safe(tmp_path: Path) -> None:
     assert lighter in enough and lighter.trainable_parameters == least
     assert found.peft_config.r == found.recommended.candidate.peft.r
     for each in (found.recommended, found.base):
-        (alone,) = forecast(search.starts, task, [each.candidate])
+        (alone,) = forecast(tangents._starts, task, [each.candidate])
         assert alone.eval_metric == pytest.approx(each.eval_metric, abs=1e-6)
         assert alone.eval_loss == pytest.approx(each.eval_loss, rel=1e-4)
 
@@ -61,13 +65,11 @@ def test_what_is_recommended_is_the_best_that_is_safe(tmp_path: Path) -> None:
 def test_where_all_may_collapse_the_best_of_these_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in ("STEP", "TRAVEL"):
         monkeypatch.setattr(f"foretune.forecast.calibration.{limit}", 1e-9)
-    _, found = searched(tmp_path, 1e-3)
+    _, found = searched(tmp_path, 1e-3, max_steps=4)
     assert found.recommended is found.searched[0] and found.recommended.may_collapse
 
 
-def test_the_python_interface_searches_too(tmp_path: Path) -> None:
+def test_a_space_is_around_the_tasks_own_arguments(tmp_path: Path) -> None:
     task = ft.load_task(write_tiny_run(tmp_path, training={"max_steps": 4}))
-    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
-    best = ft.collect(task).recommend(ft.search_space(task, config))
-    assert isinstance(best, ft.Recommendation) and isinstance(best.peft_config, LoraConfig)
-    assert isinstance(best.recommended.candidate, Candidate) and best.base.candidate.training == {}
+    space = ft.search_space(task, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    assert space.base.training == task.candidates[0].training and space.base.peft.r == 4

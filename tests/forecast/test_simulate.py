@@ -10,6 +10,7 @@ from helpers import write_tiny_run
 from transformers import TrainingArguments
 
 from foretune.cli.console import progress_bar
+from foretune.forecast.costs import num_steps
 from foretune.forecast.expected import expected_metrics
 from foretune.forecast.forecast import forecast
 from foretune.forecast.run import forecast_run
@@ -18,9 +19,8 @@ from foretune.forecast.starts import Starts
 from foretune.linear.tangent_model import TangentModel
 from foretune.tangents import Tangents, collect, read_adapters
 from foretune.task import Candidate, Task, load_task
-from foretune.task.doctor import num_steps
 from foretune.train import build_peft_model, loop_arguments, run_trainer
-from foretune.train.loop import TOGETHER
+from foretune.train.put_off import TOGETHER
 
 SCHEDULE = {
     "gradient_accumulation_steps": 2,

@@ -51,15 +51,35 @@ def test_small_changes_of_large_weights_are_measured_well(dtype: torch.dtype) ->
     assert all(float(norm) < 1e-6 for layer, norm in found.items() if layer != "one")
 
 
-@given(st.lists(st.floats(0, 1e3), min_size=1, max_size=5))
-def test_growth_goes_with_the_sum_of_the_changes(changes: list[float]) -> None:
-    norms = {str(k): 2.0 for k in range(len(changes))}
-    changed = {str(k): torch.tensor(change, dtype=torch.float64) for k, change in enumerate(changes)}
-    rho = sum(changes) / 2
-    free, normalised = Growth(norms), Growth(norms, normalised=True)
-    assert float(free.layer_changes(changed)) == pytest.approx(rho)
-    assert float(normalised.factor(changed)) == pytest.approx(1 + 2 * rho)
-    assert float(free.factor(changed)) == pytest.approx(1 + 2 * rho / (1 + rho))
+CHANGES = st.lists(st.floats(0, 1e3), min_size=1, max_size=5)
+
+
+def factor(changes: list[float], sizes: list[float], normalised: bool) -> float:
+    """The growth of features when layers of these sizes change by as much."""
+    named = {str(k): torch.tensor(change, dtype=torch.float64) for k, change in enumerate(changes)}
+    return float(Growth({str(k): size for k, size in enumerate(sizes)}, normalised=normalised).factor(named))
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+@given(changes=CHANGES, scale=st.floats(1e-3, 1e3), more=st.floats(0.01, 10))
+def test_growth_is_of_relative_changes_and_never_falls(
+    normalised: bool, changes: list[float], scale: float, more: float
+) -> None:
+    sizes = [2.0 + k for k in range(len(changes))]
+    before = factor(changes, sizes, normalised)
+    rescaled = factor([scale * change for change in changes], [scale * size for size in sizes], normalised)
+    assert before == pytest.approx(rescaled)
+    assert factor([0.0 for _ in changes], sizes, normalised) == 1
+    assert factor([changes[0] + more * sizes[0], *changes[1:]], sizes, normalised) > before
+    assert normalised or before < 3, "features that nothing normalises outgrow their tangents threefold at most"
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+@given(changes=CHANGES)
+def test_growth_does_not_depend_on_which_layers_change(normalised: bool, changes: list[float]) -> None:
+    sizes = [2.0 for _ in changes]
+    assert factor(changes, sizes, normalised) == pytest.approx(factor(changes[::-1], sizes, normalised))
+    assert factor(changes, sizes, normalised) == pytest.approx(factor([sum(changes)], [2.0], normalised))
 
 
 def test_growth_of_what_diverges() -> None:

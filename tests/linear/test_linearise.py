@@ -360,7 +360,7 @@ def test_stepping_it_is_gradient_descent_in_closed_form(labels: int) -> None:
     model = get_peft_model(copy.deepcopy(task.model), lora_config("bert", modules_to_save=None)).double().eval()
     kernel = ntk(collect(task), read_adapters(model))
     largest = float(kernel.spectrum().eigenvalues[0])
-    strength, rate = largest / 10, 0.9 / largest
+    strength, rate = largest, 0.45 / largest
     linear, batches = linearise(model), [task.collator(list(rows)) for rows in (task.train, task.eval)]
     theta = list(_theta(linear).values())
     start = [value.detach().clone() for value in theta]
@@ -368,7 +368,7 @@ def test_stepping_it_is_gradient_descent_in_closed_form(labels: int) -> None:
     def outputs_now(split: int) -> Tensor:
         return kernel.centred(linear(**batches[split]).logits)
 
-    for step in range(1, 201):
+    for step in range(1, 41):
         gradients = torch.autograd.grad((outputs_now(0) - kernel.y_train).square().sum() / 2, theta)
         with torch.no_grad():
             for value, gradient, first in zip(theta, gradients, start, strict=True):
@@ -378,5 +378,5 @@ def test_stepping_it_is_gradient_descent_in_closed_form(labels: int) -> None:
             assert_close(outputs_now(0), fit.fx_train[0], rtol=1e-8, atol=1e-8)
             assert_close(outputs_now(1), fit.fx_eval[0], rtol=1e-8, atol=1e-8)
     end = ridge(kernel, strength)
-    assert float((end.fx_eval - kernel.fx_eval_0).norm()) > 0.1
+    assert float((end.fx_eval - kernel.fx_eval_0).norm()) > 0.05
     assert_close(outputs_now(1), end.fx_eval, rtol=1e-6, atol=1e-6)

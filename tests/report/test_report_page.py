@@ -70,7 +70,7 @@ def test_forecast_with_truth(tmp_path: Path) -> None:
     assert "κ ignores labels and kernel scale; it does not rank placements" in page.text
     for shown in ("1.2e4", "294,912", "−4.1", "the linear picture is weak", "num_train_epochs: 6", "torch"):
         assert shown in page.text
-    assert "all-linear 0.25 0.217 48 0.0912" in page.text  # P5, below the spectrum
+    assert "0.25 0.217 48 0.0912" in page.text  # P5, beside the figures of the kernel
     assert "certif" not in page.text.lower()
 
 
@@ -180,7 +180,7 @@ def test_a_regression_metric_has_three_decimals_and_no_points(tmp_path: Path) ->
 
 def test_a_stale_result_is_left_out(tmp_path: Path) -> None:
     page = report(write(tmp_path, forecast_file(), [result_file("all-linear", 3)]))
-    assert "train/run0/result.json was trained with another peft.r than forecast" in page.text
+    assert "train/run0/result.json (all-linear) is left out: stale: peft.r is" in page.text
     assert "truth" not in page.figures
 
 
@@ -219,7 +219,7 @@ def test_how_linear_the_fine_tunes_were(tmp_path: Path) -> None:
         "97.0%",
     ):
         assert shown in page.text
-    assert "all-linear: each layer alone" in page.text and "encoder.layer.0.query" in page.text
+    assert "all-linear: every layer moved alone" in page.text and "encoder.layer.0.query" in page.text
     assert "train/run0/certificate.json" in page.text  # where the numbers come from
     bound = {"certified": False, "reason": "the optimiser is AdamW", "parameters": None}
     write_json(tmp_path / "train" / "run0" / "certificate.json", certificate_file(HOSTILE, bound=bound, layers=[]))

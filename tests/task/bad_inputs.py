@@ -4,93 +4,27 @@ The library's tests and the command line's run the same list.
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from helpers import DROP, tiny_rows, tiny_tokenizer, write_jsonl, write_model, write_tiny_run
-from transformers import BertTokenizer
+from helpers import DROP
 
-
-@dataclass(frozen=True)
-class BadInput:
-    """``write`` puts the files into a folder and returns the path to give to foretune."""
-
-    name: str
-    write: Callable[[Path], Path]
-    fragments: tuple[str, ...]
-
-
-def run(**overrides: Any) -> Callable[[Path], Path]:
-    return lambda folder: write_tiny_run(folder, **overrides)
-
-
-def yaml_bytes(content: bytes) -> Callable[[Path], Path]:
-    def write(folder: Path) -> Path:
-        path = write_tiny_run(folder)
-        path.write_bytes(content)
-        return path
-
-    return write
-
-
-def train_bytes(content: bytes, name: str = "train.jsonl", **overrides: Any) -> Callable[[Path], Path]:
-    def write(folder: Path) -> Path:
-        path = write_tiny_run(folder, **{"data": {"train": name}} | overrides)
-        (folder / name).write_bytes(content)
-        return path
-
-    return write
-
-
-def train_rows(change: Callable[[list[dict[str, Any]]], Any], **overrides: Any) -> Callable[[Path], Path]:
-    """The usual training rows after ``change`` has edited them in place."""
-
-    def write(folder: Path) -> Path:
-        path = write_tiny_run(folder, **overrides)
-        rows = tiny_rows(12, seed=1)
-        change(rows)
-        write_jsonl(folder / "train.jsonl", rows)
-        return path
-
-    return write
-
-
-def set_row(index: int, **values: Any) -> Callable[[list[dict[str, Any]]], None]:
-    return lambda rows: rows[index].update(values)
-
-
-def relabel(label: Callable[[dict[str, Any]], Any]) -> Callable[[list[dict[str, Any]]], None]:
-    def change(rows: list[dict[str, Any]]) -> None:
-        for row in rows:
-            row["label"] = label(row)
-
-    return change
-
-
-def model_folder(
-    change: Callable[[Path], Any], rest: Callable[[Path], Path] = write_tiny_run
-) -> Callable[[Path], Path]:
-    """The files that ``rest`` writes after ``change`` has edited the model's folder."""
-
-    def write(folder: Path) -> Path:
-        path = rest(folder)
-        change(folder / "model")
-        return path
-
-    return write
-
-
-def eval_label(label: Any) -> Callable[[Path], Path]:
-    def write(folder: Path) -> Path:
-        path = write_tiny_run(folder)
-        rows = tiny_rows(4, seed=2)
-        rows[2]["label"] = label
-        write_jsonl(folder / "eval.jsonl", rows)
-        return path
-
-    return write
+from .bad_data import BAD_DATA
+from .bad_models import BAD_MODELS
+from .bad_settings import BAD_SETTINGS
+from .writing import (
+    REGRESSION,
+    ROW,
+    BadInput,
+    eval_label,
+    fractions,
+    model_folder,
+    relabel,
+    run,
+    set_row,
+    train_bytes,
+    train_rows,
+    yaml_bytes,
+)
 
 
 def other_weights(folder: Path) -> None:
@@ -104,26 +38,7 @@ def unknown_architecture(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "mamba_of_mine", "architectures": ["Mine"]}))
 
 
-def more_tokens(folder: Path, word: str) -> None:
-    """Give a word, or the padding token if it is none of the texts', a number past the model's embeddings."""
-    tokenizer = tiny_tokenizer()
-    tokens = [f"{token}-old" if token == word else token for token in tokenizer.get_vocab()]
-    tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate([*tokens, word])})
-    if word not in tiny_tokenizer().get_vocab():
-        tokenizer.pad_token = word
-    tokenizer.save_pretrained(folder)
-
-
-def fractions(row: dict[str, Any]) -> float:
-    return float(row["label"]) + 0.25
-
-
-NOTHING: dict[str, Any] = {}
-LONG: dict[str, Any] = {"max_length": 40}
-PAIR: dict[str, Any] = {"text": ["text", "text"]}
 A, B = {"name": "a", "peft": {"r": 2}}, {"name": "b"}
-REGRESSION = {"task": "regression"}
-ROW = b'{"text": "good film", "label": 1}\n'
 
 CASES = [
     # the file itself
@@ -253,7 +168,9 @@ CASES = [
     ),
     # data
     BadInput("missing data file", run(data={"train": "gone.jsonl"}), ("data.train", "no such file", "gone.jsonl")),
-    BadInput("data suffix", train_bytes(b"", "train.txt"), ("data.train", ".txt", ".jsonl, .csv, .parquet")),
+    BadInput(
+        "data suffix", train_bytes(b"", "train.txt"), ("data.train", ".txt", ".jsonl, .json, .csv, .tsv, .parquet")
+    ),
     BadInput("data empty", train_bytes(b"\n"), ("data.train", "no rows", "one example per row")),
     BadInput("data not utf-8", train_bytes(ROW + b'{"text": "\xe9"}\n'), ("train.jsonl, line 2", "UTF-8")),
     BadInput("malformed json", train_bytes(ROW * 2 + b'{"text": \n'), ("train.jsonl, line 3", "not valid JSON")),
@@ -289,28 +206,6 @@ CASES = [
         "too long",
         train_rows(set_row(0, text="good " * 60), data={"max_length": 64}),
         ("data.max_length", "62 tokens", "Write 40 or less"),
-    ),
-    BadInput(
-        "too long for positions counted from the padding token's",
-        model_folder(
-            lambda folder: write_model(folder, "roberta"), train_rows(set_row(0, text="good " * 60), data=LONG)
-        ),
-        ("data.max_length", "40 tokens", "Write 39 or less"),
-    ),
-    BadInput(
-        "token without embedding",
-        model_folder(lambda folder: more_tokens(folder, "good")),
-        ("model.path", "'good'", "embeddings of 29 tokens", "tokenizer", "resize_token_embeddings"),
-    ),
-    BadInput(
-        "padding without embedding",
-        model_folder(lambda folder: more_tokens(folder, "<pad>")),
-        ("model.path", "'<pad>' for padding", "embeddings of 29 tokens", "resize_token_embeddings(30)"),
-    ),
-    BadInput(
-        "token type without embedding",
-        model_folder(lambda folder: write_model(folder, "bert", type_vocab_size=1), run(data=PAIR)),
-        ("model.path", "token type 1", "embeddings of 1 types", "own tokenizer"),
     ),
     # model
     BadInput("missing folder", run(model={"path": "./gone"}), ("model.path", "no such folder", "hub id")),
@@ -358,4 +253,7 @@ CASES = [
         run(model={"attn_implementation": "fast"}),
         ("model.path", "cannot load the model", "sdpa or eager"),
     ),
+    *BAD_SETTINGS,
+    *BAD_DATA,
+    *BAD_MODELS,
 ]

@@ -9,6 +9,12 @@ from foretune.task import build_candidates, load_config
 from foretune.task.config import GgufFile, to_yaml
 
 
+def test_what_the_training_section_does_not_decide_is_said(tmp_path: Path) -> None:
+    keys = {"output_dir": "somewhere", "resume_from_checkpoint": "somewhere/checkpoint-5"}
+    notes = load_config(write_tiny_run(tmp_path, training=keys)).notes
+    assert [note.split(" is ")[0] for note in notes] == ["training.output_dir", "training.resume_from_checkpoint"]
+
+
 def test_paths_start_at_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tiny_run(tmp_path / "deep")
     monkeypatch.chdir(tmp_path)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foretune.task import build_candidates, load_config
-from foretune.task.config import FOLDER_NAME
 from foretune.task.grid import expanded, setting
+from foretune.task.naming import FOLDER_NAME
 
 
 def test_choices_stand_for_all_their_combinations(tmp_path: Path) -> None:

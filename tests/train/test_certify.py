@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from foretune.errors import InputError
 from foretune.linear import Linearised, linearise
+from foretune.results import read_json
 from foretune.task import Task, load_task
 from foretune.train import Certificate, certify, certify_run, fine_tune, load_adapter
 from foretune.train.certify import DistanceBound, _same_label
@@ -179,7 +180,7 @@ def test_the_start_is_drawn_again_from_the_seed_where_it_was_not_saved(tmp_path:
 def test_the_certificate_has_the_fields_that_others_read(tmp_path: Path) -> None:
     run, adapter = trained(tmp_path)
     content = certify_run(run, adapter, tmp_path)
-    assert json.loads((tmp_path / "certificate.json").read_text()) == json.loads(json.dumps(content))
+    assert read_json(tmp_path / "certificate.json", "") == json.loads(json.dumps(content))
     assert content["name"] == "base" and content["adapter"] == "train/base/adapter" and content["examples"] == 32
     assert {"schema_version", "versions", "seed", "device", "wall_seconds", "verdict", "sentences"} <= set(content)
 
@@ -207,12 +208,25 @@ def other_modules(run: Path, adapter: Path) -> None:
     path.write_text(path.read_text().replace('"query"', '"q_proj"').replace('"value"', '"v_proj"'))
 
 
+def overwrite(name: str, *, trained_here: bool = False) -> Damage:
+    """Overwrite a file of the adapter, whose ``result.json`` knows what it was if it was trained here."""
+
+    def damage(run: Path, adapter: Path) -> None:
+        (adapter / name).write_bytes(b"no")
+        if not trained_here:
+            (adapter.parent / "result.json").unlink()
+
+    return damage
+
+
 WRONG: list[tuple[Damage, str]] = [
     (lambda run, adapter: shutil.rmtree(adapter), "no such folder"),
     (lambda run, adapter: (adapter / "adapter_config.json").unlink(), "no adapter_config.json and"),
-    (lambda run, adapter: (adapter / "adapter_model.safetensors").write_bytes(b"no"), "does not fit this model"),
+    (overwrite("adapter_model.safetensors"), "does not fit this model"),
+    (overwrite("adapter_model.safetensors", trained_here=True), "adapter_model.safetensors changed after training"),
+    (overwrite("start.safetensors", trained_here=True), "start.safetensors changed after training"),
     (lambda run, adapter: (adapter / "adapter_config.json").write_text("{}"), "does not fit this model"),
-    (lambda run, adapter: (adapter / "start.safetensors").write_bytes(b"no"), "cannot be read"),
+    (overwrite("start.safetensors"), "cannot be read"),
     (another_model, "other frozen weights"),
     (other_rank, "it is of another model: "),
     (other_modules, "does not fit this model"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from helpers import write_tiny_run
 
-from foretune.errors import InputError
+from foretune.results import read_json
 from foretune.task import load_task
 from foretune.train import fine_tune
 
@@ -67,10 +67,11 @@ def test_the_last_point_is_the_end_of_training(tmp_path: Path, training: dict[st
     assert result["final"]["train_loss"] is not None
 
 
-def test_a_result_of_another_schema_is_refused(tmp_path: Path) -> None:
+def test_a_result_of_another_schema_is_named_and_made_again(tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path, training={"num_train_epochs": 1}))
     folder = tmp_path / "out" / "train" / task.candidates[0].name
     folder.mkdir(parents=True)
     (folder / "result.json").write_text("{}")
-    with pytest.raises(InputError, match="schema_version"):
-        fine_tune(task, task.candidates[0], tmp_path / "out")
+    said: list[str] = []
+    result, reused = fine_tune(task, task.candidates[0], tmp_path / "out", notify=said.append)
+    assert not reused and "schema_version" in said[0] and result == read_json(folder / "result.json", "")

@@ -1,5 +1,6 @@
 """Training the linearised model: the same loop, its own folder, an adapter that loads, and no harm to the true run."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ from helpers import write_tiny_run
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from foretune.errors import InputError
 from foretune.linear import linearise
 from foretune.task import load_task
 from foretune.train import build_peft_model, fine_tune
@@ -58,8 +58,10 @@ def test_an_interrupted_linearised_run_ends_the_same(tmp_path: Path) -> None:
 
 
 def test_a_candidate_of_that_name_is_not_taken_for_it(tmp_path: Path) -> None:
-    names = [{"name": "one"}, {"name": "one-linearised"}]
-    task = load_task(write_tiny_run(tmp_path, candidates=names, training={"max_steps": 2}))
-    fine_tune(task, task.candidates[1], tmp_path)
-    with pytest.raises(InputError, match="another configuration"):
-        fine_tune(task, task.candidates[0], tmp_path, linearised=True)
+    task = load_task(write_tiny_run(tmp_path, candidates=[{"name": "one"}], training={"max_steps": 2}))
+    (one,) = task.candidates
+    fine_tune(task, dataclasses.replace(one, name="one-linearised"), tmp_path)
+    said: list[str] = []
+    result, reused = fine_tune(task, one, tmp_path, linearised=True, notify=said.append)
+    assert result["linearised"] and not reused and "linearised was False, now True" in said[0]
+    assert (tmp_path / "replaced" / "one-linearised-1" / "result.json").exists()

@@ -1,4 +1,4 @@
-"""A few proximal steps on a joint batch: by one process, or by several under ``accelerate launch``, a share each."""
+"""A few proximal steps on a joint batch: by one process, or by several under ``torchrun``, each with its share."""
 
 import sys
 

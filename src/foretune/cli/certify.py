@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from foretune.cli.console import metric, number, out, progress_bar, table
+from foretune.cli.console import metric, number, out, progress_bar, say, table, verbatim
 from foretune.cli.options import Directory, RunFile
 
-EXAMPLES = "Example: foretune certify run.yaml --adapter runs/movie/train/base/adapter -o runs/movie"
+EXAMPLES = ("foretune certify run.yaml --adapter runs/movie/train/base/adapter -o runs/movie",)
 
 
 def command(
@@ -29,13 +29,13 @@ def command(
     with progress_bar("measuring") as progress:
         certificate = certify_run(run, adapter, output, per_layer=per_layer, progress=progress)
     show(certificate)
-    out.print(f"wrote {output / 'certificate.json'}")
+    verbatim(f"wrote {output / 'certificate.json'}")
 
 
 def show(certificate: dict[str, Any]) -> None:
     """Print a certificate."""
     for sentence in certificate["sentences"]:
-        out.print(sentence, highlight=False)
+        say(sentence)
     name, metrics = certificate["metric_name"], certificate["metrics"]
     shown = table("the fine-tuned model and its linearisation at the same parameters", "measured", "value")
     shown.add_row("off by, over the change: all examples", number(certificate["nonlinearity"]))
@@ -53,7 +53,7 @@ def show(certificate: dict[str, Any]) -> None:
             shown.add_row("certified: same label", metric(bound["same_label"], "accuracy"))
     out.print(shown)
     if certificate["layers"]:
-        layers = table("each layer alone", "layer", "off by", "share of J0 δ", "‖δ‖")
+        layers = table("each layer moved alone", "layer", "off by", "share of J0 δ", "‖δ‖")
         for layer in certificate["layers"]:
             values = (number(layer[key]) for key in ("nonlinearity", "share", "displacement"))
             layers.add_row(layer["layer"], *values)

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from foretune.cli.console import metric, number, out, table
+from foretune.cli.console import difference, metric, number, out, say, table, warn
 from foretune.cli.options import RunDirectory
 
-EXAMPLES = "Example: foretune compare runs/movie"
+EXAMPLES = ("foretune compare runs/movie",)
 
 
 def command(directory: RunDirectory) -> None:
@@ -25,7 +25,7 @@ def show(comparison: dict[str, Any]) -> None:
             row["name"],
             metric(predicted["eval_metric"], name),
             metric(true["eval_metric"], name),
-            f"{100 * row['error']['eval_metric']:+.1f}" if name == "accuracy" else number(row["error"]["eval_metric"]),
+            difference(row["error"]["eval_metric"], name, "+").removesuffix(" points"),
             number(predicted["eval_loss"]),
             number(true["eval_loss"]),
         )
@@ -35,8 +35,13 @@ def show(comparison: dict[str, Any]) -> None:
     for ranker, values in {"forecast": figures, **comparison["rankers"]}.items():
         ranks.add_row(ranker, *(number(values[key]) for key in ("spearman", "kendall")), metric(values["regret"], name))
     out.print(ranks)
-    error = metric(figures["mean_absolute_error"], name)
-    share, ratio = number(figures["share_within_3_points"]), number(figures["cost_ratio"])
-    out.print(f"mean absolute error {error}, within 3 points: {share}, forecast / training seconds: {ratio}")
+    inside = [row["within_interval"] for row in comparison["candidates"] if row["within_interval"] is not None]
+    error, ratio = difference(figures["mean_absolute_error"], name), number(figures["cost_ratio"])
+    say(
+        f"mean absolute error {error}; {sum(inside)} of {len(inside)} runs lie in their 90% interval; "
+        f"forecast / training seconds: {ratio}"
+    )
     if figures["noise_floor"] is not None:
-        out.print(f"two seeds of the same candidate differ by {metric(figures['noise_floor'], name)} on average")
+        say(f"two seeds of the same candidate differ by {difference(figures['noise_floor'], name)} on average")
+    for item in comparison["skipped"]:
+        warn(f"not compared: {item['name']}: {item['reason']}")

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from foretune.cli import compare, forecast
-from foretune.cli.console import metric, out, progress_bar
+from foretune.cli.console import metric, note, out, progress_bar, say
 
-EXAMPLES = "Example: foretune demo -o runs/demo"
+EXAMPLES = ("foretune demo -o runs/demo",)
 
 
 def command(
@@ -22,21 +22,23 @@ def command(
     from foretune.forecast.compare import compare as compare_directory
     from foretune.forecast.run import forecast_run
     from foretune.report import write_report
-    from foretune.results import writable_directory
+    from foretune.run_directory import run_directory
     from foretune.task import load_task
     from foretune.train import fine_tune
 
-    directory = writable_directory(output)
-    with out.status("fetching model and texts (once)"):
-        run = prepare(directory, notify=out.print)
-    out.print(f"wrote {run}: the fine-tunes to judge")
-    result = forecast_run(run, directory, bar=progress_bar)
-    forecast.show(result)
-    ranked = [row["name"] for row in result["candidates"]]
-    task = load_task(run, [ranked[0], ranked[len(ranked) // 2], ranked[-1]])
-    for candidate in task.candidates:
-        with progress_bar(f"training {candidate.name} for real") as progress:
-            final = fine_tune(task, candidate, directory, progress=progress)[0]["final"]
-        out.print(f"trained {candidate.name}: {metric(final['eval_metric'], final['metric_name'])}")
-    compare.show(compare_directory(directory))
-    out.print(f"report: {write_report(directory)}")
+    with run_directory(output) as directory:
+        with out.status("fetching model and texts (once)"):
+            run = prepare(directory, notify=note)
+        say(f"wrote {run}: the fine-tunes to judge")
+        result = forecast_run(run, directory, bar=progress_bar, notify=note)
+        forecast.show(result)
+        forecast.show_choice(result)
+        ranked = [row["name"] for row in result["candidates"]]
+        task = load_task(run, [ranked[0], ranked[len(ranked) // 2], ranked[-1]])
+        say("\nnow the truth: three of them are really trained")
+        for candidate in task.candidates:
+            with progress_bar(f"training {candidate.name} for real") as progress:
+                final = fine_tune(task, candidate, directory, progress=progress, notify=note)[0]["final"]
+            say(f"trained {candidate.name}: {metric(final['eval_metric'], final['metric_name'])}")
+        compare.show(compare_directory(directory))
+        say(f"report: {write_report(directory)}")

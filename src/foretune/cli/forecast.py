@@ -1,13 +1,31 @@
 """``foretune forecast``: every candidate from one pass over the model."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from foretune.cli.console import count, metric, number, out, progress_bar, table
-from foretune.cli.options import Candidates, Directory, RunFile, Sample
+from foretune.cli.console import (
+    about_input,
+    count,
+    difference,
+    metric,
+    note,
+    number,
+    out,
+    progress_bar,
+    say,
+    table,
+    verbatim,
+    warn,
+)
+from foretune.cli.options import Candidates, Details, Directory, RunFile, Sample
 
-EXAMPLES = "Example: foretune forecast run.yaml -o runs/movie"
+EXAMPLES = (
+    "foretune forecast run.yaml -o runs/movie",
+    "foretune forecast run.yaml -c base -c all-linear -o runs/movie      only two candidates",
+    "foretune forecast run.yaml --sample 1000 -o runs/movie              100,000 training examples",
+)
 
 
 def command(
@@ -15,10 +33,13 @@ def command(
     output: Directory,
     candidate: Candidates = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Simulated seeds of each candidate, averaged; one more pass for each new head.")
+        int, typer.Option(min=1, help="Simulated seeds of a candidate, averaged. A new head takes a pass of its own.")
     ] = 1,
     refreshes: Annotated[
-        int, typer.Option(min=0, help="Tangents taken again on the way through each simulated run: truer, a pass each.")
+        int,
+        typer.Option(
+            min=0, help="Passes over the model on the way through a simulated run: closer to the truth, and slower."
+        ),
     ] = 0,
     sample: Sample = None,
     begin: Annotated[
@@ -26,21 +47,19 @@ def command(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Share of the real run that is made of candidates that may collapse; 0: none.",
+            help="Share of the real run that is trained, of candidates that may collapse, to see if they do; 0: none.",
         ),
     ] = 0.375,
+    details: Details = False,
 ) -> None:
-    """Predict every candidate's training curve and final metric; writes forecast.json, best first.
+    """Predict the training curve and final metric of every candidate; writes forecast.json, best first.
 
-    Candidates whose steps are too large may collapse: three eighths of their real run are made to see whether they do.
-    Those that do, or are not begun, are ranked last, whatever their forecast.
-
-    The pass over the model is made once and kept, and so are beginnings: forecasting again, or other candidates on the
-    same layers, reuses them.
+    One pass over the model serves all candidates. It is kept in the run directory, so a second forecast of the same
+    layers is faster. Candidates that may collapse are begun for real, and those that do are ranked last.
     """
     from foretune.forecast.run import forecast_run
 
-    found = forecast_run(
+    result = forecast_run(
         run,
         output,
         names=candidate,
@@ -49,62 +68,109 @@ def command(
         sample=sample,
         begin=begin,
         bar=progress_bar,
+        notify=note,
     )
-    show(found)
-    out.print(f"wrote {output / 'forecast.json'}; next: foretune train {run} -c NAME -o {output}")
+    show(result, details=details)
+    what_next(result, run, output)
 
 
-def show_task(result: dict[str, Any]) -> None:
-    """Print what a forecast is of, and what it took."""
+def show_task(result: dict[str, Any], *, details: bool) -> None:
+    """Print what a forecast is of and, in detail, what it took."""
     task, collected = result["task"], result["collect"]
-    source = "reused from an earlier run, took" if collected["reused"] else "collected in"
     sampled = collected["train_examples"] < task["train_examples"]
-    stand = f", of which {collected['train_examples']} stand for all," if sampled else ""
-    out.print(
-        f"{task['model']} on {task['name']}: {task['train_examples']} training{stand} and {task['eval_examples']} "
-        f"evaluation examples\ntangents of {collected['modules']} layers along {collected['directions']} directions: "
-        f"{source} {collected['seconds']:.1f} s, {collected['bytes'] / 2**20:,.0f} MiB\n"
-        f"features as they are predict labels with correlation {task['frozen']:.2f}: the rest is to be learnt"
+    stand = f" ({collected['train_examples']:,} of them stand for all)" if sampled else ""
+    say(
+        f"{Path(task['model']).name} on {task['name']}: {task['train_examples']:,} training examples{stand}, "
+        f"{task['eval_examples']:,} for evaluation"
     )
+    about_input(result.get("warnings") or [], result.get("left_out") or [])
+    if not details:
+        return
+    source = "reused from an earlier run, took" if collected["reused"] else "collected in"
+    say(
+        f"tangents of {collected['modules']} layers along {collected['directions']} directions: {source} "
+        f"{collected['seconds']:.1f} s, {collected['bytes'] / 2**20:,.0f} MiB"
+    )
+    say(f"frozen features predict the labels with a correlation of {task['frozen']:.2f}")
 
 
 def outcome(predicted: dict[str, Any], parameters: int, name: str) -> list[str]:
-    """The cells of a table that say how a candidate ends: metric, ±, loss and trainable parameters."""
-    metrics = (metric(predicted[key], name) for key in ("eval_metric", "eval_metric_std"))
-    return [*metrics, number(predicted["eval_loss"]), count(parameters)]
+    """The cells of a table that say how a candidate ends: metric, 90% interval, loss and trainable parameters."""
+    from foretune.forecast.compare import Z_90
+
+    std = predicted["eval_metric_std"]
+    half = None if std is None else Z_90 * std
+    interval = "–" if half is None else f"±{100 * half:.1f}" if name == "accuracy" else f"±{half:.3f}"
+    return [metric(predicted["eval_metric"], name), interval, number(predicted["eval_loss"]), count(parameters)]
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print a forecast as a table."""
-    show_task(result)
+def show(result: dict[str, Any], *, details: bool = False) -> None:
+    """Print a forecast as a table, and its warnings."""
+    show_task(result, details=details)
     name = result["task"]["metric_name"]
-    shown = table("forecast, best first", "candidate", name, "±", "loss", "params", "κ", "trace", "gap", "")
+    more = ("κ", "trace", "gap") if details else ()
+    shown = table("forecast, best first", "candidate", name, "90%", "loss", "params", *more)
     for row in result["candidates"]:
-        predicted, kernel, cost = row["predicted"], row["kernel"], row["cost"]
-        shown.add_row(
-            row["name"],
-            *outcome(predicted, cost["trainable_parameters"], name),
-            number(kernel["condition_number"]),
-            number(kernel["trace"]),
-            f"{row['linearity_gap']:.2f}",
-            "!" * len(row["warnings"]),
-        )
+        kernel = row["kernel"]
+        figures = (number(kernel["condition_number"]), number(kernel["trace"]), f"{row['linearity_gap']:.2f}")
+        cells = outcome(row["predicted"], row["cost"]["trainable_parameters"], name)
+        shown.add_row(row["name"], *cells, *(figures if details else ()))
     out.print(shown)
-    out.print(
-        "± is the standard deviation of a real run around its forecast, as seen on other tasks. κ knows neither labels "
-        "nor scale: it does not rank. gap: how far the network at the simulated weights is from its tangents."
+    if details:
+        _show_bounds(result["candidates"][0])
+    _show_warnings(result["candidates"], details=details)
+
+
+def _show_bounds(first: dict[str, Any]) -> None:
+    """Explain the kernel's figures, and print what they prove of the training risk."""
+    say(
+        "κ: condition number of the tangent kernel; it knows neither labels nor scale and does not rank candidates. "
+        "gap: how far the network at the simulated weights is from its tangents, over how far it moved."
     )
-    first = result["candidates"][0]
     risks = {name: number(value) for name, value in first["kernel"]["risk_bounds"].items()}
-    out.print(
+    say(
         f"Squared-loss risk of {first['name']}, linearised (½‖f − y‖² per training example): {risks['initial']} at the "
         f"start; at most {risks['upper']} after {risks['steps']} steps of gradient descent at its best rate; "
-        f"{risks['ridge']} by ridge regression. The real run has its own loss and optimiser: this does not bound it.",
-        highlight=False,
+        f"{risks['ridge']} by ridge regression. The real run has its own loss and optimiser: this does not bound it."
     )
-    warned: dict[str, list[str]] = {}
-    for row in result["candidates"]:
-        for warning in row["warnings"]:
-            warned.setdefault(warning, []).append(row["name"])
-    for warning, names in warned.items():
-        out.print(f"[yellow]![/] {', '.join(names)}: {warning}", highlight=False)
+
+
+def _show_warnings(candidates: list[dict[str, Any]], *, details: bool) -> None:
+    """Print warnings: a line for every kind, the worst first, or every one with its numbers."""
+    from foretune.forecast.advice import HEADLINES
+
+    for kind, headline in HEADLINES.items():
+        warned = [
+            (row["name"], text)
+            for row in candidates
+            for text, its_kind in zip(row["warnings"], row["warning_kinds"], strict=True)
+            if its_kind == kind
+        ]
+        if warned and not details:
+            some = ", ".join(name for name, _ in warned[:3])
+            names = some + (f" and {len(warned) - 3} more" if len(warned) > 3 else "")
+            warn(f"{names}: {headline}")
+        for name, text in warned if details else ():
+            warn(f"{name}: {text}")
+
+
+def what_next(result: dict[str, Any], run: Path, directory: Path) -> None:
+    """Print which candidate to take, how sure that is, and what to run next."""
+    show_choice(result)
+    verbatim(f"next: foretune train {run} -c {result['candidates'][0]['name']} -o {directory}")
+    verbatim(f"then: foretune compare {directory} and foretune report {directory}")
+
+
+def show_choice(result: dict[str, Any]) -> None:
+    """Print which candidate to take, by how much it is ahead, and how sure that is."""
+    from foretune.forecast.run import lead
+
+    best, name = result["candidates"][0], result["task"]["metric_name"]
+    say(f"\nTake {best['name']}: {name} {metric(best['predicted']['eval_metric'], name)}.")
+    ahead = lead(result["candidates"])
+    if ahead:
+        close = "too close to call" if ahead.chance < 0.7 else "likely" if ahead.chance < 0.9 else "sure"
+        say(
+            f"It is {difference(ahead.margin, name)} ahead of {ahead.second}; the chance that it is the better one is "
+            f"{ahead.chance:.0%} ({close})."
+        )

@@ -9,9 +9,15 @@ RunFile = Annotated[Path, typer.Argument(help="The YAML file that describes the 
 Directory = Annotated[Path, typer.Option("--output", "-o", help="Run directory for results.", show_default=False)]
 RunDirectory = Annotated[Path, typer.Argument(help="A run directory with results.", show_default=False)]
 Candidates = Annotated[
-    list[str] | None, typer.Option("--candidate", "-c", help="Name of a candidate; repeat for more. Default: all.")
+    list[str] | None,
+    typer.Option("--candidate", "-c", help="Name of a candidate; repeat it for several. Default: all of them."),
 ]
 Sample = Annotated[
     int | None,
-    typer.Option(min=2, help="Training examples that stand for all of them, for data too large to keep tangents of."),
+    typer.Option(
+        min=2, help="Use only this many training examples, which stand for all: for large data. Default: all of them."
+    ),
+]
+Details = Annotated[
+    bool, typer.Option("--details", help="Also show the kernel's figures, the linearity gap and every warning in full.")
 ]

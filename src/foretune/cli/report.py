@@ -1,13 +1,13 @@
 """``foretune report``: one page from whatever results there are."""
 
-from foretune.cli.console import out
+from foretune.cli.console import say
 from foretune.cli.options import RunDirectory
 
-EXAMPLES = "Example: foretune report runs/movie"
+EXAMPLES = ("foretune report runs/movie",)
 
 
 def command(directory: RunDirectory) -> None:
     """Write report.html: one self-contained page of the ranking, curves, spectra, warnings and configuration."""
     from foretune.report import write_report
 
-    out.print(f"wrote {write_report(directory)}")
+    say(f"wrote {write_report(directory)}")

@@ -4,17 +4,20 @@ from typing import Annotated
 
 import typer
 
-from foretune.cli.console import metric, out, progress_bar
+from foretune.cli.console import about_input, metric, note, progress_bar, say
 from foretune.cli.options import Candidates, Directory, RunFile
 
-EXAMPLES = "Example: foretune train run.yaml --candidate all-linear -o runs/movie"
+EXAMPLES = (
+    "foretune train run.yaml -c all-linear -o runs/movie",
+    "foretune train run.yaml -c all-linear --seeds 3 -o runs/movie       three seeds",
+)
 
 
 def command(
     run: RunFile,
     output: Directory,
     candidate: Candidates = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each candidate, with seeds counted up from its own.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of a candidate, with seeds counted up from its own.")] = 1,
     linearised: Annotated[
         bool, typer.Option("--linearised", help="Train the linearised model; results go to train/NAME-linearised.")
     ] = False,
@@ -25,26 +28,39 @@ def command(
         ),
     ] = False,
 ) -> None:
-    """Really fine-tune candidates with peft and Trainer, and the proximal term if the file has one.
+    """Really fine-tune candidates with peft and Trainer, with the proximal term if the file has one.
 
-    Finished runs are kept, an interrupted one goes on from its last checkpoint. Several seeds show how much of a
-    difference between candidates is chance; compare then takes their mean.
+    Finished runs are kept, and an interrupted run goes on from its last checkpoint. Several seeds show how much of a
+    difference between candidates is chance.
     """
-    from foretune.results import writable_directory
-    from foretune.task import load_task
+    from foretune.run_directory import run_directory
+    from foretune.task.loading import load_run
     from foretune.train import fine_tune
+    from foretune.train.rehearsal import rehearse
 
-    directory = writable_directory(output)
-    task = load_task(run, candidate)
-    for chosen in task.candidates:
-        for seed in range(chosen.seed, chosen.seed + seeds):
-            label = chosen.name if seeds == 1 else f"{chosen.name}, seed {seed}"
-            label += ", linearised" if linearised else ""
-            with progress_bar(f"training {label}") as progress:
-                result, reused = fine_tune(
-                    task, chosen, directory, seed=seed, linearised=linearised, certify=certify, progress=progress
-                )
-            final, cost = result["final"], result["cost"]
-            note = "already trained" if reused else f"{cost['seconds']:.0f} s + {cost['eval_seconds']:.0f} s evaluation"
-            score = metric(final["eval_metric"], final["metric_name"])
-            out.print(f"{label}: {final['metric_name']} {score}, eval loss {final['eval_loss']:.3f} ({note})")
+    with run_directory(output) as directory:
+        loaded = load_run(run, candidate)
+        about_input(loaded.warnings)
+        task = loaded.task
+        for chosen in task.candidates:  # all of them, before the first is trained
+            rehearse(task, chosen, f"{run}: candidate {chosen.name!r}")
+        for chosen in task.candidates:
+            for seed in range(chosen.seed, chosen.seed + seeds):
+                label = chosen.name if seeds == 1 else f"{chosen.name}, seed {seed}"
+                label += ", linearised" if linearised else ""
+                with progress_bar(f"training {label}") as progress:
+                    result, reused = fine_tune(
+                        task,
+                        chosen,
+                        directory,
+                        seed=seed,
+                        linearised=linearised,
+                        certify=certify,
+                        progress=progress,
+                        notify=note,
+                    )
+                final, cost = result["final"], result["cost"]
+                spent = f"{cost['seconds']:.0f} s + {cost['eval_seconds']:.0f} s evaluation"
+                score = metric(final["eval_metric"], final["metric_name"])
+                how = "already trained" if reused else spent
+                say(f"{label}: {final['metric_name']} {score}, eval loss {final['eval_loss']:.3f} ({how})")

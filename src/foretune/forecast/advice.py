@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from foretune.forecast.beginning import Beginning
 from foretune.forecast.calibration import (
@@ -22,8 +23,29 @@ from foretune.forecast.movement import Reach
 from foretune.forecast.simulate import accepts_loss_kwargs
 from foretune.task import Candidate, Task
 
-WIDE = 0.11  # half of the 90% interval of the metric from which a forecast is said to be uncertain (docs/truth.md)
+WIDE = 0.11  # half of the 90% interval of the metric from which a forecast is said to be uncertain (docs/accuracy.md)
 RISE = 1.1  # eval loss at the end over its best, from which a run is called over-fitting
+
+# Every kind of warning, the worst first, with what it means for the candidates that have it.
+HEADLINES = {
+    "diverges": "the simulation diverges: lower the learning rate",
+    "collapse": "the run may collapse and learn nothing: lower the learning rate or lora_alpha",
+    "late": "the run learns features that the forecast cannot follow: train it before you rely on its forecast",
+    "unlearnt": "the run ends before it has learnt: train longer or at a higher rate",
+    "open": "the run learns more than its first-order picture shows: train it before you rely on its forecast",
+    "wide": "the error bar is wide: train it before you rely on its forecast",
+    "little": "eval loss does not fall: the run learns little that carries over to new texts",
+    "overfits": "eval loss rises towards the end: stop earlier, or set load_best_model_at_end",
+    "constant": "the learning rate never falls: a single run ends at a chance value, so use a falling schedule",
+    "accumulation": "Trainer adds up the losses of accumulated batches for this model; the forecast does the same",
+}
+
+
+class Advice(NamedTuple):
+    """A warning about a candidate: its kind, a key of ``HEADLINES``, and the sentence with its numbers."""
+
+    kind: str
+    text: str
 
 
 def advice(
@@ -35,8 +57,8 @@ def advice(
     frozen: float,
     beginning: Beginning | None = None,
     gains_little: bool = False,
-) -> list[str]:
-    """Warnings about a candidate: unstable, uncertain, over-fitting, no learning, traps of arguments.
+) -> list[Advice]:
+    """Warnings about a candidate, the worst first.
 
     Args:
         curve: What is forecast.
@@ -48,79 +70,108 @@ def advice(
         beginning: Of the real run, if that was begun.
         gains_little: Whether it ends near guessing even as simulated.
     """
-    said, metric_std = [], curve[-1]["eval_metric_std"]
-    if may_collapse(reach.largest_step, reach.travel, reach.change_before_learning):
-        said.append(
-            f"{_movement(reach)} runs can collapse and learn nothing{_begun(beginning, reach, gains_little)}; "
-            "lower the learning rate or the scaling"
-        )
-    elif late(reach.change_before_learning):
-        said.append(
-            f"{_change(reach)}: above {LATE:.1%} runs learn features that their tangents do not have, and end further "
-            "from their forecast than others; hold it against a real run"
-        )
-    elif unlearnt(fitted_loss, task.num_outputs):
-        said.append(
-            f"it ends before it has learnt (training loss {fitted_loss:.2g} of {math.log(task.num_outputs):.2g}): of "
-            f"{task.num_outputs} classes such runs were seen to end up to 10 points below their forecast; train longer "
-            "or at a higher rate, or hold it against a real run"
-        )
-    elif much_open(frozen, reach.layer_changes):
-        said.append(
-            f"features tell the labels in part before training (leave-one-out correlation {frozen:.2f}) and its "
-            f"layers move far (by {reach.layer_changes:.2g} in sum): such runs learn what their tangents do not tell, "
-            "and end further from their forecast than others; hold it against a real run"
-        )
-    elif metric_std is not None and Z_90 * metric_std >= WIDE:
-        said.append(
-            f"its error bar is wide, ±{100 * Z_90 * metric_std:.0f} points: that much did such runs of other tasks "
-            f"(linearity gap {reach.linearity_gap:.2f}) differ from what their simulation told; hold it against a real "
-            "run"
-        )
+    warnings = _about_reach(curve, task, reach, fitted_loss, frozen, beginning, gains_little)
+    warnings += _about_curve(curve, candidate)
     if candidate.training.get("lr_scheduler_type") in ("constant", "constant_with_warmup"):
-        said.append(
-            "its learning rate does not fall: such a run ends wherever its last steps leave it, 4 points from another "
-            "seed's on average where that was measured; let it fall (lr_scheduler_type: linear), or train several seeds"
+        text = (
+            "The learning rate does not fall. Where this was measured, two seeds of such a run ended 4 points apart on "
+            "average. Use lr_scheduler_type: linear, or train several seeds."
         )
-    values = [point["eval_loss"] for point in curve]
-    if not all(math.isfinite(value) for value in values):
-        said.append("the simulated run diverges: lower the learning rate")
-    elif values[-1] > RISE * min(values):
-        best = curve[values.index(min(values))]
-        said.append(f"eval loss is lowest at epoch {best['epoch']:g} and rises after: consider stopping there")
-    if all(math.isfinite(value) for value in values) and min(values) >= 0.99 * values[0]:
-        said.append("eval loss does not fall: this candidate learns little that carries over")
+        warnings.append(Advice("constant", text))
     if int(candidate.training.get("gradient_accumulation_steps", 1)) > 1 and accepts_loss_kwargs(task):
-        said.append(
-            f"Trainer adds the losses of accumulated batches for {type(task.model).__name__} instead of averaging them "
-            "(its forward takes keyword arguments): the gradient is that many times larger; the forecast does the same"
+        text = (
+            f"The forward pass of {type(task.model).__name__} takes keyword arguments, so Trainer adds the losses of "
+            "accumulated batches instead of averaging them. The gradient is that many times larger, and the forecast "
+            "does the same."
         )
-    return said
+        warnings.append(Advice("accumulation", text))
+    order = list(HEADLINES)
+    return sorted(warnings, key=lambda warning: order.index(warning.kind))
+
+
+def _about_reach(
+    curve: Sequence[MeanPoint],
+    task: Task,
+    reach: Reach,
+    fitted_loss: float,
+    frozen: float,
+    beginning: Beginning | None,
+    gains_little: bool,
+) -> list[Advice]:
+    """The worst of what the simulated run's way through the weights says: one warning or none."""
+    metric_std = curve[-1]["eval_metric_std"]
+    if may_collapse(reach.largest_step, reach.travel, reach.change_before_learning):
+        text = f"{_movement(reach)} {_begun(beginning, reach, gains_little)}"
+        return [Advice("collapse", text)]
+    if late(reach.change_before_learning):
+        text = (
+            f"{_change(reach)} Above {LATE:.1%}, real runs learn features that are not in the tangents, and ended "
+            "further from their forecast than other runs."
+        )
+        return [Advice("late", text)]
+    if unlearnt(fitted_loss, task.num_outputs):
+        text = (
+            f"The training loss is {fitted_loss:.2g} at the end; guessing among {task.num_outputs} classes has "
+            f"{math.log(task.num_outputs):.2g}. Such runs ended up to 10 points below their forecast."
+        )
+        return [Advice("unlearnt", text)]
+    if much_open(frozen, reach.layer_changes):
+        text = (
+            f"Before training, the features predict the labels with a correlation of {frozen:.2f} only, and the layers "
+            f"move far (their relative changes add up to {reach.layer_changes:.2g}). Such runs ended further from "
+            "their forecast than other runs."
+        )
+        return [Advice("open", text)]
+    if metric_std is not None and Z_90 * metric_std >= WIDE:
+        text = (
+            f"The 90% interval is ±{100 * Z_90 * metric_std:.0f} points. That is how far real runs of other tasks with "
+            f"a linearity gap like this one ({reach.linearity_gap:.2f}) were from their forecast."
+        )
+        return [Advice("wide", text)]
+    return []
+
+
+def _about_curve(curve: Sequence[MeanPoint], candidate: Candidate) -> list[Advice]:
+    """What the forecast curve of the eval loss says."""
+    losses = [point["eval_loss"] for point in curve]
+    if not all(math.isfinite(loss) for loss in losses):
+        return [Advice("diverges", "The losses of the simulated run are no longer finite numbers.")]
+    warnings = []
+    if losses[-1] > RISE * min(losses) and not candidate.training.get("load_best_model_at_end"):
+        best = curve[losses.index(min(losses))]
+        text = f"The eval loss is {min(losses):.3g} at epoch {best['epoch']:g} and {losses[-1]:.3g} at the end."
+        warnings.append(Advice("overfits", text))
+    if min(losses) >= 0.99 * losses[0]:
+        text = f"The eval loss is {losses[0]:.3g} before training and never below {min(losses):.3g}."
+        warnings.append(Advice("little", text))
+    return warnings
 
 
 def _movement(reach: Reach) -> str:
     """Why a run may collapse."""
     if reach.change_before_learning <= ASTRAY:
-        steps = f"steps that change the network's linear weights by {reach.largest_step:.1%}"
-        return f"{steps} may lead {reach.travel:.0%} of their size away by the end: above {TRAVEL:.0%}"
-    return f"{_change(reach)}: above {ASTRAY:.1%}"
+        return (
+            f"Steps that change the linear weights by {reach.largest_step:.1%} may lead {reach.travel:.0%} of the "
+            f"weights' size away by the end. Above {TRAVEL:.0%}, some real runs collapsed and learnt nothing."
+        )
+    return f"{_change(reach)} Above {ASTRAY:.1%}, some real runs collapsed and learnt nothing."
 
 
 def _change(reach: Reach) -> str:
-    return f"the network's linear weights change by {reach.change_before_learning:.2%} before the training loss falls"
+    return f"The linear weights change by {reach.change_before_learning:.2%} before the training loss falls."
 
 
 def _begun(beginning: Beginning | None, reach: Reach, gains_little: bool) -> str:
     """What the real beginning, or that none is needed, adds to the warning of a collapse."""
     if is_lost(reach.largest_step, reach.travel):
-        return f", and above {LOST:.0%} all that were seen did"
+        return f"Above {LOST:.0%}, all of them did."
     if gains_little:
-        return ", and even as simulated this one gains little over guessing"
+        return "This one gains little over guessing even as simulated, so it was not begun for real."
     if beginning is None:
-        return ", whatever the forecast says"
+        return "Whether this one does is not known, as its real run was not begun."
     losses = (
         f"training loss {beginning.train_loss:.3g}, simulated {beginning.simulated_loss:.3g}, of guessing "
         f"{beginning.guess_loss:.3g}"
     )
-    verdict = "does" if unstable(beginning.followed) else "does not, so far"
-    return f"; begun for {beginning.steps} of {beginning.max_steps} steps, this one {verdict} ({losses})"
+    verdict = "is collapsing" if unstable(beginning.followed) else "is not collapsing so far"
+    return f"Begun for real for {beginning.steps} of {beginning.max_steps} steps, this one {verdict} ({losses})."

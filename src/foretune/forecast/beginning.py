@@ -20,10 +20,11 @@ from foretune.errors import InputError
 from foretune.results import provenance, read_json, write_json
 from foretune.task import Candidate, Task
 from foretune.train import build_peft_model, loop_arguments, run_trainer
+from foretune.train.arguments import without_choice
 
 BEGIN = 0.375  # share of the steps
 LEAST = 0.1  # of the loss of guessing, that a simulation must have learnt for a real run to be held against it
-_NO_FILES = {"save_strategy": "no", "load_best_model_at_end": False, "push_to_hub": False, "report_to": "none"}
+_NO_FILES = {"save_strategy": "no", "push_to_hub": False, "report_to": "none"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def begin(
     share: float = BEGIN,
     directory: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Beginning:
     """Train a candidate for the first share of its steps.
 
@@ -83,17 +85,18 @@ def begin(
         directory: Keep the losses there, in ``begun/<name>.json``; those of the same task, configuration and share are
             used again.
         progress: Called with steps done and the steps of the whole run.
+        notify: Called with a sentence about a beginning in ``directory`` that cannot be used and is made again.
     """
     path = directory and directory / "begun" / f"{candidate.name}.json"
-    asked = {"task": task.fingerprint(), "share": share, **candidate.to_json()} if path else {}
-    kept = path and _kept(path, asked)
+    asked = {"task": task.identity, "share": share, **candidate.to_json()} if path else {}
+    kept = path and _kept(path, asked, notify or (lambda _: None))
     if kept:
         losses, seconds = [math.nan if loss is None else loss for loss in kept["losses"]], kept["wall_seconds"]
     else:
         with tempfile.TemporaryDirectory() as scratch:
             run, trainer = run_trainer(
                 build_peft_model(task, candidate, candidate.seed),
-                candidate.training_arguments(scratch, **loop_arguments(candidate.training) | _NO_FILES),
+                candidate.training_arguments(scratch, **_arguments(candidate)),
                 task.train,
                 task.eval,
                 task.compute_metrics,
@@ -120,10 +123,18 @@ def begin(
     )
 
 
-def _kept(path: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+def _arguments(candidate: Candidate) -> dict[str, Any]:
+    """What the beginning sets beside the user's own arguments: it saves nothing and chooses no checkpoint."""
+    return loop_arguments(candidate.training) | _NO_FILES | without_choice(candidate.training)
+
+
+def _kept(path: Path, asked: dict[str, Any], notify: Callable[[str], None]) -> dict[str, Any] | None:
     """A beginning that was kept, if it is what is asked for; one of anything else is made again, and replaced."""
-    try:
-        found = read_json(path, "")
-    except InputError:
+    if not path.exists():
         return None
-    return found if asked.items() <= found.items() else None
+    try:
+        kept = read_json(path, "")
+    except InputError as error:
+        notify(f"{path}: {error.found}; the beginning is made again")
+        return None
+    return kept if asked.items() <= kept.items() else None

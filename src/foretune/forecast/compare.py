@@ -5,7 +5,7 @@ statistic that the data cannot give (fewer than three pairs, a constant input) i
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
@@ -15,15 +15,15 @@ import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
 from foretune.errors import InputError
+from foretune.forecast.truths import real_runs
 from foretune.results import provenance, read_json, write_json
-from foretune.task.candidate import configuration
 
 Z_90 = 1.645  # half-width of a 90% normal band in standard deviations
 POINTS = 0.03  # "within three points" of a metric between 0 and 1
 BEHIND = 1e6  # more than metrics differ by
 MIN_PAIRS = 3  # a rank correlation of two pairs is always ±1
 
-Pair = tuple[dict[str, Any], list[dict[str, Any]]]  # a candidate of forecast.json and its result.json of every seed
+Pair = tuple[dict[str, Any], list[dict[str, Any]]]  # a candidate of forecast.json and its results of the same seeds
 
 _QUANTITIES = ("eval_metric", "eval_loss", "train_loss")
 _SHARES = ("accuracy", "f1", "precision", "recall", "exact_match", "auc")
@@ -47,15 +47,6 @@ def higher_is_better(metric_name: str | None) -> bool:
     return (metric_name or "").lower().startswith("neg_") or not any(part in name for part in _LOWER_IS_BETTER)
 
 
-def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two parsed JSON values differ, as (dotted key, value in ``one``, value in ``other``)."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in dict.fromkeys([*one, *other]):
-            yield from differences(one.get(key), other.get(key), f"{where}.{key}" if where else str(key))
-    elif one != other:
-        yield where, one, other
-
-
 def compare(directory: Path) -> dict[str, Any]:
     """Compare ``forecast.json`` with every real training run beside it, and write ``comparison.json``.
 
@@ -64,30 +55,31 @@ def compare(directory: Path) -> dict[str, Any]:
     (averaged over ties; sign turned for metrics where lower is better), so 0 means that it picked the best.
     ``cost_ratio`` is the mean of forecast seconds ÷ real seconds (training + evaluation); ``collect_ratio``
     is the seconds of the one collection ÷ the mean real seconds of a candidate. Where a candidate was trained
-    from several seeds the truth is their mean, and ``noise_floor`` is what predicting a run by another seed of it
-    would err by: the mean over those candidates of ``mean |a - b|`` over pairs of their seeds.
+    from several seeds the truth is the mean of those that were forecast, and ``noise_floor`` is what predicting a run
+    by another seed of it would err by: the mean over those candidates of ``mean |a - b|`` over pairs of their seeds.
 
     Args:
         directory: The run directory.
 
     Returns:
-        The content of ``comparison.json``. ``skipped`` lists the results that are no truth for this forecast
-        (linearised runs, candidates it does not contain).
+        The content of ``comparison.json``. ``skipped`` lists the results that are no truth for this forecast, with the
+        reason: linearised runs, candidates that it does not contain, other data, settings or seeds.
 
     Raises:
-        InputError: There is no forecast, no candidate of it was trained, or a result is of another
-            configuration.
+        InputError: There is no forecast, or no candidate of it was trained.
     """
     start = time.perf_counter()
     directory = Path(directory)
     forecast = read_json(directory / "forecast.json", f"run: foretune forecast run.yaml -o {directory}")
-    pairs, skipped = _matched(directory, forecast["candidates"])
+    runs, skipped = real_runs(directory, forecast)
+    pairs = [(run.candidate, run.results) for run in runs]
+    every = [(run.candidate, run.all_seeds) for run in runs]
     if not pairs:
-        known = ", ".join(str(candidate["name"]) for candidate in forecast["candidates"]) or "none"
+        names = ", ".join(str(candidate["name"]) for candidate in forecast["candidates"]) or "none"
         why = "".join(f"; {item['name']}: {item['reason']}" for item in skipped)
         raise InputError(
             str(directory / "train"),
-            f"no candidate of the forecast has a real training run (candidates: {known}){why}",
+            f"no candidate of the forecast has a real training run (candidates: {names}){why}",
             f"run: foretune train run.yaml --candidate NAME -o {directory}",
         )
     rows = [_row(candidate, result) for candidate, result in pairs]
@@ -99,56 +91,15 @@ def compare(directory: Path) -> dict[str, Any]:
         "summary": {
             **_summary(rows, "eval_metric", higher_is_better(metric_name), is_share(metric_name)),
             **_cost(pairs, forecast.get("collect") or {}),
-            "noise_floor": _noise_floor(pairs, "eval_metric"),
+            "noise_floor": _noise_floor(every, "eval_metric"),
             "eval_loss": _summary(rows, "eval_loss", higher=False, share=False)
-            | {"noise_floor": _noise_floor(pairs, "eval_loss")},
+            | {"noise_floor": _noise_floor(every, "eval_loss")},
         },
         "rankers": _rankers(pairs, higher_is_better(metric_name)),
         "skipped": skipped,
     }
     write_json(directory / "comparison.json", comparison)
     return comparison
-
-
-def _matched(directory: Path, candidates: list[dict[str, Any]]) -> tuple[list[Pair], list[dict]]:
-    """Pairs of (candidate, its results) in the forecast's order, and the results that match none."""
-    by_name = {candidate["name"]: candidate for candidate in candidates}
-    results: dict[str, list[dict[str, Any]]] = {}
-    skipped = []
-    for path in [*sorted(directory.glob("train/*/result.json")), *sorted(directory.glob("train/*/seed-*/result.json"))]:
-        result = read_json(path, f"run: foretune train run.yaml --candidate NAME -o {directory}")
-        name = result["candidate"]
-        if result.get("linearised"):
-            skipped.append({"name": name, "reason": "a linearised run is not the truth"})
-        elif name not in by_name:
-            skipped.append({"name": name, "reason": "not a candidate of the forecast"})
-        else:
-            _check_same(path, result, by_name[name], seed=path.parent.name.startswith("seed-"))
-            results.setdefault(name, []).append(result)
-    return [(candidate, results[name]) for name, candidate in by_name.items() if name in results], skipped
-
-
-def _check_same(path: Path, result: dict[str, Any], candidate: dict[str, Any], *, seed: bool) -> None:
-    """Refuse a result that was trained with another configuration than the forecast's (than its ``seed``, if so).
-
-    Raises:
-        InputError: It was.
-    """
-    names = (result["final"].get("metric_name"), candidate["predicted"].get("metric_name"))
-    changes = differences(configuration(result), configuration(candidate))
-    found = [
-        f"{key} is {trained!r}, in the forecast {planned!r}"
-        for key, trained, planned in changes
-        if not (seed and key == "training.seed")
-    ]
-    if None not in names and names[0] != names[1]:
-        found.append(f"the metric is {names[0]!r}, in the forecast {names[1]!r}")
-    if found:
-        raise InputError(
-            str(path),
-            f"stale: {'; '.join(found[:3])}{' …' if len(found) > 3 else ''}",
-            f"run foretune forecast again, or foretune train run.yaml --candidate {candidate['name']} again",
-        )
 
 
 def worth(metric: float, std: float | None, may_collapse: bool, unstable: bool, higher: bool) -> float:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-from foretune.forecast.advice import advice
+from foretune.forecast.advice import Advice, advice
 from foretune.forecast.beginning import Beginning
 from foretune.forecast.calibration import (
     Correction,
@@ -22,10 +22,11 @@ from foretune.forecast.figures import Figures
 from foretune.forecast.movement import Reach
 from foretune.forecast.sample import Sample, without
 from foretune.task import Candidate, Task
-from foretune.train.loop import Point, Run
+from foretune.train.choice import kept_point
+from foretune.train.curve import Point, Run
 
 
-@dataclass
+@dataclass(repr=False)
 class Forecast:
     """What one candidate is expected to do.
 
@@ -65,7 +66,14 @@ class Forecast:
     seconds: float
     trainable_parameters: int
     beginning: Beginning | None = None
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Advice] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        final = self.final
+        return (
+            f"Forecast({self.candidate.name!r}, {self.metric_name}={final['eval_metric']:.4g}, "
+            f"eval_loss={final['eval_loss']:.4g}, warnings={len(self.warnings)})"
+        )
 
     def add(self, run: Run, seed: int) -> None:
         """One more simulated run, from another seed."""
@@ -133,6 +141,20 @@ class Forecast:
         return points
 
     @property
+    def final(self) -> MeanPoint:
+        """The point of the curve whose model is kept; its error bars are at least those of the last point.
+
+        Which checkpoint of the real run is the best one is as uncertain as its end.
+        """
+        curve = self.curve
+        point, last = curve[kept_point(curve, self.candidate.training)], curve[-1]
+        bars = {
+            name: max((value for value in (point[name], last[name]) if value is not None), default=None)
+            for name in ("eval_loss_std", "eval_metric_std")
+        }
+        return MeanPoint(**{**point, **bars})  # type: ignore[typeddict-item]
+
+    @property
     def unstable(self) -> bool:
         """Whether the run is expected to collapse."""
         return self.may_collapse and unstable(self.followed)
@@ -160,29 +182,32 @@ class Forecast:
 
     @property
     def eval_metric(self) -> float:
-        """Expected metric at the end."""
-        return self.curve[-1]["eval_metric"]
+        """Expected metric of the model that is kept."""
+        return self.final["eval_metric"]
 
     @property
     def eval_loss(self) -> float:
-        """Expected evaluation loss at the end."""
-        return self.curve[-1]["eval_loss"]
+        """Expected evaluation loss of the model that is kept."""
+        return self.final["eval_loss"]
 
     def to_json(self) -> dict[str, Any]:
         """The candidate's entry in ``forecast.json``."""
-        predicted: dict[str, Any] = _values(self.curve[-1]) | {"metric_name": self.metric_name}
+        final = self.final
+        predicted: dict[str, Any] = dict(final) | {"metric_name": self.metric_name}
+        (simulated,) = (point for point in self.simulated if point["step"] == final["step"])
         return {
             "name": self.candidate.name,
             **self.candidate.to_json(),
             "predicted": predicted | {"curve": self.curve, "seeds": self.seeds},
-            "simulated": _values(self.simulated[-1]) | {"fitted_loss": self.fitted_loss},
+            "simulated": _values(simulated) | {"fitted_loss": self.fitted_loss},
             **asdict(self.reach),
             "may_collapse": self.may_collapse,
             "unstable": self.unstable,
             "beginning": self.beginning and asdict(self.beginning) | {"followed": self.followed},
             "kernel": self.kernel,
             "cost": {"seconds": self.seconds, "trainable_parameters": self.trainable_parameters},
-            "warnings": self.warnings,
+            "warnings": [warning.text for warning in self.warnings],
+            "warning_kinds": [warning.kind for warning in self.warnings],
         }
 
 

@@ -28,7 +28,7 @@ from foretune.forecast.starts import Starts
 from foretune.linear import TangentModel
 from foretune.tangents import Tangents
 from foretune.task import Candidate, Task
-from foretune.train.loop import Run
+from foretune.train.curve import Run
 
 Bar = Callable[[str], AbstractContextManager[Any]]
 SEEDS = 1  # simulated seeds of a candidate: error bars hold what other seeds change
@@ -143,6 +143,7 @@ def begun(
     *,
     directory: Path | None = None,
     bar: Bar = lambda _: nullcontext(),
+    notify: Callable[[str], None] | None = None,
 ) -> list[Forecast]:
     """The same forecasts, ranked again, after the real runs of those that may collapse, or not, have been begun.
 
@@ -152,13 +153,14 @@ def begun(
         share: Of a run's steps; 0 begins none.
         directory: Keep the beginnings there, and use those that are.
         bar: Makes a progress bar for a label; by default there is none.
+        notify: Called with a sentence about a kept beginning that cannot be used.
     """
     for each in forecasts:
         if share > 0 and each.to_begin:
             with bar(f"beginning {each.candidate.name} for real") as progress:
                 losses = each.runs[0].step_losses
                 each.beginning = begin(
-                    task, each.candidate, losses, share=share, directory=directory, progress=progress
+                    task, each.candidate, losses, share=share, directory=directory, progress=progress, notify=notify
                 )
             each.seconds += each.beginning.seconds
             each.warn(task)
@@ -170,8 +172,8 @@ def ranked(forecasts: Iterable[Forecast], task: Task) -> list[Forecast]:
     higher = higher_is_better(task.metric_name)
 
     def rank(each: Forecast) -> tuple[float, float]:
-        std = each.curve[-1]["eval_metric_std"]
-        value = worth(each.eval_metric, std, each.may_collapse, each.unstable, higher)
-        return -value if higher else value, each.eval_loss
+        final = each.final
+        value = worth(final["eval_metric"], final["eval_metric_std"], each.may_collapse, each.unstable, higher)
+        return -value if higher else value, final["eval_loss"]
 
     return sorted(forecasts, key=rank)

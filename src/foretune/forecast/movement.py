@@ -76,7 +76,8 @@ class Movement(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Note which share of the learning rate this step has."""
-        self.share = kwargs["optimizer"].param_groups[0]["lr"] / args.learning_rate if args.learning_rate else 1.0
+        rate = float(kwargs["optimizer"].param_groups[0]["lr"])  # some optimisers keep it as a tensor
+        self.share = rate / args.learning_rate if args.learning_rate else 1.0
         self.shares += self.share
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

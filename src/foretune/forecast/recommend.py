@@ -6,21 +6,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from foretune.forecast.eligibility import Examined, examine
 from foretune.forecast.expectation import Forecast
 from foretune.forecast.forecast import Bar
-from foretune.forecast.run import collected, summary
+from foretune.forecast.run import Notify, collected, summary
 from foretune.forecast.search import Search
-from foretune.results import writable_directory, write_json, write_text
-from foretune.tangents import check_forecastable
+from foretune.results import write_json, write_text
+from foretune.run_directory import run_directory
 from foretune.task import Candidate, load_run
 from foretune.task.candidate import build_candidate, configuration, variation
 from foretune.task.config import CandidateSpec, to_yaml
+from foretune.task.loading import LoadedRun
+from foretune.task.matching import adaptation
 from foretune.task.space import around
 
 ADAPTER, RUN = "adapter_config.json", "recommended.yaml"
 
 
-def recommend_run(path: str | Path, directory: str | Path, *, sample: int | None = None, bar: Bar) -> dict[str, Any]:
+def recommend_run(
+    path: str | Path,
+    directory: str | Path,
+    *,
+    sample: int | None = None,
+    bar: Bar,
+    notify: Notify | None = None,
+) -> dict[str, Any]:
     """Search for the best fine-tune around the one that a ``run.yaml`` describes; nothing is trained.
 
     Writes ``recommendation.json``; the recommended ``adapter_config.json`` for peft; ``recommended.yaml``, the same
@@ -32,39 +42,57 @@ def recommend_run(path: str | Path, directory: str | Path, *, sample: int | None
         directory: Where results go; tangents are kept there.
         sample: Training examples that stand for all of them; by default each for itself.
         bar: Makes a progress bar for a label.
+        notify: Called with a sentence about earlier results that are not used.
     """
     started = time.perf_counter()
-    directory = writable_directory(directory)
-    loaded = load_run(path)
-    task, config = loaded.task, loaded.config
-    bare = build_candidate(config, CandidateSpec(name="base"))
-    same = [each for each in task.candidates if configuration(each.to_json()) == configuration(bare.to_json())]
-    others = [each for each in task.candidates if each not in same]
-    taken = any(each.name == bare.name for each in others)
-    base = same[0] if same else replace(bare, name="base-of-file") if taken else bare
-    for each in (base, *others):
-        check_forecastable(each.peft, f"{path}: candidate {each.name!r}: peft")
-    space = around(task.model, base, others, f"{path}: peft")
-    starts = collected(loaded, path, space.layers, directory, sample, bar)
-    with task.placed():
-        found = Search(starts, task, space, bar).run()
-    result = summary(loaded, starts, found.searched, time.perf_counter() - started)
-    roles = {"recommended": found.recommended, "base": found.base, "lighter": found.lighter}
-    chosen = {role: each and each.to_json() for role, each in roles.items()}
-    names = {role: each and each.candidate.name for role, each in roles.items()}
-    write_json(directory / "forecast.json", result | {"roles": names})
-    write_text(directory / ADAPTER, adapter_config(found.recommended.candidate, str(config.model.path)))
-    distinct = {each.candidate.name: variation(base, each.candidate) for each in roles.values() if each}
-    write_text(directory / RUN, to_yaml(config.model_copy(update={"candidates": list(distinct.values())})))
-    recommendation = {key: value for key, value in result.items() if key != "candidates"} | chosen
-    recommendation["searched"] = [row(each) for each in found.searched]
-    write_json(directory / "recommendation.json", recommendation)
+    with run_directory(directory) as directory:
+        loaded = load_run(path)
+        examined, config = _competitors(loaded, path), loaded.config
+        task = examined.loaded.task
+        base, *others = task.candidates
+        space = around(task.model, base, others, f"{path}: peft")
+        starts = collected(examined.loaded, space.layers, directory, sample, bar, notify)
+        with task.placed():
+            search = Search(starts, task, space, bar).run()
+        result = summary(examined, starts, search.searched, time.perf_counter() - started)
+        roles = {"recommended": search.recommended, "base": search.base, "lighter": search.lighter}
+        chosen = {role: forecast and forecast.to_json() for role, forecast in roles.items()}
+        names = {role: forecast and forecast.candidate.name for role, forecast in roles.items()}
+        write_json(directory / "forecast.json", result | {"roles": names})
+        write_text(directory / ADAPTER, adapter_config(search.recommended.candidate, str(config.model.path)))
+        distinct = {found.candidate.name: variation(base, found.candidate) for found in roles.values() if found}
+        write_text(directory / RUN, to_yaml(config.model_copy(update={"candidates": list(distinct.values())})))
+        recommendation = {key: value for key, value in result.items() if key != "candidates"} | chosen
+        recommendation["searched"] = [row(forecast) for forecast in search.searched]
+        write_json(directory / "recommendation.json", recommendation)
     return recommendation
+
+
+def _competitors(loaded: LoadedRun, path: str | Path) -> Examined:
+    """What the file itself describes, first, and those of its candidates that can be forecast.
+
+    It is an ``InputError`` if what the file itself describes cannot be.
+    """
+    task = loaded.task
+    bare = build_candidate(loaded.config, CandidateSpec(name="base"))
+    adapted = dict(zip((candidate.name for candidate in task.candidates), loaded.adaptations, strict=True))
+    same = [each for each in task.candidates if configuration(each.to_json()) == configuration(bare.to_json())]
+    others = [candidate for candidate in task.candidates if candidate not in same]
+    base = same[0] if same else replace(bare, name="base-of-file") if bare.name in adapted else bare
+    if not same:
+        adapted[base.name] = adaptation(task.model, base, f"{path}: peft")
+    competitors = (base, *others)
+    whole = replace(task, candidates=competitors)
+    adaptations = tuple(adapted[candidate.name] for candidate in competitors)
+    examined = examine(replace(loaded, task=whole, adaptations=adaptations), path)
+    if base.name in examined.problems:
+        raise examined.problems[base.name]
+    return examined
 
 
 def row(found: Forecast) -> dict[str, Any]:
     """What is said in short of each fine-tune that was looked at."""
-    last, parameters = found.curve[-1], found.trainable_parameters
+    last, parameters = found.final, found.trainable_parameters
     said = {key: last[key] for key in ("eval_metric", "eval_metric_std", "eval_loss")}
     return {
         "name": found.candidate.name,

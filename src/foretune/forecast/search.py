@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from peft import LoraConfig
 
+from foretune.brief import brief
 from foretune.forecast.calibration import gains_little
 from foretune.forecast.compare import higher_is_better
 from foretune.forecast.expectation import Forecast
@@ -22,7 +23,7 @@ KEPT = 2  # best ones of a round that go into the next
 GIVEN_UP = 0.005  # of the metric, for fewer parameters: about what a first choice costs (docs/truth.md)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recommendation:
     """What a search found.
 
@@ -37,6 +38,7 @@ class Recommendation:
     recommended: Forecast
     base: Forecast
     lighter: Forecast | None
+    __repr__ = brief
 
     @property
     def peft_config(self) -> LoraConfig:

@@ -1,5 +1,6 @@
 """A simulated fine-tune: the user's own training arguments, run on the tangent model."""
 
+import copy
 import dataclasses
 import gc
 import inspect
@@ -21,7 +22,9 @@ from foretune.forecast.network import Relinearise
 from foretune.linear import Lockstep, Moments, TangentModel, mean_loss, outputs_at
 from foretune.tangents import Adapter, Head, Tangents
 from foretune.task import Candidate, Task
-from foretune.train.loop import Run, loop_arguments, run_trainer
+from foretune.train.arguments import loop_arguments, without_choice
+from foretune.train.curve import Run
+from foretune.train.loop import run_trainer
 from foretune.train.together import can_share, run_together
 
 # what recomputing activations is called: the name of today, which outranks the one of before
@@ -36,15 +39,23 @@ BATCH = 64  # of evaluations: rows of larger ones do not stay near the processor
 _NEUTRAL: dict[str, Any] = {
     "bf16": False,
     "fp16": False,
+    "bf16_full_eval": False,
+    "fp16_full_eval": False,
     "use_cpu": True,
     **dict.fromkeys(CHECKPOINTING[:1], False),
     "torch_compile": False,
+    "use_liger_kernel": False,
+    "debug": "",
+    "skip_memory_metrics": True,
+    "include_num_input_tokens_seen": "no",
+    "enable_jit_checkpoint": False,
     "save_strategy": "no",
-    "load_best_model_at_end": False,
     "push_to_hub": False,
     "report_to": "none",
     "remove_unused_columns": False,  # lengths stay for samplers that group by them
     "dataloader_num_workers": 0,
+    "dataloader_persistent_workers": False,
+    "dataloader_prefetch_factor": None,
     "per_device_eval_batch_size": BATCH,
 }
 
@@ -82,7 +93,7 @@ def simulate(
         callbacks = [*watch, *([Relinearise(task, refreshes, Path(scratch))] if refreshes else [])]
         run, _ = run_trainer(
             model,
-            _arguments(candidate, scratch, seed),
+            simulated_arguments(candidate, scratch, seed),
             train,
             evaluation,
             partial(expected_metrics, task),
@@ -134,7 +145,7 @@ def _in_lockstep(
     with tempfile.TemporaryDirectory() as scratch, _garbage_set_aside():
         runs = run_together(
             Lockstep(models),
-            [_arguments(start.candidate, scratch, seed) for start in starts],
+            [simulated_arguments(start.candidate, scratch, seed) for start in starts],
             train,
             evaluation,
             partial(expected_metrics, task),
@@ -159,7 +170,7 @@ def together(starts: Sequence[Start]) -> list[list[Start]]:
         training = {name: value for name, value in candidate.training.items() if name != "learning_rate"}
         key = json.dumps([candidate.peft.lora_dropout > 0, training], sort_keys=True, default=str)
         group = open_groups.get(key)
-        if candidate.proximal.strength > 0 or not can_share(_arguments(candidate, "", candidate.seed)):
+        if candidate.proximal.strength > 0 or not can_share(simulated_arguments(candidate, "", candidate.seed)):
             groups.append([start])
         elif group and sum(map(_size, [*group, start])) <= PARAMETERS:
             group.append(start)
@@ -178,7 +189,7 @@ def _model(tangents: Tangents, task: Task, start: Start, growth: bool = True) ->
         tangents,
         start.adapters,
         start.head,
-        config=task.model.config,
+        config=copy.deepcopy(task.model.config),  # Trainer writes into it
         accepts_loss_kwargs=accepts_loss_kwargs(task),
         growth=growth_of(task, tangents, [adapter.layer for adapter in start.adapters]) if growth else None,
     )
@@ -189,9 +200,11 @@ def _moments(models: Sequence[TangentModel]) -> Moments:
     return Moments(models, tangents.stored[tangents.num_train :], BATCH)
 
 
-def _arguments(candidate: Candidate, scratch: str, seed: int) -> TrainingArguments:
+def simulated_arguments(candidate: Candidate, scratch: str, seed: int) -> TrainingArguments:
+    """The arguments of a simulated run: the candidate's own, but for hardware and files."""
     together = candidate.training_arguments(scratch).train_batch_size  # of all GPUs that the real run takes
-    overrides = _NEUTRAL | loop_arguments(candidate.training) | {"seed": seed, "per_device_train_batch_size": together}
+    overrides = _NEUTRAL | loop_arguments(candidate.training) | without_choice(candidate.training)
+    overrides |= {"seed": seed, "per_device_train_batch_size": together}
     return candidate.training_arguments(scratch, **overrides)
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from foretune.brief import brief
 from foretune.kernel.blocks import CallRows, Factors, layer_kernels
 from foretune.kernel.spectrum import Spectrum
 from foretune.kernel.subsets import Perturbation, perturbation
@@ -17,7 +18,7 @@ from foretune.tangents import Adapter, Tangents, centring
 Granularity = Literal["module", "rank_row"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Kernel:
     """An NTK ``K = J J'`` over the *centred* outputs, with targets and initial outputs in the same coordinates.
 
@@ -40,6 +41,7 @@ class Kernel:
     f0: Float[Tensor, "n k"]
     num_train: int
     loss: str
+    __repr__ = brief
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from foretune.brief import brief
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Spectrum:
     """Eigenvalues of a kernel, in descending order, negative ones (rounding) set to zero.
 
@@ -29,6 +31,7 @@ class Spectrum:
     eigenvalues: Float[Tensor, " N"]
     eigenvectors: Float[Tensor, "N N"] | None
     tolerance: float
+    __repr__ = brief
 
     @classmethod
     def of(

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from foretune.brief import brief
 from foretune.kernel import Kernel, Spectrum
 
 
@@ -34,7 +35,7 @@ def sum_strength(strength: float, num_examples: int, num_outputs: int, loss: str
     return strength * num_examples * (num_outputs / 2 if loss == "mean_squared_error" else 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fit:
     """Predictions of the linearised model at one time, in centred coordinates.
 
@@ -49,9 +50,10 @@ class Fit:
     fx_eval: Float[Tensor, "m k"]
     risk: float
     effective_dimension: float
+    __repr__ = brief
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ridge(Fit):
     """Kernel ridge regression: the linearised model trained to the end with the proximal term.
 
@@ -70,7 +72,7 @@ class Ridge(Fit):
         return float(self.leave_one_out.square().sum(1).mean())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Curve:
     """A linearised training run.
 
@@ -81,6 +83,7 @@ class Curve:
 
     t: tuple[float, ...]
     fits: tuple[Fit, ...]
+    __repr__ = brief
 
     @property
     def fx_train(self) -> Float[Tensor, "t n k"]:
@@ -98,7 +101,7 @@ class Curve:
         return torch.tensor([fit.risk for fit in self.fits], dtype=torch.float64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Modes:
     """A kernel factored once: ridge regressions and training runs of any strength and length follow cheaply.
 
@@ -113,6 +116,7 @@ class Modes:
     spectrum: Spectrum
     coefficients: Float[Tensor, " M"]
     k_eval_modes: Float[Tensor, "E M"]
+    __repr__ = brief
 
     @classmethod
     def of(cls, kernel: "Kernel | Modes") -> "Modes":

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from foretune.brief import brief
 from foretune.kernel import Kernel
 from foretune.linear.closed_form import Modes
 from foretune.tangents import centring
@@ -26,7 +27,7 @@ MAX_STEPS = 100
 NEAR = 0.01  # change of any output from which on full steps shrink the Newton decrement
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogisticFit:
     """The minimiser of cross-entropy with the proximal term, for the linearised model.
 
@@ -47,6 +48,7 @@ class LogisticFit:
     strength: float
     steps: int
     converged: bool
+    __repr__ = brief
 
 
 def logistic(kernel: Kernel | Modes, strength: float, jacobian: Float[Tensor, "N p"] | None = None) -> LogisticFit:

@@ -31,7 +31,7 @@ def figures(run: Run) -> dict[str, go.Figure]:
 
 
 def ranking(run: Run) -> go.Figure | None:
-    """Predicted metric with its 90% band for every candidate, true values overlaid."""
+    """Predicted metric with its 90% interval for every candidate, true values overlaid."""
     rows = list(range(len(run.candidates)))
     predicted = [item.forecast.eval_metric if item.forecast else None for item in run.candidates]
     bands = [item.forecast.band if item.forecast else None for item in run.candidates]
@@ -42,7 +42,7 @@ def ranking(run: Run) -> go.Figure | None:
     if any(value is not None for value in predicted):
         bars = {"type": "data", "array": bands, "thickness": 1.5, "width": 4}
         figure.add_scatter(
-            x=predicted, y=rows, customdata=names, mode="markers", name="forecast (90% band)", error_x=bars,
+            x=predicted, y=rows, customdata=names, mode="markers", name="forecast (90% interval)", error_x=bars,
             marker={"color": PALETTE[0], "size": 10, "symbol": "circle-open", "line": {"width": 2.5}},
             hovertemplate=hover + "<extra>forecast</extra>",
         )  # fmt: skip
@@ -111,7 +111,7 @@ def truth(run: Run) -> go.Figure | None:
 
 
 def curves(run: Run) -> go.Figure | None:
-    """Metric and losses by epoch: forecasts as lines with their 90% band, real runs as solid markers."""
+    """Metric and losses by epoch: forecasts as lines with their 90% interval, real runs as solid markers."""
     quantities = [quantity for quantity in _CURVES if any(_has(item, quantity) for item in run.candidates)]
     if not quantities:
         return None

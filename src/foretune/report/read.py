@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from foretune.errors import InputError
-from foretune.forecast.compare import Z_90, differences, higher_is_better, mean_final
+from foretune.forecast.compare import Z_90, higher_is_better, mean_final
+from foretune.forecast.truths import LINEARISED, UNKNOWN, real_runs, result_paths
 from foretune.report.numbers import Metric
 from foretune.results import read_json
-from foretune.task.candidate import configuration
+
+ALONE = (LINEARISED, UNKNOWN)  # why a real run is shown by itself, without a forecast beside it
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Outcome:
 
     @property
     def band(self) -> float | None:
-        """Half the width of the 90% band of the metric, 1.645 · std."""
+        """Half the width of the 90% interval of the metric, 1.645 · std."""
         return None if self.eval_metric_std is None else Z_90 * self.eval_metric_std
 
 
@@ -145,9 +147,8 @@ def read_run(directory: Path) -> Run:
             unreadable.
     """
     forecast_path, comparison_path = directory / "forecast.json", directory / "comparison.json"
-    result_paths = sorted(directory.glob("train/*/result.json"))
     certificate_paths = sorted([*directory.glob("certificate.json"), *directory.glob("train/**/certificate.json")])
-    if not forecast_path.exists() and not result_paths and not certificate_paths:
+    if not forecast_path.exists() and not result_paths(directory) and not certificate_paths:
         raise InputError(
             str(directory),
             "no result files to report on",
@@ -156,16 +157,25 @@ def read_run(directory: Path) -> Run:
     forecast: dict[str, Any] = {}
     if forecast_path.exists():
         forecast = read_json(forecast_path, f"run: foretune forecast run.yaml -o {directory}")
-    results = {
-        path: read_json(path, f"run: foretune train run.yaml --candidate NAME -o {directory}") for path in result_paths
-    }
     certificates = {path: read_json(path, "run: foretune certify again") for path in certificate_paths}
-    task, notes = forecast.get("task") or {}, []
-    metric = Metric(_metric_name(task, forecast, list(results.values())))
+    task = forecast.get("task") or {}
+    notes = [str(warning) for warning in forecast.get("warnings") or []]
+    notes += [f"{item['name']} was not forecast: {item['reason']}" for item in forecast.get("left_out") or []]
     candidates = {item["name"]: _forecast(item) for item in forecast.get("candidates") or []}
-    for path, result in results.items():
-        again = [read_json(other, f"delete {other}") for other in sorted(path.parent.glob("seed-*/result.json"))]
-        notes += _add_result(candidates, path.relative_to(directory), result, again)
+    runs, skipped = real_runs(directory, forecast or {"candidates": []})
+    for run in runs:
+        name = run.candidate["name"]
+        candidates[name] = Candidate(**{**vars(candidates[name]), **_truth(run.results)})
+    results = {directory / "train" / str(run.candidate["name"]): run.results[0] for run in runs}
+    for item in skipped:
+        path = directory / item["path"]
+        if item["reason"] in ALONE and path.parent.parent.name == "train":
+            results[path] = read_json(path, f"delete {path}")
+            alone = _without_forecast(results[path])
+            candidates[alone.name] = alone
+        elif item["reason"] not in ALONE:
+            notes.append(f"{item['path']} ({item['name']}) is left out: {item['reason']}.")
+    metric = Metric(_metric_name(task, forecast, list(results.values())))
     ranked = tuple(candidates.values()) if forecast else _by_truth(list(candidates.values()), metric)
 
     comparison, sources = None, {"forecast.json": forecast} if forecast else {}
@@ -210,34 +220,25 @@ def _forecast(item: dict[str, Any]) -> Candidate:
     )
 
 
-def _add_result(
-    candidates: dict[str, Candidate], path: Path, result: dict[str, Any], again: list[dict[str, Any]]
-) -> list[str]:
-    """Put one training result, ``again`` from other seeds, beside its forecast; the notes say why it could not be."""
-    name, cost, notes = str(result["candidate"]), result.get("cost") or {}, []
-    runs = [result, *again]
-    truth = _outcome(mean_final(runs), result.get("curve"))
+def _truth(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """What real runs of a candidate give: their mean outcome with the first one's curve, and the first one's time."""
+    cost = results[0].get("cost") or {}
     seconds = [_number(cost.get(key)) for key in ("seconds", "eval_seconds")]
     total = None if seconds == [None, None] else sum(value or 0.0 for value in seconds)
-    known = candidates.get(name)
-    if known and not result.get("linearised"):
-        changed = [key for key, _, _ in differences(configuration(result), configuration(vars(known)))]
-        if changed:
-            notes.append(f"{path} was trained with another {', '.join(changed[:3])} than forecast: left out.")
-        else:
-            candidates[name] = Candidate(**{**vars(known), "truth": truth, "training_seconds": total})
-        return notes
-    label = f"{name} (linearised)" if result.get("linearised") else name
-    candidates[label] = Candidate(
-        name=label,
+    return {"truth": _outcome(mean_final(results), results[0].get("curve")), "training_seconds": total}
+
+
+def _without_forecast(result: dict[str, Any]) -> Candidate:
+    """A real run that no forecast is held against."""
+    name, cost = str(result["candidate"]), result.get("cost") or {}
+    return Candidate(
+        name=f"{name} (linearised)" if result.get("linearised") else name,
         peft=result.get("peft") or {},
         training=result.get("training") or {},
         proximal=result.get("proximal") or {},
         trainable_parameters=_number(cost.get("trainable_parameters")),
-        truth=truth,
-        training_seconds=total,
+        **_truth([result]),
     )
-    return notes
 
 
 def _outcome(final: dict[str, Any], curve: list[dict[str, Any]] | None) -> Outcome:

@@ -41,7 +41,7 @@ def _first(run: Run, forecasts: list[Candidate]) -> list[str]:
         return [f"“{name}” is forecast first, with an estimated {run.metric.label} of {value} and no error bar."]
     return [
         f"“{name}” is forecast first, with an estimated {run.metric.label} of {value} ± "
-        f"{run.metric.difference(outcome.band)} (90% band: 1.645 standard deviations)."
+        f"{run.metric.difference(outcome.band)} (90% interval)."
     ]
 
 
@@ -75,7 +75,7 @@ def lead_over_second(run: Run) -> float | None:
 
 
 def _bar(one: Outcome, other: Outcome | None) -> float | None:
-    """Half the 90% band of a difference between two independent estimates."""
+    """Half the 90% interval of a difference between two independent estimates."""
     if other is None or one.eval_metric_std is None or other.eval_metric_std is None:
         return None
     return Z_90 * math.hypot(one.eval_metric_std, other.eval_metric_std)

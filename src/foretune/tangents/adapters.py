@@ -48,7 +48,7 @@ def read_adapters(model: nn.Module) -> list[Adapter]:
     for path, layer in lora_layers(model).items():
         for key in layer.active_adapters:
             if key in layer.lora_variant:
-                others[path] = type(layer.lora_variant[key]).__name__
+                others[path] = type(layer.lora_variant[key]).__name__.removesuffix("Variant")
             elif key in layer.lora_A and not supported(layer):
                 others[path] = f"LoRA on {type(layer.get_base_layer()).__name__}"
             elif key in layer.lora_A and layer.lora_B[key].bias is not None:
@@ -69,8 +69,11 @@ def read_adapters(model: nn.Module) -> list[Adapter]:
             elif key in layer.lora_embedding_A:
                 others[path] = "LoRA on an embedding"
     if others:
-        names = ", ".join(f"{name} ({kind})" for name, kind in others.items())
-        raise InputError("peft", f"no tangents for {names}", "use plain LoRA or rsLoRA on linear layers")
+        kinds: dict[str, list[str]] = {}
+        for path, kind in others.items():
+            kinds.setdefault(kind, []).append(base_name(path))
+        listed = "; ".join(f"{kind} ({', '.join(paths)})" for kind, paths in kinds.items())
+        raise InputError("peft", f"there are no tangents for {listed}", "use plain LoRA or rsLoRA on linear layers")
     return adapters
 
 
@@ -108,6 +111,8 @@ def check_forecastable(config: LoraConfig, where: str = "peft") -> None:
     Raises:
         InputError: It trains biases or tokens too, or its initialisation changes the weights.
     """
+    if config.use_dora:
+        raise InputError(f"{where}.use_dora", "DoRA cannot be forecast yet", "leave it out; foretune train takes it")
     if config.bias != "none":
         raise InputError(f"{where}.bias", f"it is {config.bias!r}, biases have no tangents", "write none")
     if config.trainable_token_indices:

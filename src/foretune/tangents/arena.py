@@ -57,7 +57,7 @@ class Arena(Rows):
                 spec[f"inputs.{number}"] = ((rows, wide_in), dtype)
             spec[f"gradients.{number}"] = ((rows, num_outputs, wide_out), dtype)
         self.spec, self.ranks = spec, ranks
-        self.file = None if folder is None else store.RowFile(folder / "tangents.safetensors", spec)
+        self.file = None if folder is None else store.RowFile(folder / store.ROWS, spec)
         # all rows, or, where a file takes them, those of one batch: memory that is used again
         self.tensors = {
             name: torch.empty(0 if self.file else shape, dtype=kind) for name, (shape, kind) in spec.items()

@@ -43,6 +43,7 @@ def collect(
     sample: int | None = None,
     batch_size: int = 32,
     progress: Progress | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Tangents:
     """Tangents of the task's model at its pretrained weights, for its training and evaluation examples.
 
@@ -62,6 +63,7 @@ def collect(
         sample: Of so many training examples, which then stand for all of them; by default of all.
         batch_size: Most examples in one pass, fewer of long texts; results do not depend on it.
         progress: Called with examples done and in all.
+        notify: Called with a sentence about tangents in ``directory`` that are damaged and made again.
     """
     started = time.perf_counter()
     task = task if sample is None else task.sampled(sample)
@@ -76,14 +78,14 @@ def collect(
             return work.run(None, started)
         # hashes the weights: only where it is needed
         folder = Path(directory) / _key(task, layers, heads, kept, tolerance)
-        found = Tangents.load(folder, lambda: work.head)
-        if found is None:
+        tangents = Tangents.load(folder, lambda: work.head, notify)
+        if tangents is None:
             with store.writing(folder) as temporary:
                 work.run(temporary, started).save(temporary)
-            found = Tangents.load(folder, lambda: work.head)
-            assert found is not None
-            found.reused = False
-    return found
+            tangents = Tangents.load(folder, lambda: work.head)
+            assert tangents is not None
+            tangents.reused = False
+    return tangents
 
 
 def select_layers(model: nn.Module, modules: str | Sequence[str], heads: Sequence[str]) -> dict[str, nn.Module]:
@@ -182,7 +184,7 @@ class _Pass:
         """
         if not self.head.names:
             return TaskDirections(self.centring, (self.head,))
-        chosen = self.task.drawn(PROBE_EXAMPLES)
+        chosen = self.task.examples(PROBE_EXAMPLES)
         features, labels = [], []
         for some in alike([self.lengths[i] for i in chosen], self.most):
             batch = self.batch([chosen[i] for i in some])

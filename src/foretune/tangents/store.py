@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from foretune.errors import InputError
-from foretune.results import write_json
+from foretune.results import SCHEMA_VERSION, file_checksum, read_json, temporary_path, write_json
 
-FORMAT = 8
+FORMAT = 9
+ROWS, SUMMARY, MANIFEST = "tangents.safetensors", "summary.safetensors", "manifest.json"
 _NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -93,21 +95,32 @@ class RowFile:
             self.file.close()
 
 
-def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors (mapped, read when used) and manifest of a finished folder; None if there is none."""
+def fault(folder: Path) -> str | None:
+    """Why the tangents in a folder cannot be read, "" if there are none; None if they can.
+
+    Every byte is looked at: numbers that a disk or somebody changed would go into forecasts unseen.
+    """
+    if not folder.exists():
+        return ""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    with safe_open(folder / "tangents.safetensors", framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys() if not name.endswith(".gap")}
-    return tensors, manifest
+        files = read_json(folder / MANIFEST, "")["files"]
+    except InputError as error:
+        return error.found
+    damaged = [name for name, value in files.items() if file_checksum(folder / name) != value]
+    return f"{', '.join(damaged)} changed after it was written" if damaged else None
+
+
+def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Rows (mapped, read when used), summary and manifest of a folder without fault."""
+    with safe_open(folder / ROWS, framework="pt") as file:
+        rows = {name: file.get_tensor(name) for name in file.keys() if not name.endswith(".gap")}
+    return rows, load_file(folder / SUMMARY), read_json(folder / MANIFEST, "")
 
 
 @contextmanager
 def writing(folder: Path) -> Generator[Path]:
     """A temporary folder that becomes ``folder`` when the block ends well, and disappears when it does not."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = temporary_path(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -119,5 +132,6 @@ def writing(folder: Path) -> Generator[Path]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest, which marks the folder as finished."""
-    write_json(folder / "manifest.json", manifest)
+    """Write the manifest, with checksums of the other files, which marks the folder as finished."""
+    files = {name: file_checksum(folder / name) for name in (ROWS, SUMMARY)}
+    write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, "files": files} | manifest)

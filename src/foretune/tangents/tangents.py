@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from foretune.brief import brief
 from foretune.tangents import store
 from foretune.tangents.head import Head
 
@@ -36,7 +36,7 @@ class Entry:
     simulated: bool = True
 
 
-@dataclass
+@dataclass(repr=False)
 class Tangents:
     """First-order behaviour of a network in all weights of its watched layers (theory.md section 6).
 
@@ -77,6 +77,7 @@ class Tangents:
     loss: str
     seconds: float = 0.0
     reused: bool = False
+    __repr__ = brief
 
     @property
     def num_examples(self) -> int:
@@ -191,7 +192,7 @@ class Tangents:
         """Write everything but the rows, which are there already, and mark the folder as finished."""
         small = {name: getattr(self, name).contiguous() for name in _SMALL}
         small |= {f"head.{name}": value.contiguous() for name, value in self.head.state_dict().items()}
-        save_file(small, folder / "summary.safetensors")
+        save_file(small, folder / store.SUMMARY)
         manifest = {
             "entries": [[e.layer, e.inputs, e.rows_per_example, list(e.widths), e.simulated] for e in self.entries],
             "num_train": self.num_train,
@@ -201,19 +202,22 @@ class Tangents:
         store.write_manifest(folder, manifest)
 
     @classmethod
-    def load(cls, folder: Path, head: Callable[[], Head]) -> "Tangents | None":
-        """Tangents saved in ``folder``, their rows mapped and read when used; None if there are none.
+    def load(
+        cls, folder: Path, head: Callable[[], Head], notify: Callable[[str], None] | None = None
+    ) -> "Tangents | None":
+        """Tangents saved in ``folder``, their rows mapped and read when used; None if there are none that are whole.
 
-        The head's modules are the model's own: ``head`` cuts them off.
+        Args:
+            folder: Where they were saved.
+            head: Cuts the model's own modules off, which the head's values are loaded into.
+            notify: Called with a sentence if they are there and damaged.
         """
-        try:
-            found = store.load(folder)
-            small = load_file(folder / "summary.safetensors")
-        except (OSError, SafetensorError):  # half of it is gone
+        why = store.fault(folder)
+        if why is not None:
+            if why and notify:
+                notify(f"{folder}: {why}; the tangents are made again")
             return None
-        if found is None:
-            return None
-        tensors, manifest = found
+        tensors, small, manifest = store.load(folder)
         modules = head()
         modules.load_state_dict({name[5:]: value for name, value in small.items() if name.startswith("head.")})
         entries = [

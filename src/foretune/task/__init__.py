@@ -4,8 +4,6 @@ from foretune.task.candidate import Candidate as Candidate
 from foretune.task.candidate import build_candidates as build_candidates
 from foretune.task.config import RunConfig as RunConfig
 from foretune.task.config import load_config as load_config
-from foretune.task.doctor import Diagnosis as Diagnosis
-from foretune.task.doctor import diagnose as diagnose
 from foretune.task.loading import load_run as load_run
 from foretune.task.loading import load_task as load_task
 from foretune.task.pooling import MeanPooledClassifier as MeanPooledClassifier

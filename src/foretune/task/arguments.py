@@ -5,88 +5,58 @@ The valid keys and their types are read from those classes, so that a new versio
 
 import dataclasses
 import math
+import re
 import types
 import warnings
-from collections.abc import Callable
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from peft import LoraConfig
 from transformers import TrainingArguments
 
+from foretune.task.limits import PEFT_CHECKS, TRAINING_CHECKS, Check, wrong
 from foretune.task.problems import Problem, nearest, shown
 
 PEFT_TYPES = ("lora",)
-
-Check = tuple[Callable[[Any], bool], str]
-
-
-def _at_least(low: int) -> Check:
-    return lambda value: value >= low, f"write a number of at least {low}"
+DESCRIPTIVE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
+LOOSER = {"lora_alpha": float, "init_lora_weights": bool | str}  # what peft computes with, beyond its annotations
+EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
-def _above(low: int) -> Check:
-    return lambda value: value > low, f"write a number above {low}"
+def check_peft(values: dict[str, Any], field: str) -> tuple[dict[str, Any], list[Problem], list[str]]:
+    """Check a ``peft`` section, which may be a pasted ``adapter_config.json``.
 
+    Args:
+        values: The section.
+        field: How messages call it.
 
-def _within(low: int, high: int) -> Check:
-    return lambda value: low <= value < high, f"write a number from {low} up to, not including, {high}"
-
-
-SEED: Check = (lambda value: 0 <= value < 2**32, "write a whole number from 0 to 4294967295")
-
-TRAINING_CHECKS: dict[str, Check] = {
-    "learning_rate": _above(0),
-    "num_train_epochs": _above(0),
-    "max_steps": (
-        lambda value: value == -1 or value >= 1,
-        "write the number of steps, or -1 to count epochs",
-    ),
-    "per_device_train_batch_size": _at_least(1),
-    "per_device_eval_batch_size": _at_least(1),
-    "gradient_accumulation_steps": _at_least(1),
-    "weight_decay": _at_least(0),
-    "warmup_steps": _at_least(0),
-    "adam_beta1": _within(0, 1),
-    "adam_beta2": _within(0, 1),
-    "adam_epsilon": _above(0),
-    "max_grad_norm": _at_least(0),
-    "label_smoothing_factor": _within(0, 1),
-    "seed": SEED,
-    "data_seed": SEED,
-}
-PEFT_CHECKS: dict[str, Check] = {
-    "r": _at_least(1),
-    "lora_alpha": _above(0),
-    "lora_dropout": _within(0, 1),
-    "target_modules": (
-        lambda value: len(value) > 0 and all(value),
-        "write the names of the modules to adapt, such as [query, value], or all-linear",
-    ),
-    "layers_to_transform": (
-        lambda value: value >= 0 if isinstance(value, int) else len(value) > 0 and min(value) >= 0,
-        "write layer numbers counted from 0, such as [4, 5]",
-    ),
-    "task_type": (
-        lambda value: str(getattr(value, "value", value)) == "SEQ_CLS",
-        "leave it out: foretune classifies and regresses, so it is SEQ_CLS",
-    ),
-}
-
-
-def check_peft(values: dict[str, Any], field: str) -> tuple[dict[str, Any], list[Problem]]:
-    """Check a ``peft`` section, ``field`` in messages; returns it with numbers given as text made numbers."""
-    values = dict(values)
-    kind = values.pop("type", "lora")
-    if kind not in PEFT_TYPES:
-        fix = f"write {' or '.join(PEFT_TYPES)}, the only kind that is supported"
-        return {}, [Problem(f"{field}.type", f"found {shown(kind)}", fix)]
+    Returns:
+        The section with numbers given as text made numbers and peft's defaults for nulls, what is wrong with it,
+        and notes on keys that were left out.
+    """
+    values, pasted = dict(values), "peft_type" in values
+    for key in ("type", "peft_type"):
+        kind = values.pop(key, None)
+        if kind is not None and str(kind).lower() not in PEFT_TYPES:
+            fix = f"write {' or '.join(PEFT_TYPES)}, the only kind that is supported"
+            return {}, [Problem(f"{field}.{key}", f"found {shown(kind)}", fix)], []
+    defaults, notes = LoraConfig(), []
+    described = {key: values.pop(key) for key in DESCRIPTIVE if key in values}
+    if left_out := ", ".join(key for key, value in described.items() if value):
+        notes.append(f"{field}: left out what only describes a saved adapter ({left_out})")
+    if newer := [key for key, value in values.items() if value is None and pasted and not hasattr(defaults, key)]:
+        notes.append(f"{field}: left out what this version of peft does not have ({', '.join(newer)})")
+    values = {
+        key: getattr(defaults, key, None) if value is None else value
+        for key, value in values.items()
+        if key not in newer
+    }
     checked, problems = _check(values, LoraConfig, PEFT_CHECKS, field, extra=("type",))
-    return checked, problems
+    return checked, problems, notes
 
 
 def check_training(values: dict[str, Any], field: str) -> tuple[dict[str, Any], list[Problem]]:
-    """Check a ``training`` section, ``field`` in messages; returns it likewise."""
+    """Check a ``training`` section, ``field`` in messages; returns it with numbers given as text made numbers."""
     return _check(values, TrainingArguments, TRAINING_CHECKS, field)
 
 
@@ -97,21 +67,12 @@ def build_lora(values: dict[str, Any]) -> LoraConfig:
         return LoraConfig(task_type="SEQ_CLS", **keys)
 
 
-def build_problem(build: Callable[[dict[str, Any]], Any], values: dict[str, Any], field: str) -> list[Problem]:
-    """What the class itself says against the combination of ``values``, if anything."""
-    try:
-        build(values)
-    except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        return [Problem(field, f"cannot be used together ({reason})", "change or remove the keys it names")]
-    return []
-
-
 def _check(
     values: dict[str, Any], owner: type, checks: dict[str, Check], field: str, extra: tuple[str, ...] = ()
 ) -> tuple[dict[str, Any], list[Problem]]:
     hints = get_type_hints(owner)
-    valid = [item.name for item in dataclasses.fields(owner) if item.init and not item.name.startswith("_")]
+    fields = {item.name: item for item in dataclasses.fields(owner)}
+    valid = [name for name, item in fields.items() if item.init and not name.startswith("_")]
     checked: dict[str, Any] = {}
     problems = []
     for key, value in values.items():
@@ -120,12 +81,12 @@ def _check(
             found = f"unknown key {shown(key)}, which {owner.__name__} does not have"
             problems.append(Problem(where, found, nearest(str(key), [*extra, *valid])))
             continue
-        hint = float if key == "lora_alpha" else hints[key]  # peft says int and computes with any number
+        hint = LOOSER.get(key, hints[key])
         fits, value = _coerce(value, hint)
         if not fits:
             problems.append(Problem(where, f"found {shown(value)}", _wanted(value, hint)))
-        elif key in checks and value is not None and not checks[key][0](value):
-            problems.append(Problem(where, f"found {shown(value)}", checks[key][1]))
+        elif fix := wrong(value, fields[key], checks):
+            problems.append(Problem(where, f"found {shown(value)}", fix))
         checked[key] = value
     return checked, problems
 
@@ -149,10 +110,13 @@ def _coerce(value: Any, hint: Any) -> tuple[bool, Any]:
         return (isinstance(value, str) and value in words) or (value is None and type(None) in options), value
     if value is False and bool not in options and str in options and not {int, float} & set(options):
         return True, "no"
-    if float in options and int not in options and not isinstance(value, bool):
+    if float in options and int not in options and isinstance(value, int | float | str) and not isinstance(value, bool):
         number = as_number(value)
         if number is not None:
             return math.isfinite(number), value if isinstance(value, int) else number
+        value = math.inf if isinstance(value, int) else value  # too large to be one
+    if isinstance(value, dict):
+        value = {key: _with_numbers(item) for key, item in value.items()}
     for option in options:
         if _fits(value, option):
             return True, value
@@ -179,6 +143,13 @@ def _fits(value: Any, option: Any) -> bool:
     if isinstance(option, type) and dataclasses.is_dataclass(option):
         return isinstance(value, dict)
     return isinstance(option, type) and isinstance(value, option)
+
+
+def _with_numbers(value: Any) -> Any:
+    """A value within a mapping: text that YAML 1.2 reads as a number becomes one."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
 def as_number(value: Any) -> float | None:

@@ -62,8 +62,8 @@ class Candidate:
         return {"type": "lora"} | {name: _jsonable(value) for name, value in changed.items()}
 
     def training_dict(self) -> dict[str, Any]:
-        """The training keys that were set, as JSON."""
-        return {name: _jsonable(value) for name, value in self.training.items()}
+        """The training keys that were set, as JSON; no token of the hub."""
+        return {name: _jsonable(value) for name, value in self.training.items() if name != "hub_token"}
 
     def proximal_dict(self) -> dict[str, Any]:
         """The proximal term as JSON."""

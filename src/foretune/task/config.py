@@ -1,19 +1,29 @@
 """``run.yaml``: one file that describes a fine-tune, read strictly."""
 
-import re
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from transformers import TrainingArguments
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from foretune.errors import InputError
-from foretune.task.arguments import build_lora, build_problem, check_peft, check_training
+from foretune.task.arguments import check_peft, check_training
+from foretune.task.combinations import peft_problems, training_problems
+from foretune.task.files import located
 from foretune.task.grid import expanded
+from foretune.task.naming import clashes, unusable
 from foretune.task.problems import Problem, custom, from_validation, raise_problems, shown
+from foretune.task.yaml_file import read_yaml
 
-FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]*")
+LONGEST_TEXT = 10**7  # tokens
+MOST_ROWS = 10**9
+
+
+NOT_USED = {  # keys of the training section that foretune answers itself
+    "output_dir": "results go to the directory given with -o",
+    "resume_from_checkpoint": "an interrupted run goes on from its own last checkpoint",
+}
 
 
 class _Section(BaseModel):
@@ -83,12 +93,12 @@ class TableSpec(_Section):
     def _file_or_hub(cls, value: Any) -> Any:
         if isinstance(value, str) and value.strip():
             return {"path": value}
-        fix = "write a jsonl, csv or parquet file, or {hub: glue, name: sst2, split: train}"
+        fix = "write a jsonl, json, csv, tsv or parquet file, or {hub: glue, name: sst2, split: train}"
         if not isinstance(value, dict):
             raise custom(f"found {shown(value)}", fix)
-        if ("path" in value) == ("hub" in value):
+        if bool(value.get("path")) == bool(value.get("hub")):
             raise custom(f"found {shown(value)}", fix)
-        if "hub" in value and not value.get("split"):
+        if value.get("hub") and not value.get("split"):
             raise custom("a hub data set without a split", "add split, such as split: train")
         return value
 
@@ -100,14 +110,24 @@ class DataSpec(_Section):
     eval: TableSpec
     text: Annotated[str | list[str], BeforeValidator(_text_or_pair)]
     label: str
-    max_length: Annotated[int, Field(ge=2)] = 128
-    train_samples: Annotated[int, Field(ge=2)] | None = None
-    eval_samples: Annotated[int, Field(ge=1)] | None = None
+    max_length: Annotated[int, Field(ge=2, le=LONGEST_TEXT)] = 128
+    train_samples: Annotated[int, Field(ge=2, le=MOST_ROWS)] | None = None
+    eval_samples: Annotated[int, Field(ge=1, le=MOST_ROWS)] | None = None
 
     @property
     def text_columns(self) -> tuple[str, ...]:
         """One column name, or two for sentence pairs."""
         return (self.text,) if isinstance(self.text, str) else tuple(self.text)
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> "DataSpec":
+        columns = [name.strip() for name in self.text_columns]
+        if self.label.strip() in columns:
+            fix = "write the column of the texts in text, and that of the labels in label"
+            raise custom(f"the column {shown(self.label)} is both text and label", fix)
+        if len(set(columns)) < len(columns):
+            raise custom(f"the text {shown(self.text)} is one column twice", "write one column, or two different ones")
+        return self
 
 
 class ProximalSpec(_Section):
@@ -128,11 +148,8 @@ class CandidateSpec(_Section):
 
     @model_validator(mode="after")
     def _usable_as_folder(self) -> "CandidateSpec":
-        if not FOLDER_NAME.fullmatch(self.name):
-            raise custom(
-                f"name {shown(self.name)} cannot name a folder",
-                "use letters, digits, dots, dashes and underscores",
-            )
+        if problem := unusable(self.name):
+            raise custom(*problem)
         return self
 
 
@@ -145,6 +162,12 @@ class RunConfig(_Section):
     training: dict[str, Any] = {}
     proximal: ProximalSpec = ProximalSpec()
     candidates: Annotated[list[CandidateSpec], BeforeValidator(expanded)] = []
+    _notes: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out of the file, one sentence each; no part of what the config says."""
+        return self._notes
 
     def merged(self, candidate: CandidateSpec) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """The peft, training and proximal keys of a candidate: the base's, overridden key by key."""
@@ -159,7 +182,7 @@ def load_config(path: str | Path) -> RunConfig:
     cannot be read or anything in it is wrong, one ``InputError`` lists all problems.
     """
     path = Path(path)
-    content = _read_yaml(path)
+    content = _read(path)
     try:
         config = RunConfig.model_validate(content)
     except ValidationError as error:
@@ -171,7 +194,7 @@ def load_config(path: str | Path) -> RunConfig:
         problems = _check_combinations(checked)
     if problems:
         raise_problems(str(path), problems)
-    return _absolute(checked, path.resolve().parent)
+    return _absolute(checked, path)
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -181,82 +204,67 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    fix = "give a YAML file with the sections model, data, peft and training"
-    try:
-        content = yaml.safe_load(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError as error:
-        raise InputError(str(path), "no such file", "give the path of a run.yaml") from error
-    except OSError as error:
-        raise InputError(str(path), f"cannot be read ({error.strerror})", "give the path of a run.yaml") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}, line {line}", "not UTF-8 text", "save the file as UTF-8") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        raise InputError(where, f"not valid YAML ({reason})", "correct the YAML there") from error
+def _read(path: Path) -> dict[str, Any]:
+    content = read_yaml(path)
     if not isinstance(content, dict):
         found = "the file is empty" if content is None else f"found {shown(content)} instead of a mapping"
-        raise InputError(str(path), found, fix)
+        raise InputError(str(path), found, "give a YAML file with the sections model, data, peft and training")
     return content
 
 
 def _check_sections(config: RunConfig) -> tuple[RunConfig, list[Problem]]:
     """Check the base and every candidate by themselves; numbers given as text become numbers."""
-    base_peft, problems = check_peft(config.peft, "peft")
+    base_peft, problems, notes = check_peft(config.peft, "peft")
     base_training, more = check_training(config.training, "training")
     problems += more
     candidates: list[CandidateSpec] = []
     for index, candidate in enumerate(config.candidates):
         field = f"candidates[{index}] ({candidate.name})"
-        peft, peft_problems = check_peft(candidate.peft, f"{field}.peft")
+        peft, peft_problems, peft_notes = check_peft(candidate.peft, f"{field}.peft")
         training, training_problems = check_training(candidate.training, f"{field}.training")
         problems += peft_problems + training_problems
-        if candidate.name in {other.name for other in candidates}:
-            problems.append(Problem(f"{field}.name", "used twice", "give each candidate its own name"))
+        notes += peft_notes
         candidates.append(candidate.model_copy(update={"peft": peft, "training": training}))
-    update = {"peft": base_peft, "training": base_training, "candidates": candidates}
-    return config.model_copy(update=update), problems
+    problems += clashes([candidate.name for candidate in candidates])
+    checked = config.model_copy(update={"peft": base_peft, "training": base_training, "candidates": candidates})
+    notes += [f"training.{key} is not used: {why}" for key, why in NOT_USED.items() if base_training.get(key)]
+    checked._notes = tuple(notes)
+    return checked, problems
 
 
 def _check_combinations(config: RunConfig) -> list[Problem]:
     """Let peft, transformers and the proximal section judge each candidate as a whole."""
     problems: list[Problem] = []
+    regression = config.model.task == "regression"
     for index, candidate in enumerate(config.candidates):
-        overrides = candidate.peft or candidate.training or candidate.proximal
-        field = f"candidates[{index}] ({candidate.name})" if overrides else ""
         peft, training, proximal = config.merged(candidate)
-        problems += build_problem(build_lora, peft, f"{field}.peft".lstrip("."))
-        problems += build_problem(
-            lambda keys: TrainingArguments(**({"output_dir": "unused", "report_to": "none"} | keys)),
-            training,
-            f"{field}.training".lstrip("."),
-        )
+        own = f"candidates[{index}] ({candidate.name})."
+        problems += peft_problems(peft, f"{own if candidate.peft else ''}peft")
+        problems += training_problems(training, regression, f"{own if candidate.training else ''}training")
         try:
             ProximalSpec.model_validate(proximal)
         except ValidationError as error:
-            found = from_validation(error, ProximalSpec)
-            problems += [Problem(f"{field}.proximal.{p.field}".lstrip("."), p.found, p.fix) for p in found]
+            where = f"{own if candidate.proximal else ''}proximal"
+            problems += [Problem(f"{where}.{p.field}", p.found, p.fix) for p in from_validation(error, ProximalSpec)]
     return list(dict.fromkeys(problems))
 
 
-def _absolute(config: RunConfig, folder: Path) -> RunConfig:
-    def table(spec: TableSpec) -> TableSpec:
-        return (
-            spec if spec.path is None else spec.model_copy(update={"path": str(folder / Path(spec.path).expanduser())})
-        )
+def _absolute(config: RunConfig, source: Path) -> RunConfig:
+    """The config with absolute paths; those in ``source`` start at its folder."""
+    folder, model, data = source.resolve().parent, config.model, config.data
 
-    model, data = config.model, config.data
+    def table(spec: TableSpec, field: str) -> TableSpec:
+        path = spec.path and located(spec.path, folder, f"{source}: data.{field}")
+        return spec.model_copy(update={"path": path}) if path else spec
+
     location: str | GgufFile = model.path
     if isinstance(location, GgufFile):
-        location = GgufFile(gguf=str(folder / Path(location.gguf).expanduser()))
-    elif location.startswith((".", "~", "/")) or (folder / location).is_dir():
-        location = str(folder / Path(location).expanduser())
+        location = GgufFile(gguf=located(location.gguf, folder, f"{source}: model.path"))
+    elif location.startswith((".", "~", "/")) or "\0" in location or os.path.isdir(folder / location):
+        location = located(location, folder, f"{source}: model.path")
     return config.model_copy(
         update={
             "model": model.model_copy(update={"path": location}),
-            "data": data.model_copy(update={"train": table(data.train), "eval": table(data.eval)}),
+            "data": data.model_copy(update={"train": table(data.train, "train"), "eval": table(data.eval, "eval")}),
         }
     )

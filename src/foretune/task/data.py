@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from foretune.errors import InputError
+from foretune.errors import InputError, shortened
 from foretune.task.config import DataSpec
 from foretune.task.labels import class_indices, class_names, column, targets
 from foretune.task.problems import shown
@@ -73,22 +73,29 @@ def read_data(spec: DataSpec, regression: bool, source: str = "run.yaml") -> Raw
     Raises:
         InputError: A file, column, text or label is missing or wrong; the message names the row.
     """
-    train = read_table(spec.train, f"{source}: data.train").head(spec.train_samples)
+    whole = read_table(spec.train, f"{source}: data.train")
+    train = whole.head(spec.train_samples)
     test = read_table(spec.eval, f"{source}: data.eval").head(spec.eval_samples)
     if len(train) < 2:
         raise InputError(f"{source}: data.train", f"{train.source} has {len(train)} row", "give at least two examples")
     where = f"{source}: data.label"
+    if len(train) < len(whole):
+        _check_cut(train, whole, spec.label, source)
     names = None if regression else class_names(train, spec.label, where)
 
     def to_labels(table: Table) -> list[Any]:
         if names is None:
             return targets(table, spec.label, where)
-        return class_indices(table, spec.label, names, where)
+        return class_indices(table, spec.label, names, where, cut=len(train) < len(whole))
 
+    train_labels = to_labels(train)
+    if names is None and min(train_labels) == max(train_labels):
+        found = f"all {len(train)} training targets are {train_labels[0]}"
+        raise InputError(where, found, "give training rows with targets that differ: there is nothing to learn")
     return RawData(
         train_texts=[_texts(train, name, f"{source}: data.text") for name in spec.text_columns],
         eval_texts=[_texts(test, name, f"{source}: data.text") for name in spec.text_columns],
-        train_labels=to_labels(train),
+        train_labels=train_labels,
         eval_labels=to_labels(test),
         labels=names,
         train_source=train.source,
@@ -116,12 +123,30 @@ def encode_data(
     )
 
 
+def _check_cut(train: Table, whole: Table, label: str, source: str) -> None:
+    """See that the first rows, where only they are kept, are not all of one label in a file that has several.
+
+    Raises:
+        InputError: They are.
+    """
+    kept, there = ({repr(value) for value in column(table, label, f"{source}: data.label")} for table in (train, whole))
+    if len(kept) == 1 < len(there):
+        found = f"the first {len(train)} rows of {whole.source} all have the label {shortened(kept.pop(), 60)}"
+        fix = "shuffle the file, or raise data.train_samples"
+        raise InputError(f"{source}: data.train_samples", f"{found}, its {len(whole)} rows have {len(there)}", fix)
+
+
 def _texts(table: Table, name: str, where: str) -> list[str]:
     values = column(table, name, where)
     for row, value in enumerate(values, start=1):
         if not isinstance(value, str):
             found = "is missing" if value is None else f"is {shown(value)}"
             raise InputError(where, f"{table.source}, row {row}: {name!r} {found}", "give a text in every row")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            found = f"{name!r} holds half a character (a lone surrogate) at position {error.start}"
+            raise InputError(where, f"{table.source}, row {row}: {found}", "write the whole character") from error
     return values
 
 

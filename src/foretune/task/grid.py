@@ -3,10 +3,11 @@
 import itertools
 import math
 import re
+from collections import Counter
 from typing import Any
 
 from foretune.task.arguments import as_number
-from foretune.task.naming import label, short, span
+from foretune.task.naming import LONGEST, abridged, digest, label, short, span
 from foretune.task.problems import custom, shown
 
 LARGEST = 1000  # candidates
@@ -18,8 +19,10 @@ def expanded(value: Any) -> Any:
     """The list of candidates that a grid stands for, the last key fastest, named by what varies; a list as it is.
 
     Raises:
-        custom: It is no grid, or too large a one.
+        custom: It is no grid, or has too many candidates.
     """
+    if isinstance(value, list) and len(value) > LARGEST:
+        raise custom(f"{len(value):,} candidates", f"write {LARGEST} at most")
     if not isinstance(value, dict):
         return value
     axes: list[tuple[str, str, list[Any]]] = []
@@ -29,11 +32,14 @@ def expanded(value: Any) -> Any:
         for key, choices in keys.items():
             if not isinstance(choices, list) or not choices:
                 raise custom(f"{section}.{key} is {shown(choices)}, not a list of choices", FIX)
+            for index, choice in enumerate(choices):
+                if any(_same(choice, other) for other in choices[:index]):
+                    raise custom(f"{section}.{key} lists {shown(choice)} twice", "write every choice once")
             axes.append((section, key, choices))
     size = math.prod(len(choices) for _, _, choices in axes)
     if size > LARGEST:
         raise custom(f"a grid of {size:,} candidates", f"write one of {LARGEST} at most")
-    found = []
+    names, found = [], []
     for chosen in itertools.product(*(choices for _, _, choices in axes)):
         made: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
         varied = []
@@ -41,8 +47,23 @@ def expanded(value: Any) -> Any:
             made[section][key] = choice
             if len(choices) > 1:
                 varied.append(setting(key, choice))
-        found.append({"name": "-".join(varied) or "base"} | made)
-    return found
+        names.append("-".join(varied) or "base")
+        found.append(made)
+    return [{"name": name} | made for name, made in zip(_distinct(names, found), found, strict=True)]
+
+
+def _distinct(names: list[str], settings: list[dict[str, Any]]) -> list[str]:
+    """The names, short enough; equal ones, as of learning rates that differ in their third digit, with a hash."""
+    times = Counter(name.lower() for name in names)
+    return [
+        abridged(name) if times[name.lower()] == 1 else f"{abridged(name, LONGEST - 9)}-{digest(repr(made))}"
+        for name, made in zip(names, settings, strict=True)
+    ]
+
+
+def _same(one: Any, other: Any) -> bool:
+    numbers = as_number(one), as_number(other)
+    return type(one) is type(other) and one == other if None in numbers else numbers[0] == numbers[1]
 
 
 def setting(key: str, value: Any) -> str:

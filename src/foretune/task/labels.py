@@ -1,22 +1,35 @@
 """Labels: class names in a fixed order, or finite numbers."""
 
 import math
+import re
+import unicodedata
+from collections.abc import Callable
 from typing import Any
 
-from foretune.errors import InputError
+from foretune.errors import InputError, shortened
 from foretune.task.problems import nearest, shown
 from foretune.task.tables import Table
 
+LONGEST_NAME = 500  # characters of a class
+LARGEST_CLASS = 2**63 - 1  # of classes that are numbers
+LARGEST_TARGET = 1e18  # the square of a larger one is infinite in single precision
+WHOLE_NUMBER = re.compile(r"\s*[+-]?\d{1,100}\s*", re.ASCII)
+NUMBER = re.compile(
+    r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*|\s*[+-]?(nan|inf(inity)?)\s*", re.ASCII | re.IGNORECASE
+)
+DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*", re.ASCII)
+
 
 def column(table: Table, name: str, where: str) -> list[Any]:
-    """A column by name.
+    """A column by name, in which blanks before and after make no difference.
 
     Raises:
         InputError: There is no such column; the message lists those there are.
     """
-    if name not in table.columns:
-        raise InputError(where, f"there is no column {name!r} in {table.source}", nearest(name, table.columns))
-    return table.columns[name]
+    if name.strip() not in table.columns:
+        fix = nearest(name, table.columns) + ("; the first line names the columns" if table.untyped else "")
+        raise InputError(where, f"there is no column {shown(name)} in {table.source}", fix)
+    return table.columns[name.strip()]
 
 
 def class_names(train: Table, name: str, where: str) -> tuple[str, ...]:
@@ -26,8 +39,8 @@ def class_names(train: Table, name: str, where: str) -> tuple[str, ...]:
         InputError: A label is missing or cannot be a class, or there is only one class.
     """
     keys = set(_class_keys(train, name, where))
-    if name in train.class_names:
-        return tuple(train.class_names[name])
+    if name.strip() in train.class_names:
+        return tuple(train.class_names[name.strip()])
     if len(keys) < 2:
         found = f"all {len(train)} training labels are {next(iter(keys))!r}"
         raise InputError(where, found, "give training rows of at least two classes, or set task: regression")
@@ -37,8 +50,15 @@ def class_names(train: Table, name: str, where: str) -> tuple[str, ...]:
         return tuple(sorted(keys))
 
 
-def class_indices(table: Table, name: str, names: tuple[str, ...], where: str) -> list[int]:
+def class_indices(table: Table, name: str, names: tuple[str, ...], where: str, cut: bool = False) -> list[int]:
     """Each row's class as an index into ``names``.
+
+    Args:
+        table: The rows.
+        name: The column of the labels.
+        names: The classes of the training rows.
+        where: The field that messages name.
+        cut: Whether there are more training rows, of which only the first are kept.
 
     Raises:
         InputError: A label is missing or is not one of ``names``.
@@ -47,69 +67,119 @@ def class_indices(table: Table, name: str, names: tuple[str, ...], where: str) -
     indices = []
     for row, key in enumerate(_class_keys(table, name, where), start=1):
         if key not in index:
-            known = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-            found = f"{table.source}, row {row}: label {key!r} does not occur in the training rows"
-            raise InputError(where, found, f"use the training labels ({known}), or add training rows with it")
+            listed = ", ".join(shortened(one, 60) for one in names[:12]) + (", ..." if len(names) > 12 else "")
+            found = f"{table.source}, row {row}: label {shown(key)} does not occur in the training rows"
+            if alike := [other for other in names if folded(other) == folded(key)]:
+                found += f", {shown(alike[0])} does"
+            fix = f"use the training labels ({listed}), or add training rows with it"
+            raise InputError(where, found, fix + (": raise data.train_samples, or shuffle the file" if cut else ""))
         indices.append(index[key])
     return indices
+
+
+def plain(label: str) -> str:
+    """A label without invisible characters, its accents written in one way."""
+    return "".join(letter for letter in unicodedata.normalize("NFKC", label) if unicodedata.category(letter) != "Cf")
+
+
+HARD_TO_SEE: dict[str, Callable[[str], str]] = {  # differences, and what removes them
+    "invisible characters": plain,
+    "blanks": str.strip,
+    "capital letters": str.casefold,
+}
+
+
+def folded(label: str, but: str = "") -> str:
+    """A label without the differences that are hard to see, ``but`` for one of these kinds."""
+    for kind, remove in HARD_TO_SEE.items():
+        label = label if kind == but else remove(label)
+    return label
 
 
 def targets(table: Table, name: str, where: str) -> list[float]:
     """Each row's target as a finite number.
 
     Raises:
-        InputError: A target is missing, not a number, or not finite.
+        InputError: A target is missing, not a number, not finite, or too large to be squared.
     """
     numbers = []
     for row, value in enumerate(column(table, name, where), start=1):
         number = _as_number(value, text=table.untyped)
-        if number is None or not math.isfinite(number):
-            found = f"{table.source}, row {row}: the target is {shown(value)}"
-            raise InputError(where, found, "give a finite number in every row, or set task: classification")
+        if number is None or not abs(number) <= LARGEST_TARGET:
+            found, fix = _no_target(value, number)
+            raise InputError(where, f"{table.source}, row {row}: the target is {found}", fix)
         numbers.append(number)
     return numbers
 
 
+def _no_target(value: Any, number: float | None) -> tuple[str, str]:
+    """What a value is that cannot be a target, and what to write instead."""
+    if number is not None and math.isfinite(number):
+        return shown(value), f"give numbers of at most {LARGEST_TARGET:.0e}; scale them"
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return "missing", "give every row a target, or remove the row"
+    if isinstance(value, str) and DECIMAL_COMMA.fullmatch(value):
+        fix = f"write a decimal point, as in {value.strip().replace(',', '.')}, and nothing between thousands"
+        return f"{shown(value)}, with a decimal comma", fix
+    if number is None and isinstance(value, str) and _as_number(value, text=True) is not None:
+        return f"{shown(value)}, which is text", "write numbers without quotes"
+    return shown(value), "give a finite number in every row, or set task: classification"
+
+
 def _class_keys(table: Table, name: str, where: str) -> list[str]:
     # Labels as text that is equal for equal labels, whether they were written as 1, 1.0, true or "1".
-    hub_names = table.class_names.get(name)
+    hub_names = table.class_names.get(name.strip())
     keys = []
+    written = column(table, name, where)
     for row, value in enumerate(_typed(table, name, where), start=1):
         at = f"{table.source}, row {row}"
-        if value is None or value == "" or value != value:
+        if value is None or value != value or (isinstance(value, str) and not value.strip()):
             raise InputError(where, f"{at}: the label is missing", "give every row a label, or remove the row")
         if hub_names is not None:
             if not 0 <= value < len(hub_names):
                 raise InputError(where, f"{at}: the label is hidden ({value})", "use a split with public labels")
             keys.append(hub_names[value])
         elif isinstance(value, str):
-            keys.append(value)
-        elif isinstance(value, float) and not value.is_integer():
+            keys.append(_class_name(value, where, at))
+        elif not isinstance(value, int | float):
+            raise InputError(where, f"{at}: found the label {shown(value)}", "give a whole number or a class name")
+        elif abs(value) > LARGEST_CLASS:
+            fix = "give smaller numbers or class names, or set task: regression"
+            raise InputError(where, f"{at}: the label {shown(written[row - 1])} is too large for a class", fix)
+        elif value != int(value):
             fix = "set task: regression in the model section, or give class names"
             raise InputError(where, f"{at}: the label {value} is a fraction", fix)
-        elif isinstance(value, int | float):
-            keys.append(str(int(value)))
         else:
-            raise InputError(where, f"{at}: found the label {shown(value)}", "give a whole number or a class name")
+            keys.append(str(int(value)))
     return keys
+
+
+def _class_name(value: str, where: str, at: str) -> str:
+    if len(value) > LONGEST_NAME:
+        found = f"{at}: the label {shown(value)} has {len(value):,} characters"
+        raise InputError(where, found, f"name the column of the labels in label; a class has {LONGEST_NAME} at most")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        found = f"{at}: the label {shown(value)} holds half a character (a lone surrogate)"
+        raise InputError(where, found, "write the whole character") from error
+    return value
 
 
 def _typed(table: Table, name: str, where: str) -> list[Any]:
     """A column's values; where all are text, numbers if every one of them is one."""
     values = column(table, name, where)
-    if table.untyped:
-        for kind in (int, float):
-            try:
-                return [None if value == "" else kind(value) for value in values]
-            except ValueError:
-                continue
+    for pattern, kind in ((WHOLE_NUMBER, int), (NUMBER, float)):
+        if table.untyped and all(not value.strip() or pattern.fullmatch(value) for value in values):
+            return [kind(value) if value.strip() else None for value in values]
     return values
 
 
 def _as_number(value: Any, text: bool) -> float | None:
-    if isinstance(value, str) and not text:
-        return None
+    """A number, one written as text only where all values are text."""
+    if isinstance(value, str):
+        return float(value) if text and NUMBER.fullmatch(value) else None
     try:
-        return float(value) if isinstance(value, int | float | str) else None
-    except (ValueError, OverflowError):
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:
         return None

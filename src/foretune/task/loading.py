@@ -8,9 +8,10 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from foretune.task.candidate import Candidate, build_candidates
+from foretune.task.capacity import check_capacity
 from foretune.task.config import RunConfig, load_config
 from foretune.task.data import EncodedData, encode_data, read_data
-from foretune.task.capacity import check_capacity
+from foretune.task.data_warnings import data_warnings
 from foretune.task.matching import Adaptation, adaptation
 from foretune.task.model import load_model, load_tokenizer
 from foretune.task.task import Task
@@ -18,12 +19,16 @@ from foretune.task.task import Task
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A task with what was learnt while loading it: config, data numbers, what each candidate adapts."""
+    """A task with what was learnt while loading it: config, data numbers, what each candidate adapts.
+
+    ``warnings`` are sentences about what can be used and may be a mistake, the worst first.
+    """
 
     config: RunConfig
     task: Task
     data: EncodedData
     adaptations: tuple[Adaptation, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def load_task(path: str | Path, candidate_names: Sequence[str] | None = None) -> Task:
@@ -69,7 +74,7 @@ def load_run(path: str | Path, candidate_names: Sequence[str] | None = None) -> 
         name=Path(path).resolve().parent.name if Path(path).stem == "run" else Path(path).stem,
     )
     adaptations = tuple(adaptation(model, candidate, _field(source, config, candidate)) for candidate in candidates)
-    return LoadedRun(config, task, data, adaptations)
+    return LoadedRun(config, task, data, adaptations, (*data_warnings(raw, data), *config.notes))
 
 
 def _init(

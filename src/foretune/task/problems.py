@@ -9,10 +9,12 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from foretune.errors import InputError
+from foretune.errors import InputError, shortened
 
+MOST_LISTED = 10  # problems in one message, with so many characters each:
+LONGEST = 250
 WHAT_TO_WRITE = {
-    "string_type": "text",
+    "string_type": "text, in quotes if it looks like something else",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
@@ -22,26 +24,30 @@ WHAT_TO_WRITE = {
     "dict_type": "a mapping of keys to values",
     "model_type": "a mapping of keys to values",
 }
-ALIASES = {  # what people call a thing elsewhere
+ALIASES = {  # what people call a thing elsewhere, without the characters between words
     "rank": "r",
-    "lora_r": "r",
+    "lorar": "r",
     "alpha": "lora_alpha",
     "dropout": "lora_dropout",
     "modules": "target_modules",
     "lr": "learning_rate",
     "epochs": "num_train_epochs",
-    "batch_size": "per_device_train_batch_size",
-    "train_batch_size": "per_device_train_batch_size",
+    "batchsize": "per_device_train_batch_size",
+    "trainbatchsize": "per_device_train_batch_size",
     "optimizer": "optim",
     "scheduler": "lr_scheduler_type",
-    "evaluation_strategy": "eval_strategy",
-    "warmup_ratio": "warmup_steps",
+    "evaluationstrategy": "eval_strategy",
+    "warmupratio": "warmup_steps",
     "adam": "adamw_torch",
     "adamw": "adamw_torch",
+    "adamwhf": "adamw_torch",
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
     "validation": "eval",
     "test": "eval",
-    "name_or_path": "path",
-    "max_len": "max_length",
+    "nameorpath": "path",
+    "maxlen": "max_length",
 }
 BOUNDS = {
     "greater_than": ("gt", "a number above"),
@@ -69,24 +75,35 @@ def raise_problems(source: str, problems: Sequence[Problem]) -> NoReturn:
     if len(problems) == 1:
         (problem,) = problems
         raise InputError(f"{source}: {problem.field}" if problem.field else source, problem.found, problem.fix)
-    listed = "; ".join(f"({i}) {p.field}: {p.found}, {p.fix}" for i, p in enumerate(problems, start=1))
+    first = [shortened(f"({i}) {p.field}: {p.found}, {p.fix}", LONGEST) for i, p in enumerate(problems, start=1)]
+    rest = len(problems) - MOST_LISTED
+    listed = "; ".join(first[:MOST_LISTED]) + (f"; and {rest} more" if rest > 0 else "")
     raise InputError(source, f"{len(problems)} problems: {listed}", "correct each of them")
 
 
 def shown(value: Any) -> str:
     """A value as it may appear in a message: short, and quoted when it is text."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    try:
+        return shortened(repr(value), 60)
+    except ValueError:  # Python refuses to write whole numbers of more than some thousand digits
+        return "a whole number of thousands of digits"
+
+
+def said(error: Exception) -> str:
+    """What another package's error says, on one line and without its last full stop."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """What to write instead of ``name``: the nearest valid name if one is near, and the names there are."""
     names = list(valid)
     folded = {candidate.lower(): candidate for candidate in reversed(names)}
-    wanted = str(name).lower()
-    alias = ALIASES.get(wanted)
+    wanted = str(name)[:100].lower()
+    alias = ALIASES.get(re.sub(r"[\s_-]", "", wanted))
     close = [alias] if alias in names else difflib.get_close_matches(wanted, list(folded), n=1, cutoff=0.6)
-    listed = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    listed = ", ".join(shortened(one, 60) for one in names[:12]) + (
+        f" and {len(names) - 12} more" if len(names) > 12 else ""
+    )
     if close and close[0] is not None:
         best = folded[close[0].lower()]
         return f"write {best}, the nearest valid one" if len(names) > 12 else f"write {best}, the nearest of: {listed}"

@@ -77,7 +77,7 @@ class Space:
             alpha = base.lora_alpha * (1.0 if base.use_rslora else point.rank / base.r)
             peft |= {"r": point.rank, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha}
         name = f"{point.placement.label}-r{point.rank}-lr{short(rate)}"
-        while name in {self.base.name, *(each.name for each in self.others.values())}:
+        while name.lower() in {each.name.lower() for each in (self.base, *self.others.values())}:
             name += "+"
         training = self.base.training | ({"learning_rate": rate} if point.step else {})
         made = replace(self.base, name=name, peft=build_lora(peft), training=training)

@@ -1,22 +1,18 @@
-"""Reading rows from files and from the hub, with every fault named by its line.
+"""Splits as tables: rows from files and from the hub, under columns of different names."""
 
-Tables are read into memory rather than through ``datasets``' builders: those write caches, and their errors
-speak of Arrow rather than of the user's file.
-"""
-
-import csv
-import io
-import json
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from foretune.errors import InputError
 from foretune.task.config import TableSpec
-from foretune.task.problems import shown
+from foretune.task.files import FileFault, read_file, unpacked
+from foretune.task.formats import FORMATS, Columns
+from foretune.task.problems import said, shown
 
-SUFFIXES = (".jsonl", ".csv", ".parquet")
+SUFFIXES = tuple(FORMATS)
+FIX = "give a jsonl, json, csv, tsv or parquet file; relative paths start at the folder of the YAML file"
 
 
 @dataclass(frozen=True)
@@ -57,74 +53,42 @@ def read_table(spec: TableSpec, where: str) -> Table:
 
 
 def _from_file(path: Path, where: str) -> Table:
-    if path.suffix.lower() not in SUFFIXES:
+    """The rows of a file, read as its suffix says; ``.gz`` may follow where it is text.
+
+    Raises:
+        InputError: It has another suffix.
+        FileFault: It is not what its suffix says.
+    """
+    packed = path.suffix.lower() == ".gz"
+    suffix = Path(path.stem).suffix.lower() if packed else path.suffix.lower()
+    if suffix not in FORMATS or (packed and suffix == ".parquet"):
         found = f"{path} has the suffix {path.suffix!r}" if path.suffix else f"{path} has no suffix"
-        raise InputError(where, found, f"give a file that ends in {', '.join(SUFFIXES)}")
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise InputError(
-            where, f"no such file: {path}", "relative paths start at the folder of the YAML file"
-        ) from error
-    except OSError as error:
-        raise InputError(where, f"{path} cannot be read ({error.strerror})", "give a readable file") from error
-    if path.suffix.lower() == ".parquet":
-        return _from_parquet(content, str(path), where)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise InputError(where, f"{path}, line {line}: not UTF-8 text", "save the file as UTF-8") from error
-    return _from_jsonl(text, str(path), where) if path.suffix.lower() == ".jsonl" else _from_csv(text, str(path), where)
+        fix = f"give a file that ends in {', '.join(SUFFIXES)}, or one of the text formats with .gz after it"
+        raise InputError(where, found, fix)
+    content = read_file(path, where, FIX)
+    if content.startswith(b"version https://git-lfs"):
+        raise FileFault(path, where, "it only points to the data (Git LFS)", "fetch the data with git lfs pull")
+    content = unpacked(content, path, where) if packed else content
+    if content.startswith(b"\x1f\x8b"):
+        raise FileFault(path, where, "it is compressed with gzip", "unpack it" if packed else "let its name end in .gz")
+    columns, untyped = FORMATS[suffix](content, path, where)
+    return Table(str(path), _by_name(columns, str(path), where), untyped=untyped)
 
 
-def _from_jsonl(text: str, source: str, where: str) -> Table:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        fix = 'write one JSON object per line, such as {"text": "...", "label": 1}'
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(where, f"{source}, line {number}: not valid JSON ({error})", fix) from error
-        if not isinstance(row, dict):
-            raise InputError(where, f"{source}, line {number}: found {shown(row)} instead of an object", fix)
-        rows.append(row)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return Table(source, {name: [row.get(name) for row in rows] for name in names})
+def _by_name(columns: Columns, source: str, where: str) -> dict[str, list[Any]]:
+    """Columns by their names, in which blanks before and after make no difference.
 
-
-def _from_csv(text: str, source: str, where: str) -> Table:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    fix = "write a header line, then as many values on each line; quote values that contain commas"
-    rows: list[list[str]] = []
-    try:
-        header = next(reader, [])
-        for row in reader:
-            if row and len(row) != len(header):
-                found = f"{source}, line {reader.line_num}: {len(row)} values under {len(header)} column names"
-                raise InputError(where, found, fix)
-            rows += [row] if row else []
-    except csv.Error as error:
-        raise InputError(where, f"{source}, line {reader.line_num}: not valid CSV ({error})", fix) from error
-    if len(set(header)) != len(header):
-        raise InputError(where, f"{source}: two columns have the same name ({', '.join(header)})", "rename one of them")
-    return Table(source, {name: [row[i] for row in rows] for i, name in enumerate(header)}, untyped=True)
-
-
-def _from_parquet(content: bytes, source: str, where: str) -> Table:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            where, f"{source} is not a parquet file ({error})", "write it again, or give jsonl or csv"
-        ) from error
-    return Table(source, {name: table.column(name).to_pylist() for name in table.column_names})
+    Raises:
+        FileFault: Two have the same name.
+    """
+    named: dict[str, list[Any]] = {}
+    for name, values in columns:
+        if name.strip() in named:
+            listed = ", ".join(shown(other) for other, _ in columns[:50])
+            fix = f"rename one of the columns {listed}"
+            raise FileFault(source, where, f"two columns have the same name, {shown(name.strip())}", fix)
+        named[name.strip()] = values
+    return named
 
 
 def _from_hub(spec: TableSpec, where: str) -> Table:
@@ -134,10 +98,11 @@ def _from_hub(spec: TableSpec, where: str) -> Table:
     try:
         dataset = datasets.load_dataset(str(spec.hub), spec.name, split=spec.split)
     except Exception as error:  # the hub, the network and the data set's own files each fail in their own way
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        fix = "check hub, name and split, and the connection; or give a jsonl, csv or parquet file"
+        reason = said(error)[:300].rstrip(".")
+        fix = "check hub, name and split, and the connection; or give a file"
         raise InputError(where, f"cannot load {source} ({type(error).__name__}: {reason})", fix) from error
     if not isinstance(dataset, datasets.Dataset):
         raise InputError(where, f"{source} is not one table", "name one split, such as split: train")
-    names = {n: f.names for n, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)}
-    return Table(source, {name: list(dataset[name]) for name in dataset.column_names}, class_names=names)
+    names = {n.strip(): f.names for n, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)}
+    columns: Sequence[tuple[str, list[Any]]] = [(name, list(dataset[name])) for name in dataset.column_names]
+    return Table(source, _by_name(columns, source, where), class_names=names)

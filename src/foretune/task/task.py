@@ -1,9 +1,10 @@
 """A task: a model, its data and its loss, with the candidates to be judged on it."""
 
 import copy
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from datasets import Dataset
 from numpy.typing import ArrayLike
 from transformers import DataCollatorWithPadding, PreTrainedModel, default_data_collator
 
+from foretune.brief import brief
 from foretune.task.candidate import Candidate
 
 MAX_DIRECTIONS = 16  # along which tangents are taken: two for each class but one
@@ -21,7 +23,7 @@ OWN_DIRECTIONS = 8  # of each example's own, where these would be more
 Loss = Literal["cross_entropy", "mean_squared_error"]
 
 
-@dataclass
+@dataclass(repr=False)
 class Task:
     """Everything a forecast, a fine-tune or a kernel needs to know.
 
@@ -34,6 +36,7 @@ class Task:
         labels: Class names, None for regression.
         candidates: The ways it could be run.
         model_init: Builds the model for a seed, as a script would; None: every seed starts from ``model``.
+        drawn: Names of the model's parameters that are drawn from the seed, such as those of a new head.
         max_length: Tokens at which texts were cut, when they were.
         name: For titles.
     """
@@ -47,8 +50,10 @@ class Task:
     labels: tuple[str, ...] | None = None
     candidates: tuple[Candidate, ...] = ()
     model_init: Callable[[int], PreTrainedModel] | None = None
+    drawn: tuple[str, ...] = ()
     max_length: int | None = None
     name: str = "task"
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         if self.loss not in {"cross_entropy", "mean_squared_error"}:
@@ -123,8 +128,16 @@ class Task:
         """``{"eval_metric": ...}`` of logits (n, c) against labels (n,); simulated runs smooth it.
 
         The correlation of a constant is counted as 0.
+
+        Raises:
+            ValueError: Logits have another number of columns than the task has outputs.
         """
         f, y = _array(logits), _array(labels).reshape(-1)
+        if self.loss == "cross_entropy" and f.shape[-1] != self.num_outputs:
+            raise ValueError(
+                f"logits have {f.shape[-1]} columns and the task has {self.num_outputs} outputs: centred predictions, "
+                "such as ridge.fx_eval, are made outputs by kernel.outputs(ridge.fx_eval)"
+            )
         if self.loss == "cross_entropy":
             return {"eval_metric": float((f.argmax(axis=-1) == y).mean())}
         f = f.reshape(-1) - f.mean()
@@ -132,23 +145,34 @@ class Task:
         norm = float(np.linalg.norm(f) * np.linalg.norm(y))
         return {"eval_metric": float(f @ y) / norm if norm > 0 else 0.0}
 
-    def drawn(self, count: int) -> list[int]:
+    def examples(self, count: int) -> list[int]:
         """Numbers of so many training examples, drawn without replacement, always the same ones, in their order."""
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))
         return order[:count].sort().values.tolist()
 
     def sampled(self, count: int) -> "Task":
         """The same task with only so many of its training examples."""
-        return self if count >= len(self.train) else replace(self, train=self.train.select(self.drawn(count)))
+        return self if count >= len(self.train) else replace(self, train=self.train.select(self.examples(count)))
 
     def with_seed(self, seed: int) -> "Task":
         """The same task from the model that a seed starts from."""
         return replace(self, model=self.build_model(seed).eval())
 
-    def fingerprint(self) -> str:
+    @functools.cached_property
+    def identity(self) -> str:
+        """A hash of pretrained weights, config, tokenised rows and loss: what makes two runs runs of the same task.
+
+        It is the same for all seeds. Candidates, the names of classes and where the model was loaded from do not enter.
+        """
+        return self.fingerprint(without=self.drawn)
+
+    def fingerprint(self, without: Collection[str] = ()) -> str:
         """A hash of weights, config, tokenised rows and loss: equal for equal tasks, on any machine.
 
         Candidates, the names of classes and where the model was loaded from do not enter.
+
+        Args:
+            without: Names of parameters that do not enter either.
         """
         digest = hashlib.blake2b(digest_size=32)
         config = self.model.config.to_dict()
@@ -158,6 +182,8 @@ class Task:
         header = [type(self.model).__name__, config, attention, self.loss, self.num_outputs]
         digest.update(json.dumps(header, sort_keys=True, default=str).encode())
         for name, tensor in self.model.state_dict().items():
+            if name in without:
+                continue
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(_bytes(tensor))
         for split in (self.train, self.eval):

@@ -13,7 +13,8 @@ from foretune.errors import InputError
 from foretune.linear import START_FILE, Linearised, linearise, load_start
 from foretune.results import read_json
 from foretune.task import Candidate, Task
-from foretune.train.finetune import build_peft_model
+from foretune.train.finetune import damaged_files
+from foretune.train.initialise import build_peft_model
 
 WEIGHTS = "adapter_model.safetensors"
 FOLDER_FIX = "give the folder of an adapter, such as DIR/train/NAME/adapter of foretune train"
@@ -43,9 +44,14 @@ def load_adapter(task: Task, folder: str | Path) -> Linearised:
             f"there is neither {START_FILE} in it nor result.json beside it, so its start is not known",
             "train it with foretune train, or save it with foretune.linearise(model).save_pretrained",
         )
+    damaged = damaged_files(folder, result)
+    if damaged:
+        found = f"{', '.join(damaged)} changed after training"
+        raise InputError(f"adapter {folder}", found, "train it again, or certify a copy without result.json beside it")
     try:
         config: Any = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = False
+        config.init_lora_weights = True  # its weights are read from the file
         model = build_peft_model(task, Candidate("adapter", config), int(result.get("seed", 42)))
         weights = load_file(folder / WEIGHTS)
     except (ValueError, TypeError, OSError, SafetensorError) as error:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from foretune.errors import InputError
 from foretune.kernel.bounds import Bound, nonlinearity, output_gap
 from foretune.linear import Linearised, replaced
-from foretune.results import provenance, read_json, writable_directory, write_json
+from foretune.results import provenance, read_json, write_json
+from foretune.run_directory import run_directory
 from foretune.tangents import all_outputs, batches, centred
 from foretune.tangents.adapters import base_name
 from foretune.task import Task, load_task
@@ -158,19 +159,20 @@ def certify_run(
 ) -> dict[str, Any]:
     """Certify an adapter with the model and the evaluation data of a ``run.yaml``; writes ``certificate.json``."""
     started = time.perf_counter()
-    directory, adapter = writable_directory(directory), Path(adapter)
-    task = load_task(run)
-    found = certify(task, adapter, per_layer=per_layer, progress=progress)
-    result = result_of(adapter)
-    inside = adapter.resolve().is_relative_to(directory.resolve())
-    content = provenance(int(result.get("seed", 42)), time.perf_counter() - started, task.device) | {
-        "name": result.get("candidate", adapter.resolve().name),
-        "linearised": bool(result.get("linearised")),
-        "adapter": str(adapter.resolve().relative_to(directory.resolve()) if inside else adapter),
-        "examples": len(task.eval),
-        **found.to_json(),
-    }
-    write_json(directory / "certificate.json", content)
+    directory, adapter = Path(directory), Path(adapter)
+    with run_directory(directory):
+        task = load_task(run)
+        certificate = certify(task, adapter, per_layer=per_layer, progress=progress)
+        result = result_of(adapter)
+        inside = adapter.resolve().is_relative_to(directory.resolve())
+        content = provenance(int(result.get("seed", 42)), time.perf_counter() - started, task.device) | {
+            "name": result.get("candidate", adapter.resolve().name),
+            "linearised": bool(result.get("linearised")),
+            "adapter": str(adapter.resolve().relative_to(directory.resolve()) if inside else adapter),
+            "examples": len(task.eval),
+            **certificate.to_json(),
+        }
+        write_json(directory / "certificate.json", content)
     return content
 
 

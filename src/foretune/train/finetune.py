@@ -1,31 +1,27 @@
 """The real fine-tune of one candidate: peft and ``Trainer`` as the user's own script would call them."""
 
+import itertools
 import resource
 import shutil
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel, get_peft_model
-from transformers import set_seed
-
 from foretune.errors import InputError
-from foretune.linear import linearise
-from foretune.results import provenance, read_json, write_json
+from foretune.linear import START_FILE, linearise
+from foretune.results import file_checksum, provenance, read_json, write_json
 from foretune.task import Candidate, Task
 from foretune.task.candidate import configuration
-from foretune.train.loop import has_checkpoint, loop_arguments, run_trainer
+from foretune.train import checkpoints
+from foretune.train.arguments import loop_arguments
+from foretune.train.hub import push_adapter
+from foretune.train.initialise import build_peft_model
+from foretune.train.loop import run_trainer
 from foretune.train.recorder import GAP_FILE, GapRecorder
 
-
-def build_peft_model(task: Task, candidate: Candidate, seed: int) -> PeftModel:
-    """The model that training starts from: this seed's head, then this seed's adapters."""
-    set_seed(seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return get_peft_model(task.build_model(seed), candidate.peft_config())
+REPLACED = "replaced"  # where results go that no longer belong to the run they are named after
+Notify = Callable[[str], None]
 
 
 def fine_tune(
@@ -37,11 +33,13 @@ def fine_tune(
     linearised: bool = False,
     certify: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    notify: Notify | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Fine-tune a candidate for real and write ``train/<name>/result.json`` and the adapter under ``directory``.
 
     Beside the adapter lies ``start.safetensors``, the parameters before training. A finished run is not repeated; an
-    interrupted one goes on from its last checkpoint.
+    interrupted one goes on from its last whole checkpoint. Results and checkpoints of other settings, data or another
+    model are not used: results are moved to ``replaced/``, checkpoints are removed, and ``notify`` is told.
 
     Args:
         task: Model, data and loss.
@@ -51,74 +49,125 @@ def fine_tune(
         linearised: Train the linearised model instead, in the same way; that run goes to ``train/<name>-linearised``.
         certify: Record on the way what ``certify`` needs for a bound, in ``gap.json`` beside the adapter.
         progress: Called with steps done and in all.
+        notify: Called with a sentence about what is not used, or did not work but does not end the run.
 
     Returns:
         The result, and whether it was there already.
 
     Raises:
-        InputError: The directory holds a run of another configuration under this name, or one that was not recorded;
-            or a linearised run is to be certified, or the loss is not finite.
+        InputError: A linearised run is to be certified, or to be trained with noise on its embeddings.
     """
     if linearised and certify:
         raise InputError("certify", "a linearised run is linear by construction", "certify the true run")
+    if linearised and candidate.training.get("neftune_noise_alpha"):
+        raise InputError("training.neftune_noise_alpha", "a linearised run has no noise on its inputs", "leave it out")
+    notify = notify or (lambda _: None)
     folder = directory / "train" / (f"{candidate.name}-linearised" if linearised else candidate.name)
     if seed is not None and seed != candidate.seed:
         folder, candidate = folder / f"seed-{seed}", candidate.with_seed(seed)
-    finished = folder / "result.json"
-    if finished.exists():
-        found = read_json(finished, f"delete {finished} to train again")
-        if (configuration(found), found["linearised"]) != (candidate.to_json(), linearised):
-            raise InputError(
-                str(finished),
-                "it is of another configuration of this name",
-                "name another directory with -o, or delete it",
-            )
-        if certify and not (folder / "adapter" / GAP_FILE).exists():
-            raise InputError(str(finished), "it was trained without recording", f"delete {folder} to train it again")
-        return found, True
+    run = candidate.to_json() | {"linearised": linearised, "task": task.identity}
+    finished = _finished(folder, run, certify, notify)
+    if finished:
+        return finished, True
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = folder / "checkpoints"
+    saved = folder / "checkpoints"
     started = time.perf_counter()
     model = build_peft_model(task, candidate, candidate.seed)
     linear = linearise(model)  # shares the parameters with the model, and keeps those before training
     recorder = GapRecorder(linear, task.loss) if certify else None
-    resume = has_checkpoint(checkpoints)
-    overrides = loop_arguments(candidate.training) | {"eval_on_start": not resume, "save_total_limit": 1}
-    overrides["save_strategy"] = overrides["eval_strategy"]
-    overrides |= {
-        name: candidate.training[name] for name in ("save_strategy", "save_total_limit") if name in candidate.training
-    }
-    run, trainer = run_trainer(
+    checkpoint = checkpoints.prepare(saved, run, notify)
+    overrides = real_arguments(candidate) | {"eval_on_start": checkpoint is None}
+    result, trainer = run_trainer(
         linear if linearised else model,
-        candidate.training_arguments(checkpoints, **overrides),
+        candidate.training_arguments(saved, **overrides),
         task.train,
         task.eval,
         task.compute_metrics,
         collator=task.collator,
         tokenizer=task.tokenizer,
         progress=progress,
+        notify=notify,
         callbacks=[recorder] if recorder else [],
-        resume=resume,
+        checkpoint=checkpoint,
         proximal=candidate.proximal,
     )
-    linear.save_pretrained(str(folder / "adapter"))
+    adapter = folder / "adapter"
+    linear.save_pretrained(str(adapter))
     if recorder:
-        recorder.save(folder / "adapter")
-    final = run.final
-    result = provenance(candidate.seed, time.perf_counter() - started, trainer.args.device) | {
+        recorder.save(adapter)
+    final = result.final
+    content = provenance(candidate.seed, time.perf_counter() - started, trainer.args.device) | {
         "candidate": candidate.name,
-        **candidate.to_json(),
-        "linearised": linearised,
+        **run,
         "final": {name: final[name] for name in ("train_loss", "eval_loss", "eval_metric")}
-        | {"metric_name": task.metric_name},
-        "curve": run.curve,
+        | {"metric_name": task.metric_name, "step": final["step"], "epoch": final["epoch"]},
+        "curve": result.curve,
         "cost": {
-            "seconds": run.train_seconds,
-            "eval_seconds": run.eval_seconds,
+            "seconds": result.train_seconds,
+            "eval_seconds": result.eval_seconds,
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
+        "files": {path.name: file_checksum(path) for path in sorted(adapter.glob("*.safetensors"))},
     }
-    write_json(finished, result)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return result, False
+    write_json(folder / "result.json", content)
+    shutil.rmtree(saved, ignore_errors=True)
+    push_adapter(candidate, adapter, notify)
+    return content, False
+
+
+def real_arguments(candidate: Candidate) -> dict[str, Any]:
+    """What a real run sets beside the user's own training arguments: evaluations, checkpoints, no push on the way."""
+    given = candidate.training
+    overrides = loop_arguments(given)
+    limit = max(int(given.get("save_total_limit") or 0), checkpoints.LEAST_KEPT)
+    overrides |= {"save_total_limit": limit, "push_to_hub": False, "save_only_model": False}
+    return overrides | {"save_strategy": given.get("save_strategy", overrides["eval_strategy"])}
+
+
+def _finished(folder: Path, run: dict[str, Any], certify: bool, notify: Notify) -> dict[str, Any] | None:
+    """The result of a run that is finished; one of another run, or a damaged one, is moved away.
+
+    Raises:
+        InputError: It was trained without the record that is asked for.
+    """
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    try:
+        result = read_json(path, "")
+        before = configuration(result) | {key: result.get(key) for key in ("linearised", "task")}
+        why = checkpoints.changes(before, run)
+        damaged = damaged_files(folder / "adapter", result)
+        why = f"it is of another run ({why})" if why else f"{', '.join(damaged)} changed since" if damaged else ""
+    except InputError as error:
+        why = error.found
+    if why:
+        place = _move_away(folder)
+        notify(f"{path}: {why}; it was moved to {place}, and the run is made again")
+        return None
+    if certify and not (folder / "adapter" / GAP_FILE).exists():
+        raise InputError(str(path), "it was trained without recording", f"delete {folder} to train it again")
+    return result
+
+
+def damaged_files(adapter: Path, result: dict[str, Any]) -> list[str]:
+    """The files of an adapter that changed after its ``result.json`` was written; a missing start is drawn again."""
+    files = {name: (adapter / name, value) for name, value in (result.get("files") or {}).items()}
+    return [
+        name
+        for name, (path, value) in files.items()
+        if file_checksum(path) != value and (path.exists() or name != START_FILE)
+    ]
+
+
+def _move_away(folder: Path) -> Path:
+    """Move a run's files, but not those of its other seeds, into ``replaced/`` of the run directory."""
+    root = next(parent for parent in folder.parents if parent.name == "train").parent
+    name = "-".join(folder.relative_to(root / "train").parts)
+    place = next(path for number in itertools.count(1) if not (path := root / REPLACED / f"{name}-{number}").exists())
+    place.mkdir(parents=True)
+    for part in folder.iterdir():
+        if not part.name.startswith("seed-"):
+            shutil.move(part, place / part.name)
+    return place

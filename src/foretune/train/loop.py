@@ -4,99 +4,42 @@ Because both go through it, optimiser, schedule, batch order, accumulation, clip
 are those of the real run by construction.
 """
 
+import copy
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from foretune.linear import Moments
 from foretune.task.config import ProximalSpec
 from foretune.task.model import quiet
+from foretune.train.arguments import depends_on_evaluations
+from foretune.train.checkpoints import seal
+from foretune.train.curve import Run, curve_of
 from foretune.train.proximal import anchor_adapters
-
-TOGETHER = 16  # moments that are evaluated together: each is a copy of what is trained
-
-
-class Point(TypedDict):
-    """A point of a curve; train_loss is the mean over the steps since the last point, None before the first step."""
-
-    step: int
-    epoch: float
-    train_loss: float | None
-    eval_loss: float
-    eval_metric: float
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a training run gave.
-
-    Attributes:
-        curve: A point before the first step, at the end, and between them as often as ``eval_strategy`` says.
-        train_seconds: Time spent in steps.
-        eval_seconds: Time spent in evaluations.
-        step_losses: Training loss of every step that was made, as ``Trainer`` logs it.
-    """
-
-    curve: list[Point]
-    train_seconds: float
-    eval_seconds: float
-    step_losses: list[float] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        """Time spent in all."""
-        return self.train_seconds + self.eval_seconds
-
-    @property
-    def final(self) -> Point:
-        """The last point."""
-        return self.curve[-1]
-
-
-class PutOff:
-    """Evaluations of models that are made later, several at a time, and the histories that they belong to.
-
-    Args:
-        moments: Keeps what is to be evaluated.
-    """
-
-    def __init__(self, moments: Moments) -> None:
-        self.moments = moments
-        self.histories: list[list[dict[str, Any]]] = [[] for _ in moments.models]
-        self.pending: list[list[dict[str, Any]]] = []  # entries of the histories without their evaluations yet
-
-    def take(self, step: int, epoch: float) -> None:
-        """Note that there is something to evaluate."""
-        self.moments.take()
-        self.pending.append([{"step": step, "epoch": epoch} for _ in self.histories])
-        for history, entry in zip(self.histories, self.pending[-1], strict=True):
-            history.append(entry)
-
-    def settle(self, evaluate: Callable[[nn.Module], dict[str, float]]) -> None:
-        """Make the evaluations."""
-        for entries, stand_ins in zip(self.pending, self.moments.recall(), strict=True):
-            for entry, stand_in in zip(entries, stand_ins, strict=True):
-                entry.update(evaluate(stand_in))
-        self.pending.clear()
+from foretune.train.put_off import TOGETHER, PutOff
+from foretune.train.trackers import guard_trackers
 
 
 class LoopTrainer(Trainer):
-    """``Trainer`` as both kinds of runs use it: it says nothing, keeps every step's loss and may put evaluations off.
+    """``Trainer`` as both kinds of runs use it: it prints nothing, keeps every step's loss and may put evaluations off.
+
+    Evaluations are of all examples, and the last step is always evaluated.
 
     Args:
         compute_metrics: Of outputs and labels.
         progress: Called with steps done and in all.
+        notify: Called with a sentence about what did not work but does not end the run.
         kwargs: What else ``Trainer`` takes.
     """
 
@@ -109,6 +52,7 @@ class LoopTrainer(Trainer):
         *,
         compute_metrics: Callable[[Any, Any], dict[str, float]],
         progress: Callable[[int, int], None] | None = None,
+        notify: Callable[[str], None] | None = None,
         **kwargs: Any,
     ) -> None:
         def metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -120,20 +64,22 @@ class LoopTrainer(Trainer):
             super().__init__(compute_metrics=metrics, **kwargs)
         for chatty in (PrinterCallback, ProgressCallback):
             self.remove_callback(chatty)
+        guard_trackers(self, notify or (lambda _: None))
         if progress:
             self.add_callback(_OnStep(progress))
         self.put_off: PutOff | None = None
         self.losses: dict[int, torch.Tensor] = {}  # by the steps made before
+        self.last_evaluated: int | None = None
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As ever."""
+        """A step of ``Trainer``, whose loss is kept."""
         loss = super().training_step(*args, **kwargs)
         step = self.state.global_step
         self.losses[step] = self.losses[step] + loss if step in self.losses else loss
         return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """As ever, prepared once."""
+        """The optimiser of ``Trainer``, prepared once."""
         made = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if made:
@@ -141,13 +87,23 @@ class LoopTrainer(Trainer):
         return optimizer
 
     def prepare_optimizer(self, optimizer: Optimizer) -> None:
-        """With the proximal term, if there is one."""
+        """Add the proximal term, if there is one."""
         if self.proximal is not None and self.proximal.strength > 0:
             assert isinstance(self.model, nn.Module)
             anchor_adapters(optimizer, self.model, self.proximal)
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Batches of all evaluation examples: ``dataloader_drop_last`` is about training."""
+        args = self.args
+        self.args = copy.copy(args)
+        self.args.dataloader_drop_last = False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args = args
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Training losses belong to the histories of what is evaluated later, too."""
+        """Log as ``Trainer`` does, training losses to the histories of what is evaluated later too."""
         super().log(logs, *args, **kwargs)
         if "loss" in logs and self.put_off:
             for history, loss in zip(self.put_off.histories, self.logged(logs["loss"]), strict=True):
@@ -158,7 +114,7 @@ class LoopTrainer(Trainer):
         return [loss]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Now, later or not at all."""
+        """Evaluate now, later or not at all."""
         started = time.perf_counter()
         if not self.put_off and not self.blind:
             metrics = super().evaluate(*args, **kwargs)
@@ -170,6 +126,7 @@ class LoopTrainer(Trainer):
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             if len(self.put_off.pending) == TOGETHER:
                 self.settle()
+        self.last_evaluated = self.state.global_step
         self.eval_seconds += time.perf_counter() - started
         return metrics
 
@@ -186,13 +143,33 @@ class LoopTrainer(Trainer):
                 self.put_off.settle(evaluated)
             self.model = model
 
-    def run(self, resume: bool = False) -> list[Run]:
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a checkpoint as ``Trainer`` does, and seal it when it is whole."""
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            seal(Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}"))
+
+    @property
+    def kept_step(self) -> int | None:
+        """The step whose checkpoint is loaded at the end; None: the model stays as the last step left it."""
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        return int(best.rpartition("-")[2]) if best else None
+
+    @property
+    def last_step_is_evaluated(self) -> bool:
+        """Whether the last step was evaluated, here or before training was interrupted."""
+        step = self.state.global_step
+        logged = any("eval_loss" in entry and entry["step"] == step for entry in self.state.log_history)
+        return logged or self.last_evaluated == step
+
+    def run(self, checkpoint: Path | None = None) -> list[Run]:
         """Train, with an evaluation at the end, and say how it went: one run, or one for each model of ``put_off``."""
         started = time.perf_counter()
         with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
-            self.train(resume_from_checkpoint=resume or None)
-            if self.args.eval_strategy == "no" and not self.blind:  # the end is a point of every curve
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            kept = self.kept_step
+            if kept is None and not self.blind and not self.last_step_is_evaluated:
                 self.evaluate()
             settling = time.perf_counter()
             self.settle()
@@ -200,9 +177,9 @@ class LoopTrainer(Trainer):
         seconds = time.perf_counter() - started - self.eval_seconds
         histories = self.put_off.histories if self.put_off else [self.state.log_history]
         steps = [loss.reshape(len(histories)).tolist() for loss in self.losses.values()]
-        losses = [[each[number] for each in steps] for number in range(len(histories))]
+        losses = [[of_step[number] for of_step in steps] for number in range(len(histories))]
         return [
-            Run(_curve(history), seconds / len(histories), self.eval_seconds / len(histories), own)
+            Run(curve_of(history), seconds / len(histories), self.eval_seconds / len(histories), own, kept)
             for history, own in zip(histories, losses, strict=True)
         ]
 
@@ -228,8 +205,9 @@ def run_trainer(
     collator: Callable[..., Any] | None = None,
     tokenizer: Any = None,
     progress: Callable[[int, int], None] | None = None,
+    notify: Callable[[str], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-    resume: bool = False,
+    checkpoint: Path | None = None,
     proximal: ProximalSpec | None = None,
     moments: Moments | None = None,
     blind: bool = False,
@@ -238,6 +216,7 @@ def run_trainer(
 
     A proximal term acts on the adapters, and not on modules trained in full, such as a new head. Given ``moments``,
     evaluations are made later, several at a time, and ``blind`` not at all, unless the run itself depends on them.
+    Training goes on from ``checkpoint``, if one is given.
     """
     trainer = LoopTrainer(
         model=model,
@@ -249,49 +228,10 @@ def run_trainer(
         compute_metrics=compute_metrics,
         callbacks=list(callbacks),
         progress=progress,
+        notify=notify,
     )
     trainer.proximal = proximal
     if not depends_on_evaluations(args):
         trainer.put_off, trainer.blind = PutOff(moments) if moments else None, blind
-    (run,) = trainer.run(resume)
+    (run,) = trainer.run(checkpoint)
     return run, trainer
-
-
-def loop_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate and log by epoch, unless the user asked otherwise, and before the first step."""
-    return {
-        "eval_strategy": "epoch",
-        "logging_strategy": "epoch",
-        "eval_on_start": True,
-        "disable_tqdm": True,
-    } | {name: given[name] for name in ("eval_strategy", "logging_strategy") if name in given}
-
-
-def depends_on_evaluations(args: TrainingArguments) -> bool:
-    """Whether steps depend on evaluations, or evaluations on more than the parameters."""
-    averages = str(args.optim).startswith("schedule_free")  # evaluates at other weights than it trains
-    return averages or args.lr_scheduler_type == "reduce_lr_on_plateau" or args.metric_for_best_model is not None
-
-
-def has_checkpoint(directory: Path) -> bool:
-    """Whether an interrupted run left a checkpoint to go on from."""
-    return any((path / "trainer_state.json").exists() for path in directory.glob("checkpoint-*"))
-
-
-def _curve(history: list[dict[str, Any]]) -> list[Point]:
-    curve: list[Point] = []
-    loss: float | None = None
-    for entry in history:
-        if "loss" in entry:
-            loss = float(entry["loss"])
-        if "eval_loss" in entry:
-            curve.append(
-                {
-                    "step": int(entry["step"]),
-                    "epoch": float(entry.get("epoch", 0.0)),
-                    "train_loss": loss,
-                    "eval_loss": float(entry["eval_loss"]),
-                    "eval_metric": float(entry["eval_metric"]),
-                }
-            )
-    return curve

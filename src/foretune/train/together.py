@@ -12,7 +12,10 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from foretune.linear import Lockstep, Moments
-from foretune.train.loop import LoopTrainer, PutOff, Run, depends_on_evaluations
+from foretune.train.arguments import depends_on_evaluations
+from foretune.train.curve import Run
+from foretune.train.loop import LoopTrainer
+from foretune.train.put_off import PutOff
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")  # whatever the rate, the same shares of it
 OPTIMISERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")  # of torch, a parameter at a time

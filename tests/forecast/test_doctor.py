@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -6,8 +7,9 @@ from helpers import tiny_rows, write_jsonl, write_tiny_run
 from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
 
-from foretune.task import diagnose, load_task
-from foretune.task.doctor import cache_values_per_token, compress, num_steps
+from foretune.forecast.costs import cache_values_per_token, num_examples, num_steps
+from foretune.forecast.doctor import compress, diagnose
+from foretune.task import load_task
 from foretune.task.matching import AdaptedModule
 
 
@@ -61,17 +63,26 @@ def test_nothing_is_changed_by_the_timing(tmp_path: Path) -> None:
         {"num_train_epochs": 1.5, "per_device_train_batch_size": 7},
         {"gradient_accumulation_steps": 4, "dataloader_drop_last": True, "per_device_train_batch_size": 10},
         {"max_steps": 3},
+        {"max_steps": 3, "gradient_accumulation_steps": 100_000},
+        {"num_train_epochs": 2, "gradient_accumulation_steps": 100_000},
     ],
 )
-def test_steps_are_counted_as_trainer_does(keys: dict[str, float], tmp_path: Path) -> None:
+def test_steps_and_examples_are_those_of_trainer(keys: dict[str, float], tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path))
     arguments = task.candidates[0].training_arguments(
         tmp_path / "out", save_strategy="no", disable_tqdm=True, logging_strategy="no", **keys
     )
     assert isinstance(arguments, TrainingArguments)
     model = get_peft_model(task.model, task.candidates[0].peft_config())
-    trainer = Trainer(model, arguments, train_dataset=task.train, data_collator=task.collator)
+    seen: list[int] = []
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        seen.append(len(rows))
+        return task.collator(rows)
+
+    trainer = Trainer(model, arguments, train_dataset=task.train, data_collator=collate)
     assert trainer.train().global_step == num_steps(len(task.train), arguments)
+    assert num_examples(len(task.train), arguments) == pytest.approx(sum(seen), rel=0.25)
 
 
 def test_names_are_folded() -> None:

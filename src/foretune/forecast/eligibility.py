@@ -1,0 +1,152 @@
+"""Which candidates of a run file can be trained and forecast: asked before anything is spent."""
+
+import json
+import tempfile
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from peft import get_peft_model
+from transformers.training_args import OptimizerNames
+
+from foretune.errors import InputError
+from foretune.forecast.simulate import simulated_arguments
+from foretune.tangents import check_forecastable, read_adapters
+from foretune.task import Candidate, Task
+from foretune.task.loading import LoadedRun
+from foretune.task.matching import skeleton
+from foretune.train.rehearsal import rehearse
+
+LAYERWISE = (
+    "galore",
+    "apollo",
+    "lomo",
+    "adalomo",
+)  # optimisers that look at the network's modules or hook its backward
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A loaded run with the candidates that can be forecast.
+
+    Attributes:
+        loaded: The run; its task has only these candidates.
+        problems: Why others cannot be, by name.
+    """
+
+    loaded: LoadedRun
+    problems: dict[str, InputError]
+
+    @property
+    def left_out(self) -> list[dict[str, str]]:
+        """Names and reasons of the candidates that cannot be forecast, as in ``forecast.json``."""
+        return [{"name": name, "reason": _reason(error)} for name, error in self.problems.items()]
+
+
+def examine(loaded: LoadedRun, source: str | Path) -> Examined:
+    """Leave out the candidates that cannot be trained or forecast, by name and with the reason.
+
+    Args:
+        loaded: A loaded run file.
+        source: How messages call the file.
+
+    Raises:
+        InputError: None of them can be.
+    """
+    task = loaded.task
+    verdicts: dict[str, InputError | None] = {}  # of the training section, which candidates may share
+    problems: dict[str, InputError] = {}
+    for candidate in task.candidates:
+        where = f"{source}: candidate {candidate.name!r}"
+        shared = json.dumps([candidate.training_dict(), candidate.proximal_dict()], sort_keys=True)
+        try:
+            if shared not in verdicts:
+                verdicts[shared] = _verdict(task, candidate, where)
+            if (verdict := verdicts[shared]) is not None:
+                raise InputError(f"{where}: {verdict.where.split(': ')[-1]}", verdict.found, verdict.fix)
+            check_adapters(task, candidate, f"{where}: peft")
+        except InputError as error:
+            problems[candidate.name] = error
+    problems |= _other_heads(loaded, source, problems)
+    kept = [number for number, candidate in enumerate(task.candidates) if candidate.name not in problems]
+    if not kept:
+        first, *_ = problems.values()
+        raise first
+    chosen = replace(
+        loaded,
+        task=replace(task, candidates=tuple(task.candidates[number] for number in kept)),
+        adaptations=tuple(loaded.adaptations[number] for number in kept),
+    )
+    return Examined(chosen, problems)
+
+
+def _other_heads(loaded: LoadedRun, source: str | Path, problems: Collection[str]) -> dict[str, InputError]:
+    """Candidates without problems that train other modules in full than the first of them: tangents are of one cut."""
+    pairs = zip(loaded.task.candidates, loaded.adaptations, strict=True)
+    heads = {candidate.name: adaptation.heads for candidate, adaptation in pairs if candidate.name not in problems}
+    first = next(iter(heads.values()), ())
+    return {
+        name: InputError(
+            f"{source}: candidate {name!r}: peft.modules_to_save",
+            f"it trains other modules in full ({', '.join(own)}) than the first candidate ({', '.join(first)})",
+            "forecast it from a run file of its own",
+        )
+        for name, own in heads.items()
+        if own != first
+    }
+
+
+def _reason(error: InputError) -> str:
+    """What an error says, without the file and the candidate, which are named beside it."""
+    return f"{error.where.split(': ')[-1]}: {error.found}. {error.fix[:1].upper()}{error.fix[1:].rstrip('.')}."
+
+
+def _verdict(task: Task, candidate: Candidate, where: str) -> InputError | None:
+    """Why a candidate's training cannot be built or simulated; None if it can."""
+    try:
+        rehearse(task, candidate, where)
+        check_training(candidate, f"{where}: training")
+    except InputError as error:
+        return error
+    return None
+
+
+def check_training(candidate: Candidate, where: str) -> None:
+    """See that a simulated run can do what the training section asks for.
+
+    Raises:
+        InputError: It cannot.
+    """
+    given = candidate.training
+    if given.get("neftune_noise_alpha"):
+        raise InputError(
+            f"{where}.neftune_noise_alpha",
+            "noise on the embeddings cannot be forecast, as tangents are of the inputs without it",
+            "leave it out to forecast; foretune train takes it",
+        )
+    optimizer = OptimizerNames(candidate.training_arguments("unused").optim).value
+    if optimizer.startswith(LAYERWISE):
+        raise InputError(
+            f"{where}.optim",
+            f"{optimizer} cannot be forecast, as it works on the network's own modules",
+            "write adamw_torch to forecast; foretune train takes it",
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        simulated_arguments(candidate, scratch, candidate.seed)
+
+
+def check_adapters(task: Task, candidate: Candidate, where: str) -> None:
+    """See that the tangents hold what a candidate's adapters do, on the model without weights.
+
+    Raises:
+        InputError: They do not.
+    """
+    check_forecastable(candidate.peft, where)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = get_peft_model(skeleton(task.model), candidate.peft_config(), low_cpu_mem_usage=True)
+    try:
+        read_adapters(adapted)
+    except InputError as error:
+        raise InputError(where, error.found, error.fix) from error

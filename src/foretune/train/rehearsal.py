@@ -1,0 +1,142 @@
+"""A run built without weights, before anything is spent: what ``Trainer`` would refuse later, it refuses now."""
+
+import importlib.util
+import tempfile
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from foretune.errors import InputError
+from foretune.task import Candidate, Task
+from foretune.task.matching import skeleton
+from foretune.task.problems import nearest
+from foretune.train.arguments import metric_names
+from foretune.train.finetune import real_arguments
+from foretune.train.hub import check_hub
+from foretune.train.initialise import check_initialisation
+from foretune.train.loop import LoopTrainer
+
+PLAIN = "adamw_torch"  # an optimiser that needs no further package
+
+
+class _Rehearsal(LoopTrainer):
+    """A trainer of a model without weights, which stays where it is."""
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        pass
+
+
+def rehearse(task: Task, candidate: Candidate, where: str) -> None:
+    """Build ``Trainer``, optimiser, schedule, trackers and batches of a candidate on its model without weights.
+
+    What cannot be built is an ``InputError`` that names the key, the reason, and what to write.
+
+    Args:
+        task: Model, data and loss.
+        candidate: What would be trained.
+        where: How messages call the candidate, such as ``run.yaml: candidate 'base'``.
+    """
+    training = f"{where}: training"
+    check_initialisation(candidate, f"{where}: peft")
+    _check_choice(task, candidate, training)
+    check_hub(candidate, training)
+    _check_kernels(candidate, training)
+    config = candidate.peft_config()
+    config.init_lora_weights = True  # other initialisations read weights or data, and change no shape
+    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(skeleton(task.model), config, low_cpu_mem_usage=True)
+        with _refused(training, "change or remove the keys it names"):
+            args = candidate.training_arguments(scratch, **real_arguments(candidate))
+            _check_batches(task, args, training)
+            trainer = _Rehearsal(
+                model=model,
+                args=args,
+                train_dataset=task.train,
+                eval_dataset=task.eval,
+                compute_metrics=task.compute_metrics,
+                data_collator=task.collator,
+                processing_class=task.tokenizer,
+            )
+            trainer.proximal = candidate.proximal
+            steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
+        with _refused(f"{training}.optim", f"install what it names, or write {PLAIN}, which needs no further package"):
+            trainer.create_optimizer()
+            _take_a_step(args, model)
+        with _refused(f"{training}.lr_scheduler_type", "write lr_scheduler_kwargs that this schedule takes"):
+            trainer.create_scheduler(steps)
+
+
+@contextmanager
+def _refused(where: str, fix: str) -> Generator[None]:
+    """Turn what the libraries raise into one kind of error.
+
+    Raises:
+        InputError: Something was raised inside the block.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # every library refuses in its own way
+        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        raise InputError(where, f"the run cannot be built ({reason})", fix) from error
+
+
+def _check_choice(task: Task, candidate: Candidate, where: str) -> None:
+    """See that ``metric_for_best_model`` is something that is measured.
+
+    Raises:
+        InputError: It is not.
+    """
+    given = candidate.training.get("metric_for_best_model")
+    names = metric_names(task.metric_name)
+    if given is not None and str(given).removeprefix("eval_") not in names:
+        raise InputError(
+            f"{where}.metric_for_best_model", f"{given!r} is not measured here", nearest(str(given), names)
+        )
+
+
+def _check_kernels(candidate: Candidate, where: str) -> None:
+    """See that the kernels that a run replaces its model's by are installed: ``Trainer`` looks for them when it starts.
+
+    Raises:
+        InputError: They are not.
+    """
+    if candidate.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        raise InputError(
+            f"{where}.use_liger_kernel", "liger-kernel is not installed", "install liger-kernel, or leave it out"
+        )
+
+
+def _check_batches(task: Task, args: TrainingArguments, where: str) -> None:
+    """See that a whole batch is left where smaller ones are dropped.
+
+    Raises:
+        InputError: There is none.
+    """
+    if args.dataloader_drop_last and len(task.train) < args.train_batch_size:
+        raise InputError(
+            f"{where}.dataloader_drop_last",
+            f"no batch is left: a batch takes {args.train_batch_size} of {len(task.train)} training examples",
+            "leave it out, or write a smaller per_device_train_batch_size",
+        )
+
+
+def _take_a_step(args: TrainingArguments, model: nn.Module) -> None:
+    """Take a step of the optimiser on a small parameter, to see that it runs on this device."""
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]
+    if not isinstance(kind, type) or not issubclass(kind, torch.optim.Optimizer):
+        return
+    if {"params", "model", "optimizer_dict"} & set(options):  # it is made for this model's own parameters
+        return
+    parameter = nn.Parameter(torch.ones(4, 4, device=args.device))
+    parameter.grad = torch.ones_like(parameter)
+    optimizer = kind([parameter], **options)
+    getattr(optimizer, "train", lambda: None)()  # schedule-free optimisers are told that training begins
+    optimizer.step()

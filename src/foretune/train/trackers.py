@@ -1,0 +1,48 @@
+"""Experiment trackers beside a run: one that fails is left out, and the run goes on."""
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import Trainer
+
+INTEGRATIONS = "transformers.integrations"
+
+
+class Guarded:
+    """A tracker's callback whose first failure is said, and ends it instead of the run.
+
+    Args:
+        callback: The tracker's own.
+        notify: Called with a sentence about the failure.
+    """
+
+    def __init__(self, callback: Any, notify: Callable[[str], None]) -> None:
+        self._callback, self._notify, self._failed = callback, notify, False
+
+    def __getattr__(self, name: str) -> Any:
+        wrapped = getattr(self._callback, name)
+        if not name.startswith("on_"):
+            return wrapped
+
+        def event(*args: Any, **kwargs: Any) -> Any:
+            if self._failed:
+                return None
+            try:
+                return wrapped(*args, **kwargs)
+            except Exception as error:  # every tracker fails in its own way
+                self._failed = True
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                name = type(self._callback).__name__.removesuffix("Callback")
+                self._notify(f"the tracker {name} failed ({reason}): the run goes on without it")
+                return None
+
+        return event
+
+
+def guard_trackers(trainer: Trainer, notify: Callable[[str], None]) -> None:
+    """Guard every callback that a ``Trainer`` reports to."""
+    handler = trainer.callback_handler
+    handler.callbacks[:] = [
+        Guarded(callback, notify) if type(callback).__module__.startswith(INTEGRATIONS) else callback
+        for callback in handler.callbacks
+    ]

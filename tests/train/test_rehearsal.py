@@ -1,0 +1,105 @@
+"""What Trainer would refuse in the middle of a run is refused before anything is spent."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import write_tiny_run
+
+from foretune.errors import InputError
+from foretune.task import load_task
+from foretune.train.rehearsal import rehearse
+
+
+def refused(folder: Path, peft: dict[str, Any] | None = None, **training: Any) -> str:
+    """What a rehearsal says of these settings; empty if it is content."""
+    task = load_task(write_tiny_run(folder, training=training, peft=peft or {}))
+    try:
+        rehearse(task, task.candidates[0], "run.yaml: candidate 'base'")
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("optim", "package"),
+    [
+        ("paged_adamw_8bit", "bitsandbytes"),
+        ("adamw_bnb_8bit", "bitsandbytes"),
+        ("galore_adamw", "galore_torch"),
+        ("schedule_free_adamw", "schedulefree"),
+        ("stable_adamw", "optimi"),
+        ("adamw_torch_8bit", "torchao"),
+        ("apollo_adamw", "apollo_torch"),
+        ("lomo", "lomo_optim"),
+        ("grokadamw", "grokadamw"),
+    ],
+)
+def test_an_optimiser_without_its_package_is_named(optim: str, package: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+    more: dict[str, Any] = {"optim_target_modules": ["query"]} if optim.startswith(("galore", "apollo")) else {}
+    said = refused(tmp_path, optim=optim, **more)
+    assert "candidate 'base': training.optim" in said and "install" in said and "write adamw_torch" in said
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        (
+            {"dataloader_drop_last": True, "per_device_train_batch_size": 64},
+            ["dataloader_drop_last", "no batch is left"],
+        ),
+        ({"report_to": "tensorboard"}, ["training", "tensorboard"]),
+        ({"fsdp": "full_shard"}, ["training", "fsdp"]),
+        ({"use_liger_kernel": True}, ["liger"]),
+        ({"push_to_hub": True}, ["push_to_hub", "cannot be used from here"]),
+        ({"metric_for_best_model": "f1"}, ["metric_for_best_model", "loss, accuracy"]),
+        ({"eval_strategy": "epoch", "metric_for_best_model": "acuracy"}, ["metric_for_best_model", "Write accuracy"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_built_is_refused_with_the_key(
+    training: dict[str, Any], words: list[str], tmp_path: Path
+) -> None:
+    said = refused(tmp_path, **training)
+    assert all(word in said for word in words), said
+
+
+def test_an_initialisation_that_needs_a_step_first_is_refused(tmp_path: Path) -> None:
+    said = refused(tmp_path, peft={"init_lora_weights": "lora_ga"})
+    assert "peft.init_lora_weights" in said and "'lora_ga'" in said and "needs gradients" in said
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"metric_for_best_model": "accuracy"},
+        {"metric_for_best_model": "eval_accuracy"},
+        {"prediction_loss_only": True},
+        {"batch_eval_metrics": True},
+        {"eval_do_concat_batches": False},
+        {"include_for_metrics": ["inputs", "loss"]},
+        {"label_names": ["labels"]},
+        {"dataloader_drop_last": True},
+        {"eval_delay": 100},
+        {"neftune_noise_alpha": 5},
+        {"optim": "adafactor"},
+        {"lr_scheduler_type": "cosine_with_restarts"},
+    ],
+    ids=lambda value: "-".join(value),
+)
+def test_what_trainer_takes_is_taken(training: dict[str, Any], tmp_path: Path) -> None:
+    assert refused(tmp_path, **training) == ""
+
+
+def test_a_rehearsal_leaves_the_random_state_alone(tmp_path: Path) -> None:
+    import torch
+
+    task = load_task(write_tiny_run(tmp_path))
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    rehearse(task, task.candidates[0], "run.yaml")
+    assert torch.equal(torch.rand(2), expected)
