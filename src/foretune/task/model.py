@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -22,6 +24,7 @@ from transformers.utils import logging
 from foretune.errors import InputError
 from foretune.task.config import GgufFile, ModelSpec
 from foretune.task.pooling import MeanPooledClassifier, pooling_option
+from foretune.task.weights import check_weights, drawn
 
 FOLDER_FIX = (
     "give a folder with config.json, weights and tokenizer, or a hub id such as sentence-transformers/all-MiniLM-L6-v2"
@@ -50,6 +53,22 @@ def load_tokenizer(spec: ModelSpec, where: str = "run.yaml: model.path") -> PreT
     return tokenizer
 
 
+@dataclass(frozen=True)
+class LoadedModel:
+    """A classifier, and what of it is not from the weights file: the names of its parameters that were drawn."""
+
+    model: PreTrainedModel
+    drawn: tuple[str, ...]
+
+
+def read_model_config(spec: ModelSpec, where: str = "run.yaml: model.path") -> PreTrainedConfig:
+    """The config of the model as it was saved; one that cannot be read is an ``InputError``."""
+    location, options = _location(spec, where)
+    with quiet(), _explained(spec, where, "config"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(location, **options)
+    return config
+
+
 def load_model(
     spec: ModelSpec,
     num_labels: int,
@@ -57,7 +76,7 @@ def load_model(
     pad_token_id: int | None = None,
     seed: int = 42,
     where: str = "run.yaml: model.path",
-) -> PreTrainedModel:
+) -> LoadedModel:
     """The pretrained model with a classifier on top, in eval mode.
 
     The new head is a function of the seed, exactly as in a script that calls ``set_seed(seed)`` and then
@@ -77,29 +96,26 @@ def load_model(
     if labels is not None:
         head |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     head["problem_type"] = "regression" if spec.task == "regression" else "single_label_classification"
-    options |= {"dtype": getattr(torch, spec.dtype)}
+    # sizes that do not fit are refused by check_weights, which names them
+    options |= {"dtype": getattr(torch, spec.dtype), "output_loading_info": True, "ignore_mismatched_sizes": True}
     if spec.attn_implementation is not None:
         options["attn_implementation"] = spec.attn_implementation
     if isinstance(spec.path, GgufFile) and hasattr(transformers, "GgufConfig"):  # else they are always dense
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    pooling = pooling_option(read_model_config(spec, where)) if spec.pooling == "mean" else {}
     with quiet(), _explained(spec, where, "model"):
         set_seed(seed)
         if spec.pooling == "mean":
-            known = {key: options[key] for key in options if key in {"gguf_file", "revision", "trust_remote_code"}}
-            pooling = pooling_option(AutoConfig.from_pretrained(location, **known))
-            encoder, loading = AutoModel.from_pretrained(location, output_loading_info=True, **options, **pooling)
-            encoder.config.update(head)
-            model: PreTrainedModel = MeanPooledClassifier(encoder.config, encoder)
-            prefix = ""
+            source, loading = AutoModel.from_pretrained(location, **options, **pooling)
+            source.config.update(head)
+            model: PreTrainedModel = MeanPooledClassifier(source.config, source)
         else:
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                location, output_loading_info=True, **options, **head
-            )
-            prefix = f"{model.base_model_prefix}."
-    _check_weights_fit(model, prefix, loading["missing_keys"], where)
+            source, loading = AutoModelForSequenceClassification.from_pretrained(location, **options, **head)
+            model = source
+    check_weights(model, source, loading, where)
     if pad_token_id is not None:
         model.config.pad_token_id = pad_token_id
-    return model.eval()
+    return LoadedModel(model.eval(), drawn(model, source, loading["missing_keys"]))
 
 
 @contextlib.contextmanager
@@ -165,8 +181,6 @@ def _advice(reason: str, spec: ModelSpec, thing: str) -> str:
         return "set trust_remote_code: true in the model section if you trust the code in that repository"
     if "attn_implementation" in lowered or "attention" in lowered:
         return "write attn_implementation: sdpa or eager, or leave it out"
-    if "size mismatch" in lowered or "ignore_mismatched_sizes" in lowered:
-        return "its head was trained for another number of labels: give the base model it was made from"
     if "unrecognized" in lowered or "does not recognize this architecture" in lowered or "model type" in lowered:
         return "give an architecture that AutoModelForSequenceClassification supports, or set pooling: mean"
     if Path(spec.path).is_absolute():
@@ -174,12 +188,3 @@ def _advice(reason: str, spec: ModelSpec, thing: str) -> str:
             return "save the tokenizer into the same folder, with tokenizer.save_pretrained(folder)"
         return "give a folder with weights that match its config.json (model.safetensors or pytorch_model.bin)"
     return "check the spelling and the connection, or give the path of a folder on this machine"
-
-
-def _check_weights_fit(model: PreTrainedModel, prefix: str, missing: Collection[str], where: str) -> None:
-    # A file whose names do not fit loads without an error and leaves a random model: refuse that.
-    body = [name for name, _ in model.named_parameters() if name.startswith(prefix or "encoder.")]
-    absent = [name for name in missing if name.startswith(prefix)]
-    if body and len(absent) > len(body) / 2:
-        found = f"{len(absent)} of the {len(body)} tensors of {type(model).__name__} are not in the weights file"
-        raise InputError(where, found, "give weights that were saved from the architecture named in config.json")

@@ -94,7 +94,7 @@ def mean_over_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """The part that reads texts: the encoder of a model that has a decoder too (T5, BART), else the model itself."""
-    if not model.config.is_encoder_decoder:
+    if not (hasattr(model, "encoder") and hasattr(model, "decoder")):  # configs of encoders alone say that they are it
         return model
     encoder: PreTrainedModel = model.get_encoder()
     return encoder
