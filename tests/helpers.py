@@ -24,8 +24,14 @@ from transformers import (
     GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
+    MixtralConfig,
+    MixtralForSequenceClassification,
+    PhimoeConfig,
+    PhimoeForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen2MoeForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
     T5Config,
@@ -37,6 +43,7 @@ from transformers import (
 )
 
 KINDS = ("bert", "roberta", "distilbert", "llama", "gpt2", "vit")
+MIXTURES = ("mixtral", "qwen2-moe", "phimoe")
 ENCODER_DECODERS = ("t5", "bart")
 BART = {"layers": 2, "attention_heads": 4, "ffn_dim": 24}
 ONE_BY_ONE = ("deberta-v2", "deberta", "xlnet")  # layers of theirs run on rows of no single example
@@ -147,6 +154,16 @@ def tiny_model(
             shape |= {f"{part}_{key}": n for part in ("encoder", "decoder") for key, n in BART.items()}
             rates = {"pad_token_id": PAD, "eos_token_id": 3, "decoder_start_token_id": 3, "forced_eos_token_id": 3}
             config = BartConfig(**common, **shape, **rates, dropout=dropout)
+        case "mixtral":
+            model_class = MixtralForSequenceClassification
+            config = MixtralConfig(**common, **heads, **text, num_key_value_heads=2, num_local_experts=4)
+        case "qwen2-moe":
+            model_class = Qwen2MoeForSequenceClassification
+            shape = {"moe_intermediate_size": 8, "shared_expert_intermediate_size": 12, "num_experts": 4}
+            config = Qwen2MoeConfig(**common, **heads, **text, **shape, num_key_value_heads=2)
+        case "phimoe":
+            model_class = PhimoeForSequenceClassification
+            config = PhimoeConfig(**common, **heads, **text, num_key_value_heads=2, num_local_experts=4)
         case "vit":
             model_class = ViTForImageClassification
             config = ViTConfig(**common, **heads, **drops, image_size=8, patch_size=4, num_channels=3)
@@ -155,7 +172,8 @@ def tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         attention = None if kind in (*ONE_BY_ONE, "t5") else attn_implementation  # they have only their own
-        model = model_class._from_config(config, attn_implementation=attention)
+        options = {"experts_implementation": "eager"} if kind in MIXTURES else {}  # others know no double precision
+        model = model_class._from_config(config, attn_implementation=attention, **options)
     return model.to(dtype).eval()
 
 

@@ -10,6 +10,7 @@ from foretune.tangents.basis import centred as centred
 from foretune.tangents.basis import centring as centring
 from foretune.tangents.collect import collect as collect
 from foretune.tangents.collect import select_layers as select_layers
+from foretune.tangents.experts import mixture_of_experts as mixture_of_experts
 from foretune.tangents.head import Head as Head
 from foretune.tangents.hooks import evaluating as evaluating
 from foretune.tangents.hooks import layer_gradients as layer_gradients

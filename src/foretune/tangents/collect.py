@@ -16,6 +16,7 @@ from foretune.tangents import store
 from foretune.tangents.arena import Arena
 from foretune.tangents.basis import TaskDirections, centring, limited, num_directions, output_basis, task_directions
 from foretune.tangents.compress import TOLERANCE, Ranks, padded, ranks_for
+from foretune.tangents.experts import routed
 from foretune.tangents.head import Head, entering, features_of, find_head, finite, head_names, outputs_of, watched
 from foretune.tangents.hooks import Call, Rows, layer_gradients, token_mask
 from foretune.tangents.lengths import alike, alike_in_splits, lengths
@@ -54,7 +55,7 @@ def collect(
 
     Args:
         task: Model, data and loss.
-        modules: ``all-linear`` (every supported layer but the head), or full names or name endings.
+        modules: ``all-linear`` (all supported layers but the head, routers and experts), or full names or name endings.
         heads: Modules that are trained in full; by default the classification head as peft finds it, ``()`` if none.
         directory: Keep the tangents there; those of the same task, model and modules are used again.
         dtype: How rows are stored; by default bfloat16 for single precision models, else the model's own type.
@@ -100,7 +101,8 @@ def select_layers(model: nn.Module, modules: str | Sequence[str], heads: Sequenc
         if not any(name == head or name.startswith(f"{head}.") for head in heads)
     }
     if modules == "all-linear":
-        return {name: module for name, module in outside.items() if supported(module)}
+        parts = tuple(f"{name}." for name in routed(model))  # they do not run on the same tokens once others are chosen
+        return {name: it for name, it in outside.items() if supported(it) and not f"{name}.".startswith(parts)}
     endings = (modules,) if isinstance(modules, str) else tuple(modules)
     layers = {
         name: module
