@@ -122,6 +122,9 @@ def check_forecastable(config: LoraConfig, where: str = "peft") -> None:
         raise InputError(f"{where}.bias", f"it is {config.bias!r}, biases have no tangents", "write none")
     if config.trainable_token_indices:
         raise InputError(f"{where}.trainable_token_indices", "embeddings have no tangents", "leave it out")
+    if config.layer_replication:
+        found = "repeated layers make another network than the one that tangents are of"
+        raise InputError(f"{where}.layer_replication", found, "leave it out; foretune train takes it")
     if config.target_parameters:
         found = (
             f"parameters without a layer of their own ({', '.join(sorted(config.target_parameters))}) have no tangents"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from foretune.task.matching import HEAD_NAMES
+from foretune.task.module_names import HEAD_NAMES
 
 ROUTER, EXPERTS = "router", "experts"
 ROUTERS = ("router", "gate")  # what models call it
