@@ -157,6 +157,16 @@ def test_whole_models_are_not_warned_of(kind: str, target: str, tmp_path: Path) 
     assert not any("random" in sentence or "head" in sentence for sentence in run.warnings)
 
 
+@pytest.mark.parametrize("pooling", POOLING)
+def test_layers_of_the_file_that_are_left_out_are_said(pooling: str, tmp_path: Path) -> None:
+    write_tiny_run(tmp_path, model={"pooling": pooling})
+    assert not any("left out" in sentence for sentence in load_run(tmp_path / "run.yaml").warnings)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    (warning,) = (sentence for sentence in load_run(tmp_path / "run.yaml").warnings if "left out" in sentence)
+    assert warning.startswith("16 tensors") and "layer.1." in warning and "num_hidden_layers" in warning
+
+
 def test_a_part_that_only_some_candidates_train_is_said_of_the_others(tmp_path: Path) -> None:
     save = {"name": "saves", "peft": {"modules_to_save": ["pooler", "classifier"]}}
     run = run_with(tmp_path, pretrained("bert"), candidates=[save, {"name": "leaves"}])

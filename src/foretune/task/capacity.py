@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foretune.errors import InputError
 from foretune.task.data import EncodedData
+from foretune.task.problems import shown
 
 
 def check_capacity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: EncodedData, source: str) -> None:
@@ -20,13 +21,16 @@ def check_capacity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, d
         source: The file that messages name.
 
     Raises:
-        InputError: A text is too long, or a token or token type has no embedding.
+        InputError: A text is too long, a token or token type has no embedding, or the tokenizer's own limit is none.
     """
+    where, most = f"{source}: model.path", tokenizer.model_max_length
+    if not isinstance(most, int | float) or most < 2:
+        found = f"model_max_length in its tokenizer_config.json is {shown(most)}"
+        raise InputError(where, found, "write there how many tokens the model takes, such as 512")
     longest, limit = max(data.train_stats.tokens_max, data.eval_stats.tokens_max), most_tokens(model, tokenizer)
     if longest > limit:
         found = f"an example has {longest} tokens, {type(model).__name__} takes {limit}"
         raise InputError(f"{source}: data.max_length", found, f"write {limit} or less")
-    where = f"{source}: model.path"
     tokens, largest = _rows(model.get_input_embeddings()), _largest(data, "input_ids")
     for number, what in ((largest, "in the texts"), (int(tokenizer.pad_token_id or 0), "for padding")):
         if tokens is not None and number >= tokens:
@@ -50,7 +54,7 @@ def most_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> i
 
     Models like RoBERTa count positions from behind that of the padding token: of 514 positions, texts have 512.
     """
-    limit = tokenizer.model_max_length
+    limit = int(min(tokenizer.model_max_length, 10**9))
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
         limit = min(limit, positions)

@@ -50,8 +50,9 @@ def load_run(path: str | Path, candidate_names: Sequence[str] | None = None) -> 
     candidates = build_candidates(config, candidate_names)
     raw = read_data(config.data, config.model.task == "regression", source)
     where = f"{source}: model.path"
+    model_config = read_model_config(config.model, where)
     tokenizer = load_tokenizer(config.model, where)
-    head = head_labels(read_model_config(config.model, where)) if config.model.pooling == "model" else None
+    head = head_labels(model_config) if config.model.pooling == "model" else None
     raw = in_order_of_head(raw, head)
     data = encode_data(raw, tokenizer, config.data.max_length, source)
     load = functools.partial(

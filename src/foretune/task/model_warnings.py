@@ -37,6 +37,11 @@ def model_warnings(
     for (parts, heads), names in untrained.items():
         prefix = "" if len(names) == len(candidates) else f"{', '.join(names)}: "
         found.append(prefix + _untrained(parts, model, heads))
+    if loaded.unused:
+        found.append(
+            f"{len(loaded.unused)} tensors of the weights file, such as {loaded.unused[0]}, are of layers that "
+            "config.json does not have, and are left out: correct num_hidden_layers if the whole model is meant"
+        )
     trained_head = not any(is_new(name, model) for name in loaded.drawn)
     if labels is not None and trained_head:
         found += filter(None, [head_warning(labels, head_labels, type(model).__name__)])

@@ -1,6 +1,7 @@
 """What of a model is not in its weights file."""
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -51,6 +52,22 @@ def drawn(model: PreTrainedModel, source: PreTrainedModel, missing: Collection[s
     """
     there = {id(tensor) for key, tensor in source.state_dict(keep_vars=True).items() if key not in missing}
     return tuple(key for key, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in there)
+
+
+def unused_layers(source: PreTrainedModel, unexpected: Iterable[str]) -> tuple[str, ...]:
+    """Tensors of the weights file that belong to further layers like those that the model has.
+
+    Args:
+        source: What was loaded from the file.
+        unexpected: What is in the file and not in the model; heads for other tasks, for the most part.
+    """
+
+    def kind(name: str) -> str:
+        return "." + re.sub(r"\.\d+\.", ".*.", name)
+
+    kinds = {kind(name) for name in source.state_dict()}
+    numbered = ((name, kind(name)) for name in unexpected if re.search(r"\.\d+\.", name))
+    return tuple(sorted(name for name, its in numbered if any(its.endswith(k) or k.endswith(its) for k in kinds)))
 
 
 def is_new(name: str, model: PreTrainedModel) -> bool:
