@@ -124,6 +124,7 @@ def run_with(folder: Path, network: PreTrainedModel, rows: Any = None, **overrid
 def pretrained(kind: str) -> PreTrainedModel:
     """A model as pretraining leaves it; BERT's then has no pooler."""
     model: Any = tiny_model(kind)
+    torch.manual_seed(0)
     base = BertForMaskedLM(model.config) if kind == "bert" else model.base_model
     assert isinstance(base, PreTrainedModel)
     return base
@@ -171,6 +172,16 @@ def test_a_part_that_only_some_candidates_train_is_said_of_the_others(tmp_path: 
     save = {"name": "saves", "peft": {"modules_to_save": ["pooler", "classifier"]}}
     run = run_with(tmp_path, pretrained("bert"), candidates=[save, {"name": "leaves"}])
     assert run.warnings[0].startswith("leaves: pooler")
+
+
+@pytest.mark.parametrize("pooling", POOLING)
+def test_what_is_drawn_is_no_part_of_what_the_task_is(pooling: str, tmp_path: Path) -> None:
+    runs = [
+        run_with(tmp_path / str(seed), pretrained("bert"), model={"pooling": pooling}, training={"seed": seed})
+        for seed in (1, 2)
+    ]
+    assert runs[0].task.identity == runs[1].task.identity
+    assert runs[0].task.fingerprint() != runs[1].task.fingerprint()
 
 
 def trained_head(names: dict[int, str] | None) -> PreTrainedModel:

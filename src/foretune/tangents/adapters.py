@@ -49,8 +49,8 @@ def read_adapters(model: nn.Module) -> list[Adapter]:
     parts = routed(model)
     for path, layer in lora_layers(model).items():
         for key in layer.active_adapters:
-            if part := next((kind for name, kind in parts.items() if f"{path}.".startswith(f"{name}.")), None):
-                others[path] = f"{part} of a mixture of experts"
+            if part := next((name for name in parts if f"{path}.".startswith(f"{name}.")), None):
+                others[part] = f"{parts[part]} of a mixture of experts"
             elif key in layer.lora_variant:
                 others[path] = type(layer.lora_variant[key]).__name__.removesuffix("Variant")
             elif key in layer.lora_A and not supported(layer):

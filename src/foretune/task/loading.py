@@ -73,6 +73,7 @@ def load_run(path: str | Path, candidate_names: Sequence[str] | None = None) -> 
         data.eval,
         "mean_squared_error" if data.labels is None else "cross_entropy",
         labels=data.labels,
+        drawn=loaded.drawn,
         candidates=candidates,
         model_init=lambda seed: load(seed=seed).model,
         max_length=config.data.max_length,
