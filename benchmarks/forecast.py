@@ -1,10 +1,10 @@
-"""What a forecast costs, and the beginning of a real run, against training the same candidate: seconds and peak memory.
+"""What a forecast and the beginning of a real run cost, beside training the same candidate: seconds and peak memory.
 
     python benchmarks/forecast.py [--repeats 2]
 
-MiniLM, 256 training and 400 evaluation sentences, 8 epochs of batches of 32. Both train with the same ``Trainer`` and
-evaluate after each epoch, in turn in one process; really begun are only candidates that may collapse. Peak memory is
-that of a process of its own for each.
+MiniLM, 256 training and 400 evaluation sentences, 8 epochs of batches of 32. Forecast and training use the same
+``Trainer`` and evaluate after every epoch. They take turns in one process. Peak memory is that of a separate process
+for each part. A forecast begins the real run only of candidates that may collapse.
 """
 
 import argparse
@@ -46,19 +46,19 @@ def predict(task: Task, tangents: Tangents, candidate: Candidate) -> None:
 
 
 def start(task: Task, candidate: Candidate) -> None:
-    """The beginning of the real run, which is made of a candidate that may collapse."""
+    """The beginning of the real run, which a forecast makes if the candidate may collapse."""
     begin(task, candidate, [0.0] * STEPS)
 
 
 def peak_bytes(folder: Path, part: str, name: str) -> dict[str, int]:
-    """Largest resident size of a process that only does one part, and what it had before it began."""
+    """Largest resident size of a process that does one part only, and its size before it began that part."""
     command = [sys.executable, __file__, "--part", part, "--candidate", name, "--folder", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def one_part(folder: Path, part: str, name: str) -> None:
-    """In a child process: do one part and print the peak."""
+    """Do one part and print the peak; this runs in a child process."""
     task = load_task(folder / "run.yaml", [name])
     before = high_water()
     if part == "train":
@@ -70,13 +70,13 @@ def one_part(folder: Path, part: str, name: str) -> None:
 
 
 def high_water() -> int:
-    """Largest resident size of this process in bytes (Linux; unlike ``ru_maxrss`` not inherited from the parent)."""
+    """Largest resident size of this process in bytes (Linux; ``ru_maxrss`` would include the parent's)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def main(repeats: int) -> None:
-    """Time both, measure the memory of both, write the result."""
+    """Time all parts, measure their memory and write the result."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

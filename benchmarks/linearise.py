@@ -1,14 +1,16 @@
-"""What a training step of the linearised model costs, against the same step of the model itself.
+"""What a training step of the linearised model costs, beside the same step of the model itself.
 
     python benchmarks/linearise.py [--repeats 9]
 
-MiniLM, one batch of 32 movie reviews, LoRA r = 8, AdamW; one thread. All in turn in one process:
+MiniLM, one batch of 32 movie reviews, LoRA r = 8, AdamW, one thread. These steps take turns in one process:
 
 - ``lora``: forward, backward and optimiser step of the peft model, in training mode;
-- ``linearised``: the same of ``ft.linearise(peft_model)``: a forward pass that carries tangents, and its backward pass;
-- ``recorded``: the step of the model with SGD, bounded as ``foretune train --certify`` does (theory.md P3);
-- ``hooks``: what the linear model would cost through the tangent engine: a forward and an activation-only backward pass
-  for each output, before anything is trained.
+- ``linearised``: the same for ``ft.linearise(peft_model)``: a forward pass that carries tangents, and its backward
+  pass;
+- ``recorded``: a step of the model with SGD, with the bound that ``foretune train --certify`` records (docs/theory.md
+  P3);
+- ``hooks``: what the linear model would cost through the hooks that collect tangents: a forward pass and, for every
+  output, a backward pass that stops at activations, before anything is trained.
 """
 
 import argparse
@@ -29,7 +31,7 @@ from foretune.train import GapRecorder, build_peft_model
 
 
 def measure(classes: int, modules: list[str] | str, repeats: int) -> dict[str, Any]:
-    """Seconds of each kind of step, and their ratios."""
+    """Seconds of every kind of step, and their ratios."""
     with tempfile.TemporaryDirectory() as scratch:
         peft = {"type": "lora", "r": 8, "lora_alpha": 16, "target_modules": modules}
         task = load_task(movie_run(Path(scratch), classes, peft=peft))

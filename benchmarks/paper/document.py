@@ -1,4 +1,4 @@
-"""``docs/paper.md`` and its pictures from the results: every number in them comes from the JSON files.
+"""``docs/paper.md`` and its pictures, from ``benchmarks/results/paper``.
 
 python benchmarks/paper/document.py
 """
@@ -12,32 +12,37 @@ if __name__ == "__main__":  # not this folder: its names are common ones
 from paper.claims import claims
 from paper.layers import placements_section, tasks_section
 from paper.notes import notes, overview, script_section
-from paper.reading import DOCS, Result, kind, model, paragraph, read_all
+from paper.reading import DOCS, kind, model, paragraph
+from paper.results import Result, read_all
 from paper.sweeps import descent_section, strength_section
 
 
 def document(results: dict[str, Result]) -> str:
     """The page."""
     lines = [
-        "# The paper's experiments",
+        "# The paper's questions",
         "",
         *paragraph(
             "*The paper* is Rahimi Afzal, Esmaeilbeig, Soltanalian and Ohannessian, *Linearization Explains "
             "Fine-Tuning in Large Language Models*, NeurIPS 2025, "
-            "[arXiv:2602.08239](https://arxiv.org/abs/2602.08239). Its questions, asked again with exact tools on "
-            f"models and texts that arrive as packages: {' and '.join(dict.fromkeys(map(model, results.values())))}, "
-            "classified from the mean of the tokens, LoRA of rank 8. Reproduce with `python benchmarks/paper/run.py` "
-            "and `python benchmarks/paper/document.py`; numbers and environment are in "
-            "`benchmarks/results/paper/*.json`, settings in `benchmarks/paper/*.yaml`. P1 to P10 are those of "
-            "[bounds.md](bounds.md)."
+            "[arXiv:2602.08239](https://arxiv.org/abs/2602.08239). This page asks its questions again with exact "
+            "tools. How linear does the [proximal term](glossary.md#proximal-term) make a fine-tune, and what does "
+            "that cost? Does the [condition number](glossary.md#condition-number-κ) of the kernel tell which layers or "
+            "tasks will do well?"
         ),
-        *overview(results),
-        *claims(results),
         *paragraph(
-            "**λ.** The paper's theory has the sum of the losses over n examples, `Trainer` their mean: the λ of "
-            "`proximal` goes with the mean, and is λ/n of the sum's for cross-entropy, 2λ/(nC) for `MSELoss` "
-            "(`foretune.linear.sum_strength` converts). Under AdamW the term is decoupled, θ ← θ − ηλ(θ − θ0), so "
-            "that only ηλ matters, as for `weight_decay`."
+            f"The models are {' and '.join(dict.fromkeys(map(model, results.values())))}, classified from the mean of "
+            "the tokens, with LoRA of rank 8. P1 to P10 are the statements of [theory.md](theory.md). "
+            "`python benchmarks/paper/run.py` measures everything, and `python benchmarks/paper/document.py` writes "
+            "this page from `benchmarks/results/paper`. The settings are in `benchmarks/paper/*.yaml`."
+        ),
+        *claims(results),
+        *overview(results),
+        *paragraph(
+            "**Which λ?** The paper's theory sums the loss over n examples, and `Trainer` averages it. The λ of "
+            "`proximal` belongs to the mean: it is λ/n of the sum's λ for cross-entropy and 2λ/(nC) for `MSELoss` "
+            "(`foretune.linear.sum_strength` converts). Under AdamW the term is decoupled, θ ← θ − ηλ(θ − θ0), so only "
+            "ηλ matters, as for `weight_decay`."
         ),
         *strength_section(kind(results, "strength")),
         *descent_section(kind(results, "descent")),

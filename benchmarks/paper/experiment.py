@@ -1,4 +1,4 @@
-"""An experiment of the paper: tasks × placements × strengths × seeds from one YAML file, cell by cell, resumable."""
+"""An experiment of the paper: tasks × placements × strengths × seeds of one YAML file; it can be interrupted."""
 
 import functools
 import hashlib
@@ -29,9 +29,9 @@ class Descent(BaseModel):
     """Gradient descent: its rate is ``step / (σ_max + largest λ)``, the same for every λ of a task and seed.
 
     Attributes:
-        steps: How many.
-        step: Their length.
-        ridge: Strength of the ridge regression that the head is; None: that with the least leave-one-out error.
+        steps: Number of steps.
+        step: Length of a step, in the unit above.
+        ridge: Strength of the ridge regression for the head; None: the one with the least leave-one-out error.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -41,22 +41,22 @@ class Descent(BaseModel):
 
 
 class Experiment(BaseModel):
-    """An experiment as its YAML file says.
+    """An experiment, as described by its YAML file.
 
     Attributes:
-        title: For people.
+        title: What it is about.
         measures: ``training`` (Trainer, cross-entropy, λ in the mean convention) or ``descent`` (gradient descent on
             the summed squared error, λ in the sum convention).
-        run: Sections of ``run.yaml`` that all tasks share; ``model: {package: minilm}`` and ``data: {builder: ...}``
-            stand for a model and texts that arrive as packages.
-        tasks: What is different in each.
-        placements: Keys of ``peft`` by name.
-        strengths: λ of the proximal term.
-        rule: When the proximal term is taken, in ``training``.
-        seeds: Of head, adapters and batches.
+        run: Sections of ``run.yaml`` that all tasks share. ``model: {package: minilm}`` and ``data: {builder: ...}``
+            stand for a model and texts from packages.
+        tasks: The sections that differ, by task.
+        placements: Keys of ``peft``, by placement.
+        strengths: The values of λ of the proximal term.
+        rule: The rule of the proximal term, in ``training``.
+        seeds: Seeds of the head, the adapters and the batches.
         descent: Rate and steps of gradient descent.
-        kernels: Also take the kernels at initialisation of every placement.
-        forecasts: Also forecast every run of the first seed.
+        kernels: Whether the kernels at initialisation are measured for every placement.
+        forecasts: Whether every run of the first seed is forecast.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -78,7 +78,7 @@ class Experiment(BaseModel):
         return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
     def names(self, placement: str) -> dict[float, str]:
-        """The candidate of each strength."""
+        """The name of the candidate with each strength."""
         return {strength: f"{placement}-{strength:g}" for strength in self.strengths}
 
     def run_file(self, task: str) -> dict[str, Any]:
@@ -98,9 +98,9 @@ class Cell:
 
     Attributes:
         kind: ``runs``, ``kernels`` or ``forecasts``.
-        keys: What it is called in its experiment.
-        identity: All that its result depends on: experiments share cells.
-        work: Does it.
+        keys: Its task, placement, seed and strength.
+        identity: All that its result depends on. Experiments with the same identity share a cell.
+        work: The function that does it.
     """
 
     kind: str
@@ -109,13 +109,13 @@ class Cell:
     work: Callable[[], dict[str, Any]]
 
     def path(self, folder: Path) -> Path:
-        """Where its result is kept."""
+        """The file of its result."""
         identity = json.dumps(self.identity, sort_keys=True).encode()
         return folder / f"{self.kind}-{hashlib.blake2b(identity, digest_size=8).hexdigest()}.json"
 
 
 class Work:
-    """The cells of an experiment in a folder; a cell whose file is there is not repeated."""
+    """The cells of an experiment in a folder; a cell that has a file is not repeated."""
 
     def __init__(self, name: str, experiment: Experiment, folder: Path) -> None:
         self.name, self.experiment, self.folder, self.cache = name, experiment, folder / name, folder / "cells"
@@ -172,7 +172,7 @@ class Work:
                     yield Cell("runs", keys, identity, work)
 
     def run(self, seed: int) -> None:
-        """Do the cells of a seed that are not there yet."""
+        """Do the cells of a seed that have no file yet."""
         for cell in self.cells(seed):
             path = cell.path(self.cache)
             if path.exists():
@@ -185,7 +185,7 @@ class Work:
             print(f"{self.name}: {cell.kind} {' '.join(map(str, cell.keys.values()))}: {seconds:.0f} s", flush=True)
 
     def training(self, task: str, name: str, seed: int, strength: float) -> dict[str, Any]:
-        """A real run, and how linear it was."""
+        """A real run, with how linear it was."""
         folder = self.folder / task
         candidate = self.candidate(task, name)
         result, _ = fine_tune(self.task(task), candidate, folder, seed=seed)
@@ -229,7 +229,7 @@ class Work:
         }
 
     def gather(self) -> dict[str, Any]:
-        """What there is so far, with its environment, for the document."""
+        """Results so far, with their environment."""
         found: dict[str, list[dict[str, Any]]] = {"runs": [], "kernels": [], "forecasts": []}
         missing, spent = 0, 0.0
         for seed in self.experiment.seeds:
@@ -238,7 +238,9 @@ class Work:
                 if path.exists():
                     content = read_json(path, "delete it to do this cell again")
                     spent += content["wall_seconds"]
-                    found[cell.kind].append(cell.keys | content["result"])
+                    result = content["result"]
+                    rows = result["runs"] if cell.kind == "forecasts" else [result]
+                    found[cell.kind] += [cell.keys | row for row in rows]
                 else:
                     missing += 1
         settings = json.loads(self.experiment.model_dump_json(exclude_none=True))
@@ -247,7 +249,7 @@ class Work:
 
 
 def merged(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
-    """Sections of a run, overridden key by key."""
+    """The sections of a run, with some keys overridden."""
     return {
         key: base.get(key, {}) | override.get(key, {}) if isinstance(base.get(key, {}), dict) else override[key]
         for key in base | override

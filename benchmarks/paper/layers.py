@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from paper.ntks import SCRIPT_SAMPLE
 from paper.plot import Axis, Series, picture
 from paper.reading import (
-    Result,
-    Row,
     correlation,
     counted,
     mean,
@@ -20,6 +18,8 @@ from paper.reading import (
     where,
     write_picture,
 )
+from paper.results import Result
+from tables import Row
 
 PREDICTORS = {
     "condition_number": "κ of the NTK",
@@ -41,8 +41,8 @@ def placement_rows(result: Result, task: str, strength: float | None) -> list[Ro
         if not runs:
             continue
         run = max(runs, key=lambda row: (row["eval_metric"], -row["eval_loss"]))
-        forecasts = [row for each in where(result["forecasts"], task=task) for row in each["runs"]]
-        for found in where(forecasts, strength=run["strength"], placement=kernel["placement"]):
+        same = {"task": task, "strength": run["strength"], "placement": kernel["placement"]}
+        for found in where(result["forecasts"], **same):
             rows.append(
                 kernel | run | {"forecast_accuracy": found["eval_metric"], "forecast_loss": found["train_loss"]}
             )
@@ -50,7 +50,7 @@ def placement_rows(result: Result, task: str, strength: float | None) -> list[Ro
 
 
 def compared(result: Result) -> list[str]:
-    """Tasks whose placements were all run without the proximal term."""
+    """Tasks of which all placements were run at some λ."""
     return [task for task in result["settings"]["tasks"] if choices(result, task)]
 
 
@@ -61,7 +61,7 @@ def predictor(rows: Sequence[Row], name: str, outcome: str) -> list[float]:
 
 
 def choices(result: Result, task: str) -> list[tuple[str, float | None]]:
-    """At which λ the placements of a task are compared, in words: those at which all of them were run."""
+    """The λ at which all placements of a task were run, in words, and the best λ of each if that is every λ."""
     total = len(result["settings"]["placements"])
     done = [s for s in result["settings"]["strengths"] if len(placement_rows(result, task, s)) >= total]
     fixed: list[tuple[str, float | None]] = [(f"λ = {strength:g}", strength) for strength in done]
@@ -79,12 +79,12 @@ def placements_section(result: Result) -> list[str]:
     lines += [
         *paragraph(
             f"{model(result)}, {len(result['settings']['placements'])} placements, {counted(len(tasks), 'task')}, "
-            f"{counted(len(seeds(result['runs'])), 'seed')}, {len(result['runs'])} runs. Spearman correlations with "
-            "95% intervals from resampling placements. The paper's claim is a negative correlation of κ with accuracy "
-            "and a positive one with the training loss. With so few placements an interval that excludes 0 says much, "
-            "and one that does not says little. *Best λ* is chosen by the accuracy that is then reported; λ is in the "
-            f"mean convention. At λ = 0 accuracies span {' and '.join(spans)}, each with a standard error of "
-            f"{standard_error(result):.1f} points."
+            f"{counted(len(seeds(result['runs'])), 'seed')}, {len(result['runs'])} runs. The tables have Spearman "
+            "correlations with 95% intervals from resampling placements. The paper claims a negative correlation of κ "
+            "with accuracy and a positive one with the training loss. There are few placements, so an interval that "
+            "excludes 0 says much, and one that includes 0 says little. λ is that of the mean loss. *Best λ of each* "
+            "is chosen by the accuracy that is then reported. At λ = 0 the accuracies span "
+            f"{' and '.join(spans)}, and each has a standard error of {standard_error(result):.1f} points."
         ),
     ]
     for outcome, label in (("eval_metric", "accuracy"), ("train_loss", "training loss")):
@@ -180,9 +180,10 @@ def tasks_section(result: Result) -> list[str]:
         "",
         *paragraph(
             f"{model(result)}, one configuration, {len(rows)} tasks, means over "
-            f"{counted(len(seeds(result['runs'])), 'seed')}. Spearman correlations with 95% intervals from resampling "
-            "tasks. More classes mean a larger κ, a higher loss and a lower accuracy all by themselves, so the tasks "
-            "of two classes stand alone below. Some tasks share their texts."
+            f"{counted(len(seeds(result['runs'])), 'seed')}. The table has Spearman correlations with 95% intervals "
+            "from resampling tasks. A task with more classes has a larger κ, a higher loss and a lower accuracy for "
+            "that reason alone, so the last row of the first table has the tasks of two classes only. Some tasks share "
+            "their texts."
         ),
         *table(["predictor", "with training loss", "with accuracy"], cells),
         *table(["task", *(PREDICTORS[key] for key in kinds), "train loss", "accuracy, %"], listed),

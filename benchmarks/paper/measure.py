@@ -1,4 +1,4 @@
-"""What a trained adapter is like beside its linearisation at the same parameters (theory.md P4)."""
+"""How far a trained adapter is from its linearisation at the same parameters (docs/theory.md P4)."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ BATCH = 40
 
 
 def measure(task: Task, linear: Linearised) -> dict[str, Any]:
-    """Distances on the evaluation examples between f, f̄ = f0 + J0 δ at the trained θ, and f0; and the training loss.
+    """Distances between f, f̄ = f0 + J0 δ at the trained θ and f0 on the evaluation examples, and the training loss.
 
     ``nonlinearity`` is ``‖f - f̄‖ / ‖f - f0‖`` of centred outputs (P4); ``relative`` is the published script's figure,
     the mean norm of ``f - f̄`` over the mean norm of f; ``divergence`` the mean ``KL(softmax f ‖ softmax f̄)`` in nats.

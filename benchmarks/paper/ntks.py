@@ -1,4 +1,4 @@
-"""Kernels at initialisation: the NTK, and what the paper's published script computes in its place."""
+"""Kernels at initialisation: the NTK, and what the paper's published script computes instead."""
 
 import math
 from typing import Any
@@ -20,12 +20,12 @@ SCRIPT_SAMPLE = 32  # the first rows of the training data
 def published_kernel(jacobian: Float[Tensor, "n c p"], epsilon: float = 1e-8) -> Float[Tensor, "N N"]:
     """The published script's kernel: ``J1 · (J2/(|J2| + ε))ᵀ``, entry by entry, with J1 = J2 on the same examples.
 
-    The second factor is the sign of the Jacobian, up to ε: the product is neither symmetric nor positive semi-definite,
-    and its condition number is not that of the NTK ``J Jᵀ`` which the paper's theory is about.
+    The second factor is the sign of the Jacobian, up to ε. So the product is neither symmetric nor positive
+    semi-definite, and its condition number is not that of the NTK ``J Jᵀ``, which the paper's theory is about.
 
     Args:
-        jacobian: Of the logits in the LoRA parameters.
-        epsilon: As in the script.
+        jacobian: The Jacobian of the logits in the LoRA parameters.
+        epsilon: ε, as in the script.
     """
     rows = jacobian.flatten(0, 1).double()
     return rows @ (rows / (rows.abs() + epsilon)).T
@@ -39,13 +39,13 @@ def condition_number(matrix: Float[Tensor, "N N"]) -> float:
 
 
 def lora_jacobian(linear: Linearised, batch: dict[str, Tensor]) -> Float[Tensor, "n c l"]:
-    """The columns of J0 that belong to LoRA parameters; a head that is trained in full is left out."""
+    """The columns of J0 that belong to LoRA parameters, without the head."""
     kept = torch.cat([torch.full((x.numel(),), "lora_" in name) for name, x in linear.theta().items()])
     return linear.jacobian(batch)[1][..., kept]
 
 
 def figures(task: Task, candidate: Candidate, seed: int) -> dict[str, Any]:
-    """What is known of a placement before training, from the model that its training starts from."""
+    """Figures of the kernels of a placement before training."""
     model = build_peft_model(task, candidate, seed)
     linear = linearise(model)
     rows = [task.train[i] for i in range(len(task.train))]

@@ -1,4 +1,4 @@
-"""Small pictures as SVG, written by hand: points and lines on linear or logarithmic axes."""
+"""Small SVG pictures: points and lines on linear or logarithmic axes."""
 
 import math
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 
 @dataclass(frozen=True)
 class Series:
-    """Points, joined by a line or not, each with a bar of a half length up and down; None leaves one out."""
+    """Points, with or without a line and error bars; a point whose y is None is left out."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float | None]
     line: bool = True
-    colour: int | None = None  # a number, where the series is another one's companion: dashed, in its colour
-    bars: Sequence[float] = ()  # empty, or one for each point
+    colour: int | None = None  # the number of another series, whose colour this one has; it is dashed
+    bars: Sequence[float] = ()  # half the length of every error bar, if there are any
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis: what it shows, whether it is logarithmic, and names for its positions instead of numbers."""
+    """An axis: its label, whether it is logarithmic, and names of its positions in place of numbers."""
 
     label: str
     log: bool = False
@@ -99,7 +99,7 @@ class _Scale:
 
 
 def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
-    return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" {more}>{escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{escape(text)}</text>'
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, colour: str = "#ddd") -> str:

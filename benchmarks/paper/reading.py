@@ -1,50 +1,21 @@
-"""What the document reads from results, and how it writes numbers, tables, paragraphs and pictures."""
+"""How the pages summarise results, and how they write numbers, tables, paragraphs and pictures."""
 
-import json
 import math
 import textwrap
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
+from paper.results import Result
 from scipy.stats import rankdata
+from tables import Row
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent.parent / "docs"
-RESULTS = HERE.parent / "results" / "paper"
-EXPERIMENTS = (  # those that need no model hub
-    "strength",
-    "strength-selective",
-    "strength-mpnet",
-    "descent",
-    "descent-mpnet",
-    "placements",
-    "tasks",
-)
-MODELS = {"minilm": "MiniLM-L6", "mpnet": "MPNet-base"}
+MODELS = {"minilm": "MiniLM-L6", "mpnet": "MPNet-base", "smollm2": "SmolLM2-135M"}
 DRAWS = 4000  # of the bootstrap
-Row = dict[str, Any]
-Result = dict[str, Any]
-
-
-def read(name: str) -> Result:
-    """A result without half done seeds; numbers that were infinite are so again."""
-    content: Result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    for row in content["kernels"]:
-        for key in [key for key in row if key.startswith("condition_number") and row[key] is None]:
-            row[key] = math.inf
-    if len(content["settings"]["placements"]) == 1:
-        content["runs"] = whole(content["runs"], content["settings"])
-        content["kernels"] = [row for row in content["kernels"] if row["seed"] in seeds(content["runs"])]
-    return content
-
-
-def read_all() -> dict[str, Result]:
-    """Every experiment that was run."""
-    return {name: read(name) for name in EXPERIMENTS if (RESULTS / f"{name}.json").exists()}
 
 
 def kind(results: dict[str, Result], name: str) -> list[Result]:
@@ -58,12 +29,12 @@ def where(rows: Sequence[Row], **keys: Any) -> list[Row]:
 
 
 def mean(rows: Sequence[Row], key: str) -> float:
-    """Mean of a column, every task counting alike."""
+    """Mean of a column, in which every task has the same weight."""
     return fmean(fmean(row[key] for row in where(rows, task=task)) for task in {row["task"]: None for row in rows})
 
 
 def selective(result: Result) -> bool:
-    """Whether an experiment has the selective rule of the proximal term."""
+    """Whether an experiment uses the selective rule of the proximal term."""
     return bool(result["settings"].get("rule") == "selective")
 
 
@@ -83,7 +54,7 @@ def by_seed(rows: Sequence[Row], key: str) -> list[float]:
 
 
 def change(result: Result, key: str, before: float, after: float) -> list[float]:
-    """What another λ changes in the mean over tasks, for every seed."""
+    """By how much the mean over tasks changes from one λ to another, for every seed."""
     ends = (by_seed(where(result["runs"], strength=strength), key) for strength in (before, after))
     return [after - before for before, after in zip(*ends, strict=True)]
 
@@ -100,14 +71,8 @@ def standard_error(result: Result, accuracy: float = 0.75) -> float:
     return 100 * math.sqrt(accuracy * (1 - accuracy) / result["settings"]["run"]["data"]["eval_samples"])
 
 
-def whole(rows: Sequence[Row], settings: Result) -> list[Row]:
-    """Rows of the seeds with which every task was run at every λ, so that means compare like with like."""
-    counts = Counter(row["seed"] for row in rows)
-    return [row for row in rows if counts[row["seed"]] == len(settings["tasks"]) * len(settings["strengths"])]
-
-
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
-    """Rank correlation; not a number where one does not vary."""
+    """Spearman's rank correlation; nan if one of the two is constant."""
     return float(_rank_correlations(np.asarray(one)[None], np.asarray(other)[None])[0])
 
 
@@ -133,7 +98,7 @@ def correlation(one: Sequence[float], other: Sequence[float]) -> str:
 
 
 def verdict(one: Sequence[float], other: Sequence[float], sign: int) -> str:
-    """Whether a rank correlation of this sign is there."""
+    """Whether there is a rank correlation of this sign."""
     low, high = sorted(sign * end for end in interval(one, other))
     if low > 0:
         return "holds here"
@@ -147,7 +112,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def counted(count: int, thing: str) -> str:
-    """A number of things, in words."""
+    """A number of things, with the plural where it is due."""
     return f"one {thing}" if count == 1 else f"{count} {thing}s"
 
 
@@ -157,7 +122,7 @@ def points(value: float) -> str:
 
 
 def write_picture(name: str, content: str) -> str:
-    """Write a picture beside the document; the Markdown that shows it."""
+    """Write a picture beside the page, and return the Markdown that shows it."""
     folder = DOCS / "paper"
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.svg").write_text(content, encoding="utf-8")
@@ -179,11 +144,11 @@ def deviations(result: Result, key: str, task: str) -> list[float]:
 
 
 def listed(names: list[str]) -> str:
-    """One behind the other."""
+    """Names separated by commas."""
     return ", ".join(names) or "none"
 
 
 def paragraph(text: str, indent: str = "") -> list[str]:
-    """A paragraph, wrapped, with an empty line behind it."""
+    """The lines of a wrapped paragraph, and an empty line."""
     lines = textwrap.wrap(text, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return [*lines, ""]

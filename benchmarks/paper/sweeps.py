@@ -5,8 +5,6 @@ from statistics import fmean
 
 from paper.plot import Axis, Series, picture
 from paper.reading import (
-    Result,
-    Row,
     by_seed,
     by_strength,
     counted,
@@ -21,6 +19,8 @@ from paper.reading import (
     where,
     write_picture,
 )
+from paper.results import Result
+from tables import Row
 
 from foretune.kernel import bounds
 
@@ -52,7 +52,7 @@ def column(key: str, form: str, scale: float = 1.0) -> Callable[[list[Row]], str
 
 
 def strength_section(results: Sequence[Result]) -> list[str]:
-    """Experiment a, AdamW: the usual rule of every model, then the selective one."""
+    """Experiment a, AdamW: every model with the usual rule, then with the selective one."""
     usual = [result for result in results if not selective(result)]
     training = usual[0]["settings"]["run"]["training"]
     rate = training["learning_rate"]
@@ -78,14 +78,14 @@ def strength_section(results: Sequence[Result]) -> list[str]:
         "## Strength of the proximal term: AdamW and cross-entropy",
         "",
         *paragraph(
-            "Means over tasks, ± the standard deviation of that mean over seeds; bars in the pictures are that of a "
-            f"task. {sizes}; {training['num_train_epochs']} epochs, rate {rate:g}. "
-            "f is the fine-tuned network, f̄ its exact linearisation at the same θ, f0 the network before training. The "
-            "proximal term pulls the adapters and not the new head, so at the largest λ it is hardly more than the "
-            "head that is trained. λ is that of the mean loss, which is what `Trainer` minimises; that of the sum over "
-            f"n texts is n times as large, and ηλ, the share of the way back that a step at the full rate goes, is "
-            f"{rate:g} λ."
+            "f is the fine-tuned network, f̄ its exact linearisation at the same θ, and f0 the network before "
+            "training. Numbers are means over tasks, ± the standard deviation of that mean over seeds. Bars in the "
+            "pictures are standard deviations over the seeds of one task. λ is that of the mean loss, which `Trainer` "
+            "minimises; the λ of the sum over n texts is n times as large. A step at the full learning rate goes back "
+            f"by the share ηλ, which is {rate:g} λ. The proximal term pulls the adapters and not the new head, so at "
+            "the largest λ little more than the head is trained."
         ),
+        *paragraph(f"{sizes}; {training['num_train_epochs']} epochs at a learning rate of {rate:g}."),
         *side_by_side(results, columns, "λ (mean)"),
         *rules(results, usual),
         " ".join(pictures),
@@ -109,13 +109,13 @@ def rules(results: Sequence[Result], usual: Sequence[Result]) -> list[str]:
                 for key in ("distance", "nonlinearity", "eval_metric")
             )
             parts.append(
-                f"at λ = {strength:g} it changes ‖δ‖ by {spread(moved, '+.2f')}, the gap ‖f−f̄‖/‖f−f0‖ by "
+                f"at λ = {strength:g} ‖δ‖ by {spread(moved, '+.2f')}, the gap ‖f−f̄‖/‖f−f0‖ by "
                 f"{spread(gap, '+.2f')} and accuracy by {spread(accuracy, '+.1f', 100)} points"
             )
         lines += paragraph(
             "The selective rule (the paper's Eq. 8) leaves the term out of the steps in which it would lead uphill. "
-            f"Against the term in every step ({model(result)}, {counted(len(seeds(result['runs'])), 'seed')}), "
-            f"{'; '.join(parts)}."
+            f"This changes, compared with the term in every step ({model(result)}, "
+            f"{counted(len(seeds(result['runs'])), 'seed')}): {'; '.join(parts)}."
         )
     return lines
 
@@ -195,8 +195,8 @@ def descent_section(results: Sequence[Result]) -> list[str]:
     columns = {
         "train MSE": column("train_loss", ".3f"),
         "eval MSE": column("eval_loss", ".2f"),
-        "Pearson": column("eval_metric", ".3f"),
-        "Pearson of the linearised run": column("metric_linearised_run", ".3f"),
+        "Pearson's r": column("eval_metric", ".3f"),
+        "r of the linearised run": column("metric_linearised_run", ".3f"),
         "gap at θ": column("nonlinearity", ".2f"),
         "gap of runs": column("nonlinearity_run", ".2f"),
         "‖δ‖": column("distance", ".2f"),
@@ -206,25 +206,30 @@ def descent_section(results: Sequence[Result]) -> list[str]:
         "P2 (estimated) ÷ truth": ratio("p2", "gap", ".0f"),
         "P3 of outputs ÷ truth": ratio("output_gap_bound", "output_gap", ".1f"),
     }
-    each = "; ".join(
+    sizes = "; ".join(
         f"{model(result)}: {', '.join(result['settings']['tasks'])}, {counted(len(seeds(result['runs'])), 'seed')}, "
         f"{len(result['runs'])} runs of {result['runs'][0]['steps']} full-batch steps on "
-        f"{result['settings']['run']['data']['train_samples']} texts, Pearson "
-        f"{spread(by_seed(result['runs'], 'metric_before'), '.3f')} before training, the head's ridge "
-        f"{result['settings']['descent'].get('ridge') or 'by leave-one-out'}"
+        f"{result['settings']['run']['data']['train_samples']} texts, Pearson's r "
+        f"{spread(by_seed(result['runs'], 'metric_before'), '.3f')} before training, ridge of the head "
+        f"{result['settings']['descent'].get('ridge') or 'chosen by leave-one-out'}"
         for result in results
     )
     return [
         "## Strength of the proximal term: gradient descent and squared loss",
         "",
         *paragraph(
-            f"Regression on human ratings of sentiment from −4 to 4. {each}. The head is the ridge regression on the "
-            "frozen features and stays; θ are the adapters alone; the loss is the paper's sum, so λ is the paper's λ. "
-            "*Gap at θ* is ‖f−f̄‖/‖f−f0‖ on evaluation texts at the trained θ; *gap of runs* the same against the "
-            "linearised model trained by the same steps. P1 and P2 are of gradient flow for as much time, P3 of these "
-            "very steps. P2 needs a Lipschitz constant of the Jacobian: ours is the largest that was met in a task's "
-            "runs, which is below the supremum, so P2 is estimated. P1 and P3 need none."
+            "Here the theory can be compared with real runs. The task is regression on human ratings of sentiment from "
+            "−4 to 4. The head is the ridge regression on the [frozen features](glossary.md#frozen-features) and stays "
+            "as it is, so θ are the adapters alone. The loss is the paper's sum, so λ is the paper's λ. *Gap at θ* is "
+            "‖f−f̄‖/‖f−f0‖ on evaluation texts at the trained θ. *Gap of runs* is the same against the linearised "
+            "model that took the same steps."
         ),
+        *paragraph(
+            "P1 and P2 are bounds for gradient flow over the same time, and P3 is a bound for these very steps. P2 "
+            "needs a Lipschitz constant of the Jacobian. The largest one that was seen in a task's runs is used, which "
+            "is below the supremum, so P2 is estimated. P1 and P3 need no such constant."
+        ),
+        *paragraph(f"{sizes}."),
         *side_by_side(results, columns, "λ (sum)"),
         " ".join(map(bounds_picture, results)),
         "",

@@ -1,4 +1,4 @@
-"""The texts of the paper's experiments, built from packages: they stay in the cache, nothing of them is committed."""
+"""Texts of the paper's experiments, built from packages; they stay in the cache and are not committed."""
 
 import json
 from collections.abc import Callable
@@ -80,7 +80,7 @@ def level(source: str, folder: Path) -> None:
 
 
 def origin(_: str, folder: Path) -> None:
-    """Which of the four sources a text is from, as many of each."""
+    """Which of the four sources a text is from; there are as many texts of every source."""
     sources = {name: rated(name) for name in SOURCES}
     count = min(map(len, sources.values()))
     write_splits([{"text": text, "label": name} for name, rows in sources.items() for _, text in rows[:count]], folder)
@@ -92,7 +92,7 @@ def three_way(_: str, folder: Path) -> None:
 
 
 def two_way(_: str, folder: Path) -> None:
-    """The same without the neutral ones."""
+    """Negative or positive tweets."""
     three_way("", folder)
     for path in (folder / "train.jsonl", folder / "eval.jsonl"):
         lines = path.read_text(encoding="utf-8").splitlines()

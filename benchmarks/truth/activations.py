@@ -1,4 +1,4 @@
-"""What enters the layers: PLoP's normalised feature norms and EVA's explained variance. Neither sees labels."""
+"""Methods that look at the inputs of layers: PLoP's feature norms and EVA's explained variance. Neither sees labels."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -18,13 +18,13 @@ from foretune.task import Candidate, Task
 PLOP_EXAMPLES, PLOP_BATCH = 100, 8  # of ``main.py``
 PLOP_KINDS = 3  # module types that its experiments adapt
 EVA_BATCH = 32
-MAX_COMPONENTS = 64  # of which the ratios are kept
+MAX_COMPONENTS = 64  # principal components of which the ratios are kept
 
 
 def layer_inputs(
     task: Task, layers: Mapping[str, nn.Module], rows: Dataset, batch_size: int
 ) -> Iterator[dict[str, Float[Tensor, "tokens i"]]]:
-    """What enters each layer in eval mode, batch by batch: its tokens without the padding, or one row an example."""
+    """The inputs of every layer in eval mode, batch by batch: tokens without padding, or one row per example."""
     entered: dict[str, Tensor] = {}
 
     def keep(name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -46,14 +46,14 @@ def layer_inputs(
 def feature_norm(
     weight: Float[Tensor, "o i"], inputs: Float[Tensor, "tokens i"], generator: torch.Generator | None = None
 ) -> float:
-    """NFN: the mean of ``‖W a‖/‖a‖`` over a layer's inputs a, over its mean for as many Gaussian vectors."""
+    """NFN: the mean of ``‖W a‖/‖a‖`` over a layer's inputs a, divided by its mean over as many Gaussian vectors."""
     random = torch.randn(inputs.shape, generator=generator, dtype=inputs.dtype)
     actual, chance = ((nn.functional.normalize(rows, dim=1) @ weight.T).norm(dim=1).mean() for rows in (inputs, random))
     return float(actual / chance)
 
 
 def feature_norms(task: Task) -> dict[str, float]:
-    """NFN of every linear layer but the head's, the mean over batches."""
+    """NFN of every linear layer but the head's, as a mean over batches."""
     layers = linear_layers(task)
     generator = torch.Generator().manual_seed(0)
     rows = task.train.select(range(min(PLOP_EXAMPLES, len(task.train))))
@@ -65,7 +65,7 @@ def feature_norms(task: Task) -> dict[str, float]:
 
 
 def kind_norms(task: Task, folder: Path) -> tuple[dict[str, float], float]:
-    """NFN of every module type, the mean over its modules, and the seconds that it took."""
+    """NFN of every module type, as a mean over its modules, and the seconds that it took."""
     norms, seconds = kept(folder / "figures" / "feature-norms.json", lambda: feature_norms(task))
     kinds: dict[str, list[float]] = {}
     for name, value in norms.items():
@@ -76,9 +76,9 @@ def kind_norms(task: Task, folder: Path) -> tuple[dict[str, float], float]:
 def plop(task: Task, folder: Path) -> Scores:
     """Overlap with all modules of the three types whose NFN is lowest.
 
-    PLoP (arXiv 2506.20629; ``main.py`` and ``src/metrics.py`` of github.com/soufiane001/plop): a type whose outputs
-    are large for the task's inputs is aligned with them already. 100 examples in batches of 8, as there; unlike there
-    padding is left out.
+    PLoP (arXiv 2506.20629; ``main.py`` and ``src/metrics.py`` of github.com/soufiane001/plop) holds that a type whose
+    outputs are large for the task's inputs is already aligned with them. As in the authors' code there are 100 examples
+    in batches of 8. Unlike there, padding is left out.
     """
     norms, seconds = kind_norms(task, folder)
     kinds = sorted(norms, key=norms.__getitem__)[:PLOP_KINDS]
@@ -92,7 +92,7 @@ def plop_mean(task: Task, folder: Path) -> Scores:
 
 
 class Covariance:
-    """The covariance of rows that come in batches, summed in float64."""
+    """The covariance of rows that are added batch by batch, in float64."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -100,7 +100,7 @@ class Covariance:
         self.squares: Any = 0.0
 
     def add(self, rows: Float[Tensor, "n i"]) -> None:
-        """Count more rows."""
+        """Add more rows."""
         self.count += len(rows)
         self.total = self.total + rows.double().sum(0)
         self.squares = self.squares + (rows.T @ rows).double()
@@ -135,12 +135,12 @@ def _eva(task: Task, folder: Path, *, mean: bool) -> Scores:
 def eva(task: Task, folder: Path) -> Scores:
     """Mean over a candidate's layers of the variance of their inputs that r principal components explain.
 
-    EVA (arXiv 2410.07170; ``peft/tuners/lora/eva.py``) gives ranks to where they explain most variance. The components
-    are those of all training tokens, to which the incremental SVD of the package converges.
+    EVA (arXiv 2410.07170; ``peft/tuners/lora/eva.py``) gives higher ranks to layers where they explain more variance.
+    The components are those of all training tokens, to which the incremental SVD of the package converges.
     """
     return _eva(task, folder, mean=True)
 
 
 def eva_total(task: Task, folder: Path) -> Scores:
-    """The sum instead of the mean: what EVA maximises under a budget of ranks."""
+    """The sum over a candidate's layers instead of the mean, which EVA maximises under a budget of ranks."""
     return _eva(task, folder, mean=False)

@@ -1,9 +1,9 @@
-"""Learns the correction of simulated runs from real ones: writes ``src/foretune/forecast/calibration.json``.
+"""Learn the correction of simulated runs from real runs: writes ``src/foretune/forecast/calibration.json``.
 
     python benchmarks/truth/calibrate.py
 
-Reads what ``gather`` found of every task in ``benchmarks/results/truth``. Tasks with another model are left out, so
-that they show how the correction carries over.
+Reads the tasks that ``gather.py`` wrote to ``benchmarks/results/truth``. Tasks with another model than MiniLM are left
+out, so that they show how the correction carries over.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
@@ -25,21 +25,41 @@ import foretune.forecast.calibration as calibration
 from foretune.forecast.compare import Z_90
 from foretune.results import write_json
 
-SHIFT = {  # which evidence moves a quantity; chosen on tasks left out
+SHIFT = {  # which evidence shifts a quantity; chosen on tasks that were left out
     "eval_metric": ("learnt", "fall"),
     "eval_loss": ("changes", "overfit", "loss_fall"),
     "train_loss": ("gap",),
 }
 SPREAD = ("constant", "correlation", "gap", "unstable", "followed", "blind")
-RIDGE = 0.3  # on standardised evidence, so that few runs do not make large weights
-FAR = 2.5  # robust standard deviations from the correction, beyond which an error counts as one of so many (Huber)
-ROUNDS = 20  # to find which errors these are
-# of runs that were not begun, and of simulations of before, whose weights change less than what this is for
-UNKNOWN = {"followed": None, "change_before_learning": 0.0}
+RIDGE = 0.3  # on standardised evidence, so that a few runs do not lead to large weights
+FAR = 2.5  # robust standard deviations; larger errors are clipped to it (Huber)
+ROUNDS = 20  # of fitting and clipping
 Weights = dict[str, dict[str, dict[str, float]]]
 
 
+class Lessons(NamedTuple):
+    """What the real runs of a task teach.
+
+    Attributes:
+        evidence: The evidence about every run, in the order of ``NAMES``.
+        errors: What the run added to its simulation, for every quantity and on its scale; nan where it is not known.
+    """
+
+    evidence: np.ndarray
+    errors: dict[str, np.ndarray]
+
+    def of(self, quantity: str) -> tuple[np.ndarray, np.ndarray]:
+        """Evidence and errors of the runs of which a quantity is known."""
+        known = ~np.isnan(self.errors[quantity])
+        return self.evidence[known], self.errors[quantity][known]
+
+
 def fit(tasks: Sequence[dict[str, Any]]) -> Weights:
+    """The weights of every quantity, learnt from gathered tasks."""
+    return learn([lessons(task) for task in tasks])
+
+
+def learn(tasks: Sequence[Lessons]) -> Weights:
     """Weights of every quantity: robust least squares for the shift, maximum likelihood for the spread.
 
     The spread's constant is then raised or lowered until intervals of tasks that were left out cover 90% of their
@@ -47,7 +67,7 @@ def fit(tasks: Sequence[dict[str, Any]]) -> Weights:
     """
     found: Weights = {}
     for quantity in calibration.QUANTITIES:
-        known = [rows(task, quantity) for task in tasks]
+        known = [task.of(quantity) for task in tasks]
         ratios = []
         for left_out, (evidence, errors) in enumerate(known):
             shift, spread = predict(fit_one(quantity, known[:left_out] + known[left_out + 1 :]), evidence)
@@ -58,25 +78,29 @@ def fit(tasks: Sequence[dict[str, Any]]) -> Weights:
 
 
 def learnt_on(tasks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that a correction is learnt on: tasks with another model show how it carries over."""
+    """The tasks that the correction is learnt on: those of MiniLM."""
     return [task for task in tasks if task["model"] == "minilm"]
 
 
-def rows(task: dict[str, Any], quantity: str) -> tuple[np.ndarray, np.ndarray]:
-    """Evidence (runs, all of its names) and what real runs added to their seed's simulation on the quantity's scale."""
-    on = calibration.scale(quantity, task["metric_name"])
-    evidence, errors = [], []
+def lessons(task: dict[str, Any]) -> Lessons:
+    """Evidence about every real run whose seed was simulated, and what the run added on each quantity's scale."""
+    scales = {quantity: calibration.scale(quantity, task["metric_name"]) for quantity in calibration.QUANTITIES}
+    evidence: list[list[float]] = []
+    errors: dict[str, list[float]] = {quantity: [] for quantity in scales}
     for run in task["runs"]:
         simulated = simulation(task, run["candidate"], run["seed"])
-        if simulated is None or run[quantity] is None:
+        if simulated is None:
             continue
         known = [evidence_of(simulated, task)]
-        before = evidence_of(simulated | {"followed": None}, task)
-        if before["blind"] and not known[0]["blind"]:  # what is known of it if it is not begun
-            known.append(before)
+        unbegun = evidence_of(simulated | {"followed": None}, task)
+        if unbegun["blind"] and not known[0]["blind"]:  # the evidence if its beginning had not been made
+            known.append(unbegun)
         evidence += [list(each.values()) for each in known]
-        errors += [on.to(run[quantity]) - on.to(simulated[quantity])] * len(known)
-    return np.array(evidence), np.array(errors)
+        for quantity, on in scales.items():
+            true = run[quantity]
+            error = np.nan if true is None else on.to(true) - on.to(simulated[quantity])
+            errors[quantity] += [error] * len(known)
+    return Lessons(np.array(evidence), {quantity: np.array(values) for quantity, values in errors.items()})
 
 
 def evidence_of(simulated: dict[str, Any], task: dict[str, Any]) -> dict[str, float]:
@@ -85,9 +109,9 @@ def evidence_of(simulated: dict[str, Any], task: dict[str, Any]) -> dict[str, fl
 
 
 def known_of(simulated: dict[str, Any], task: dict[str, Any]) -> calibration.Simulation:
-    """What is known of a gathered simulation of a task."""
+    """A gathered simulation with the facts of its task."""
     of_task = ("guess", "guess_loss", "metric_name", "outputs", "frozen")
-    known = UNKNOWN | simulated | {name: task[name] for name in of_task}
+    known = simulated | {name: task[name] for name in of_task}
     return calibration.Simulation(**{name: known[name] for name in calibration.Simulation._fields})
 
 
@@ -103,7 +127,7 @@ def fit_one(quantity: str, known: Sequence[tuple[np.ndarray, np.ndarray]]) -> di
     evidence, errors = map(np.concatenate, zip(*known, strict=True))
     x = evidence[:, [NAMES.index(name) for name in SHIFT[quantity]]]
     size = np.sqrt(np.square(x).mean(0)) + 1e-12
-    begun = evidence[:, NAMES.index("blind")] == 0  # others only widen error bars
+    begun = evidence[:, NAMES.index("blind")] == 0  # the other rows only widen error bars
     scaled = (x / size)[begun]
     inverse = np.linalg.inv(scaled.T @ scaled + RIDGE * np.eye(len(size))) @ scaled.T
     near = errors
@@ -112,29 +136,47 @@ def fit_one(quantity: str, known: Sequence[tuple[np.ndarray, np.ndarray]]) -> di
         left = errors - x @ shift
         far = FAR * 1.4826 * float(np.median(np.abs(left)))
         near = x @ shift + np.clip(left, -far, far)
-    s = evidence[:, [NAMES.index(name) for name in SPREAD]]
-
-    def loss(weights: np.ndarray) -> float:
-        log_sigma = s @ weights
-        penalty = RIDGE * np.square(weights[1:]).sum() / len(left)  # few runs are unstable
-        ratio = np.abs(left) * np.exp(-log_sigma)
-        return float((log_sigma + np.where(ratio < FAR, ratio**2, FAR * (2 * ratio - FAR)) / 2).mean() + penalty)
-
-    start = np.array([math.log(float(left.std()) + 1e-6), *[0.0] * (len(SPREAD) - 1)])
-    spread = minimize(loss, start, method="BFGS").x
+    spread = fit_spread(evidence[:, [NAMES.index(name) for name in SPREAD]], left)
     return {
         "shift": dict(zip(SHIFT[quantity], map(float, shift), strict=True)),
         "spread": dict(zip(SPREAD, map(float, spread), strict=True)),
     }
 
 
+def fit_spread(evidence: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Weights of log σ that maximise the likelihood of the errors that a shift leaves.
+
+    Errors beyond ``FAR`` σ count by their size instead of its square. A ridge holds all weights but the constant, as
+    few runs collapse. The problem is convex.
+    """
+    ridge = np.array([0.0, *[RIDGE] * (evidence.shape[1] - 1)])
+
+    def ratio(weights: np.ndarray) -> np.ndarray:
+        return np.abs(left) * np.exp(-(evidence @ weights))
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        r = ratio(weights)
+        value = evidence @ weights + np.where(r < FAR, r**2, FAR * (2 * r - FAR)) / 2
+        gradient = evidence.T @ (1 - np.where(r < FAR, r**2, FAR * r)) + 2 * ridge * weights
+        return float(value.sum() + ridge @ weights**2) / len(left), gradient / len(left)
+
+    def curvature(weights: np.ndarray) -> np.ndarray:
+        r = ratio(weights)
+        second = np.where(r < FAR, 2 * r**2, FAR * r)
+        return (evidence.T @ (second[:, None] * evidence) + np.diag(2 * ridge)) / len(left)
+
+    start = np.array([math.log(float(left.std()) + 1e-6), *[0.0] * (len(ridge) - 1)])
+    found = minimize(loss, start, jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-8})
+    return np.asarray(found.x)
+
+
 def predict(weights: dict[str, dict[str, float]], evidence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shift and spread of every row."""
-    found = [
-        calibration.corrections(dict(zip(NAMES, map(float, row), strict=True)), {"one": weights})["one"]
-        for row in evidence
-    ]
-    return np.array([each.shift for each in found]), np.array([each.spread for each in found])
+    """Shift and spread of every row, as ``foretune.forecast.calibration.corrections`` has them."""
+    shift, log_spread = (
+        evidence[:, [NAMES.index(name) for name in part]] @ np.array(list(part.values()))
+        for part in (weights["shift"], weights["spread"])
+    )
+    return shift, np.exp(log_spread)
 
 
 if __name__ == "__main__":

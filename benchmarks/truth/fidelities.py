@@ -1,4 +1,4 @@
-"""foretune at lower fidelity than its simulation: what is lost when only the kernel is asked, or its linear model."""
+"""Cheaper predictions than the simulation, and a dearer one: the kernel, its linear model, refreshed tangents."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ def kernel_ridge(task: Task, folder: Path) -> Scores:
 
 
 def kernel_leave_one_out(task: Task, folder: Path) -> Scores:
-    """The least leave-one-out error of that regression: the kernel and the training labels alone."""
+    """The least leave-one-out error of that regression, from the kernel and the training labels alone."""
     tangents, starts = _start(task, folder)
 
     def rank(candidate: Candidate) -> float:
@@ -41,7 +41,7 @@ def kernel_leave_one_out(task: Task, folder: Path) -> Scores:
 
 
 def linear_model(task: Task, folder: Path) -> Scores:
-    """The run's own optimiser on the model that is linear in the parameters: the factors A stay where they start."""
+    """The run's own optimiser on the model that is linear in the parameters: the factors A are not trained."""
     return _simulated(task, folder, growth=False, watch=[FrozenFactors()])
 
 
@@ -51,12 +51,12 @@ def tangents_alone(task: Task, folder: Path) -> Scores:
 
 
 def refreshed(task: Task, folder: Path) -> Scores:
-    """The simulation with its tangents taken again twice on the way."""
+    """The simulation with tangents that are collected anew twice on the way."""
     return _simulated(task, folder, refreshes=2)
 
 
 class FrozenFactors(TrainerCallback):
-    """Trains the factors B and the head alone."""
+    """Trains only the factors B and the head."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

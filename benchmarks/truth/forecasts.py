@@ -1,9 +1,9 @@
-"""Forecasts of every task and candidate, from each seed of its real runs.
+"""Forecast every candidate of every task, from every seed of its real runs.
 
     python benchmarks/truth/forecasts.py [TASK...] [--seeds 0 1] [-o runs/truth]
 
-What ``foretune forecast`` says of ``run.yaml`` with that seed, in ``<output>/<task>/seed-<seed>``; what is there is
-not made again. Tangents are made for every seed, whose head they are taken for, and not kept.
+Does what ``foretune forecast`` does with ``run.yaml`` and that seed, in ``<output>/<task>/seed-<seed>``. Forecasts that
+exist are not made again. Tangents depend on the head of the seed, so they are collected for every seed, and not kept.
 """
 
 import shutil

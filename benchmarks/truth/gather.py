@@ -1,9 +1,9 @@
-"""What was measured of a task, in one compact file: its real runs and what every predictor said of them.
+"""Collect what was measured of a task in one small file: its real runs, and what every predictor said of them.
 
     python benchmarks/truth/gather.py [TASK...] [-o runs/truth]
 
-Writes ``benchmarks/results/truth/TASK.json`` for every task of which there are real runs. Real runs and scores that are
-no longer below the folder stay as they were gathered before, so that forecasts can be made again without them.
+Writes ``benchmarks/results/truth/TASK.json`` for every task that has real runs. What was gathered before stays: new
+real runs and scores join the old ones, and new forecasts replace all old ones of the task.
 """
 
 import sys
@@ -15,23 +15,26 @@ import numpy as np
 if __name__ == "__main__":  # not this folder: its names are common ones
     sys.path[0] = str(Path(__file__).parents[1])
 
+from tables import Row, from_table, rounded, to_table, write_result
 from truth.grid import TASKS, Setting, command_line, ordinary
 from truth.metrics import Prediction, Truth
 
-from foretune.results import provenance, read_json, write_json
+from foretune.results import provenance, read_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "truth"
-ANY = "any"  # the seed of who is asked once for all
-SIGNS = ("largest_step", "travel", "change_before_learning")  # of a collapse
-REACH = (*SIGNS, "linearity_gap", "weight_change", "layer_changes", "depth")
-ENOUGH, FEW = 8, 4  # candidates, for a rank correlation to mean something, and for errors alone
+ANY = "any"  # the seed of a predictor that does not depend on seeds
+SIGNS = ("largest_step", "travel", "change_before_learning")  # of a run that may collapse
+ENDS = ("eval_metric", "eval_loss", "train_loss", "fitted_loss")  # of a simulated run
+FACTS = ("guess", "guess_loss", "outputs", "frozen", "collect")  # of a task, from its forecasts
+REACH = (*SIGNS, "linearity_gap", "weight_change", "layer_changes", "depth")  # how far it goes
+ENOUGH, FEW = 8, 4  # candidates: enough for rank correlations, and enough for errors
 DO = "run benchmarks/truth/train.py, forecasts.py and score.py"
 
 
 def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
-    """Real runs, simulated runs and scores below a task's folder; runs and scores that were gathered before stay."""
+    """Real runs, simulated runs and scores below a task's folder, with what was gathered before."""
     gathered = RESULTS / f"{name}.json"
-    before = read_json(gathered, DO) if gathered.exists() else {"runs": [], "scores": {}}
+    before = read_task(gathered) if gathered.exists() else {"runs": [], "scores": {}}
     runs = {(run["candidate"], run["seed"]): run for run in before["runs"]}
     for path in sorted([*folder.glob("train/*/result.json"), *folder.glob("train/*/seed-*/result.json")]):
         result = read_json(path, DO)
@@ -49,50 +52,89 @@ def gather(name: str, setting: Setting, folder: Path) -> dict[str, Any]:
         for path in sorted(place.glob("scores/*.json")):
             found = read_json(path, DO)
             scores.setdefault(path.stem, {})[seed] = {key: found[key] for key in ("candidates", "shared_seconds")}
-    simulated: dict[str, dict[str, Any]] = {}
-    collected, guess, guess_loss, outputs, frozen = None, 0.0, None, None, None
-    for path in sorted(folder.glob("seed-*/forecast.json")):
-        forecast = read_json(path, DO)
-        collected = {key: forecast["collect"][key] for key in ("seconds", "directions", "bytes")}
-        guess, outputs = forecast["task"]["majority_metric"] or 0.0, forecast["task"]["num_outputs"]
-        guess_loss, frozen = (_short(forecast["task"][key]) for key in ("guess_loss", "frozen"))
-        simulated[_seed(path.parent)] = {
-            each["name"]: {key: _short(value) for key, value in each["simulated"].items()}
-            | {key: _short(each[key]) for key in REACH if key in each}
-            | ({"followed": _short(begun["followed"])} if (begun := each.get("beginning")) else {})
-            | {"seconds": round(each["cost"]["seconds"], 2)}
-            for each in forecast["candidates"]
-        }
-    spent = sum(run["seconds"] for run in runs.values())
-    facts = {"name": name, "model": setting.model, "metric_name": setting.metric_name, "guess": guess}
-    facts |= {"guess_loss": guess_loss, "outputs": outputs, "frozen": frozen, "collect": collected}
+    forecasts = {_seed(path.parent): read_json(path, DO) for path in sorted(folder.glob("seed-*/forecast.json"))}
+    found = _forecast(list(forecasts.values())) if forecasts else {key: before.get(key) for key in FACTS}
+    simulated = {seed: _simulated(each) for seed, each in forecasts.items()} or before.get("simulated", {})
+    spent = float(sum(run["seconds"] for run in runs.values()))
     return (
         provenance(0, spent)
-        | facts
+        | {"name": name, "model": setting.model, "metric_name": setting.metric_name}
+        | found
         | {"runs": [runs[key] for key in sorted(runs)], "simulated": simulated, "scores": scores}
     )
+
+
+def _forecast(forecasts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What forecasts know of a task, from the last seed."""
+    task, collect = forecasts[-1]["task"], forecasts[-1]["collect"]
+    known = [task["majority_metric"] or 0.0, rounded(task["guess_loss"]), task["num_outputs"], rounded(task["frozen"])]
+    return dict(zip(FACTS, [*known, {"seconds": round(collect["seconds"], 2)}], strict=True))
+
+
+def _simulated(forecast: dict[str, Any]) -> dict[str, Row]:
+    """The simulated run of every candidate: where it ends, how far it goes, how far its beginning was followed."""
+    return {
+        each["name"]: rounded({key: each["simulated"][key] for key in ENDS} | {key: each[key] for key in REACH})
+        | {"followed": rounded(begun["followed"]) if (begun := each["beginning"]) else None}
+        | {"seconds": round(each["cost"]["seconds"], 2)}
+        for each in forecast["candidates"]
+    }
 
 
 def _seed(folder: Path) -> str:
     return folder.name.removeprefix("seed-")
 
 
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
+def write_task(path: Path, task: dict[str, Any]) -> None:
+    """Write a gathered task: its runs, its simulations and each predictor's scores as tables."""
+    simulated = [
+        {"seed": int(seed), "candidate": name} | row
+        for seed, found in task["simulated"].items()
+        for name, row in found.items()
+    ]
+    scores = {
+        name: {
+            seed: {
+                "shared_seconds": rounded(found["shared_seconds"], 3),
+                "candidates": to_table([_score(each, row) for each, row in found["candidates"].items()]),
+            }
+            for seed, found in by_seed.items()
+        }
+        for name, by_seed in task["scores"].items()
+    }
+    write_result(path, task | {"runs": to_table(task["runs"]), "simulated": to_table(simulated), "scores": scores})
+
+
+def _score(candidate: str, row: Row) -> Row:
+    """A row of scores; ranks stay whole, so that candidates that differ little do not tie."""
+    said = {key: value if key == "rank" else rounded(value) for key, value in row.items() if value is not None}
+    return {"candidate": candidate} | said | {"seconds": rounded(row["seconds"], 3)}
+
+
+def read_task(path: Path) -> dict[str, Any]:
+    """A gathered task: ``runs`` as a list, ``simulated`` by seed and candidate, ``scores`` by predictor and seed."""
+    task = read_json(path, DO)
+    simulated: dict[str, dict[str, Row]] = {}
+    for row in from_table(task["simulated"]):
+        simulated.setdefault(str(row.pop("seed")), {})[row.pop("candidate")] = row
+    for by_seed in task["scores"].values():
+        for found in by_seed.values():
+            found["candidates"] = {row.pop("candidate"): row for row in from_table(found["candidates"])}
+    return task | {"runs": from_table(task["runs"]), "simulated": simulated}
 
 
 def read_tasks() -> list[dict[str, Any]]:
-    """The gathered tasks of which enough candidates were both trained and forecast, in the order of the benchmark."""
+    """Tasks of which enough candidates were both trained and forecast, in the order of the benchmark."""
     return [task for task in _read() if len(_both(task)) >= ENOUGH and _ordinary(task)]
 
 
 def read_sizes() -> list[dict[str, Any]]:
-    """The gathered tasks with another number of training examples, of which a few candidates were."""
+    """Tasks with another number of training examples, of which a few candidates were trained and forecast."""
     return [task for task in _read() if FEW <= len(_both(task)) < ENOUGH and _ordinary(task)]
 
 
 def read_fast() -> list[dict[str, Any]]:
-    """The gathered tasks with candidates around those from which runs collapse."""
+    """Tasks with candidates near the learning rates from which runs collapse."""
     return [task for task in _read() if _both(task) and not _ordinary(task)]
 
 
@@ -101,7 +143,7 @@ def _ordinary(task: dict[str, Any]) -> bool:
 
 
 def _read() -> list[dict[str, Any]]:
-    return [read_json(RESULTS / f"{name}.json", DO) for name in TASKS if (RESULTS / f"{name}.json").exists()]
+    return [read_task(path) for name in TASKS if (path := RESULTS / f"{name}.json").exists()]
 
 
 def _both(task: dict[str, Any]) -> set[str]:
@@ -110,9 +152,9 @@ def _both(task: dict[str, Any]) -> set[str]:
 
 
 def truth_of(content: dict[str, Any]) -> Truth:
-    """The real runs of the candidates that were also simulated, as arrays, so that all predictors have the same choice.
+    """The real runs of the candidates that were also simulated, as arrays: all predictors choose among the same ones.
 
-    Only seeds from which at least half of these were trained count.
+    Only seeds from which at least half of these candidates were trained count.
     """
     both = _both(content)
     runs = [run for run in content["runs"] if run["candidate"] in both]
@@ -132,12 +174,12 @@ def truth_of(content: dict[str, Any]) -> Truth:
 
 
 def simulation(task: dict[str, Any], candidate: str, seed: int) -> dict[str, Any] | None:
-    """The gathered simulation of a candidate from a seed, if there is one."""
+    """The simulation of a candidate from a seed, or None."""
     return task["simulated"].get(str(seed), {}).get(candidate)
 
 
 def prediction_of(scores: dict[str, Any], truth: Truth) -> Prediction:
-    """A predictor's scores of a task, by seed or once for ``ANY``, as arrays; nan where it has none."""
+    """A predictor's scores of a task as arrays; nan where it has none."""
     said = [_said(scores.get(str(seed), scores.get(ANY)), truth.candidates) for seed in truth.seeds]
     return Prediction(
         **{
@@ -148,17 +190,10 @@ def prediction_of(scores: dict[str, Any], truth: Truth) -> Prediction:
 
 
 def _said(scores: dict[str, Any] | None, candidates: tuple[str, ...]) -> list[dict[str, Any]]:
-    """What was said of each candidate, with its interval's bounds and its part of the seconds that all share."""
+    """What was said of each candidate, with its part of the seconds that all of them share."""
     rows = scores["candidates"] if scores else {}
     part = scores["shared_seconds"] / max(1, len(rows)) if scores else 0.0
-    return [
-        row
-        | dict(zip(("low", "high"), row.get("metric_interval") or (None, None), strict=True))
-        | {"seconds": row["seconds"] + part}
-        if (row := rows.get(name))
-        else {}
-        for name in candidates
-    ]
+    return [row | {"seconds": row["seconds"] + part} if (row := rows.get(name)) else {} for name in candidates]
 
 
 if __name__ == "__main__":
@@ -167,6 +202,6 @@ if __name__ == "__main__":
     for name in options.tasks:
         content = gather(name, TASKS[name], options.output / name)
         if content["runs"]:
-            write_json(RESULTS / f"{name}.json", content)
+            write_task(RESULTS / f"{name}.json", content)
             forecasts = sum(len(found) for found in content["simulated"].values())
             print(f"{name}: {len(content['runs'])} runs, {forecasts} forecasts")

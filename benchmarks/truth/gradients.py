@@ -1,4 +1,4 @@
-"""Gradients of the loss before training: Aletheia-LoRA's probe of blocks, and EvoLoRA's GPS of adapters."""
+"""Methods that look at gradients before training: Aletheia-LoRA's probe of blocks and EvoLoRA's GPS of adapters."""
 
 import json
 import math
@@ -38,9 +38,9 @@ def loss_of(task: Task, model: Any, rows: list[dict[str, Any]]) -> Tensor:
 def block_gradients(task: Task) -> dict[str, float]:
     r"""``\sum_{x} \sum_{p} \lVert \nabla_p L(x) \rVert`` of every transformer block.
 
-    Over examples x, one at a time, and the block's parameters p: weights, biases and norms, not divided by their
-    number. Gradients are those of the pretrained parameters without any adapter, under the new head of the first
-    candidate's seed, with dropout on, as the authors take them.
+    The sums are over examples x, one at a time, and over the block's parameters p (weights, biases and norms); they are
+    not divided by the number of parameters. As in the authors' code, gradients are those of the pretrained parameters
+    without adapters, with the new head of the first candidate's seed and with dropout.
     """
     model = task.build_model(task.candidates[0].seed).train()
     blocks = {name: block_of(name) for name, _ in model.named_parameters()}
@@ -62,7 +62,7 @@ def aletheia(task: Task, folder: Path) -> Scores:
     """Overlap with all linear layers of the half of the blocks whose gradients are largest.
 
     Aletheia-LoRA (arXiv 2604.15351; PyPI ``aletheia-lora`` 0.1.2, ``probe.py`` and ``selection.py``). Its authors claim
-    faster training at about the same quality; that larger gradients mean better runs is the reading tested here.
+    faster training at about the same quality. Tested here is whether larger gradients also mean better runs.
     """
     norms, seconds = kept(folder / "figures" / "block-gradients.json", lambda: block_gradients(task))
     best = sorted(norms, key=norms.__getitem__, reverse=True)[: max(1, int(len(norms) * TOP))]
@@ -94,9 +94,9 @@ def summarise(scores: Iterable[float]) -> tuple[float, float]:
 def adapter_gradients(task: Task) -> dict[str, dict[str, float]]:
     """Mean and deviation of GPS over the factors A and B of all adapted layers, and the trainable parameters.
 
-    Gradients of the summed loss of two training batches in the candidate's own adapters and head, as its training
-    starts, with dropout on. Those of A are zero, since B is; like the package, they are counted all the same.
-    Candidates that differ only in training arguments share their figures, and the first of them pays.
+    Gradients are those of the summed loss of two training batches, with the candidate's own adapters and head before
+    training and with dropout. The gradients of A are zero because B is zero; they count all the same, as in the
+    package. Candidates that differ only in training arguments share their figures, and the cost counts for the first.
     """
     seen: dict[str, dict[str, float]] = {}
     return {candidate.name: _adapter_gradients(task, candidate, seen) for candidate in task.candidates}
@@ -137,8 +137,9 @@ def gps(task: Task, folder: Path) -> Scores:
     """The knee of the Pareto front first, then the front, then the rest.
 
     EvoLoRA (Wu, Neri and Feng, 2026, doi 10.1142/S0129065726500255; PyPI ``evolo-moead`` 0.1.0, ``gps_metric.py``,
-    ``hf_evaluator.py`` and ``geometry.py``): maximise the mean of GPS, minimise its deviation and the trainable
-    parameters, recommend the knee. The candidates stand for what its evolutionary search would visit.
+    ``hf_evaluator.py`` and ``geometry.py``) maximises the mean of GPS, minimises its deviation and the number of
+    trainable parameters, and recommends the knee. The candidates take the place of those that its evolutionary search
+    would visit.
     """
     figures = _gps(task, folder)
     objectives = {name: (-row["mean"], row["deviation"], row["parameters"]) for name, row in figures.items()}
@@ -152,9 +153,9 @@ def gps(task: Task, folder: Path) -> Scores:
 
 
 def weight_gradients(task: Task) -> dict[str, list[float]]:
-    """Singular values, largest first, of the gradient in every frozen weight but the head's, without any adapter.
+    """Singular values, largest first, of the gradient in every frozen weight but the head's, without adapters.
 
-    Of the summed loss of two training batches under the new head of the first candidate's seed, with dropout on.
+    The loss is the sum over two training batches, with the new head of the first candidate's seed and with dropout.
     """
     first = task.candidates[0]
     size = int(first.training.get("per_device_train_batch_size", 8))
@@ -170,8 +171,8 @@ def weight_gradients(task: Task) -> dict[str, list[float]]:
 def gps_weights(task: Task, folder: Path) -> Scores:
     """A larger mean over a candidate's layers of the GPS of their frozen weights' gradients, at the candidate's rank.
 
-    The score as it is derived: what an adapter of rank r can take of a layer's gradient. The package computes it of the
-    adapters' own gradients, whose rank is r at most, where it is their norm.
+    This is the score as the paper derives it: the part of a layer's gradient that an adapter of rank r can follow. The
+    package computes it from the gradients of the adapters, whose rank is at most r, so there it is only their norm.
     """
     values, seconds = kept(folder / "figures" / "weight-gradients.json", lambda: weight_gradients(task))
 

@@ -1,4 +1,4 @@
-"""Tasks and candidates of the truth benchmark."""
+"""The tasks and candidates of the truth benchmark."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ class Names:
 
     @property
     def query_value(self) -> list[str]:
-        """What LoRA adapts by default."""
+        """The layers that LoRA adapts by default."""
         return [self.query, self.value]
 
     def layer(self, number: int) -> str:
@@ -43,7 +43,7 @@ NAMES = {
 
 
 def ordinary(rate: float, names: Names) -> list[dict[str, Any]]:
-    """Placements, module types, ranks, scalings and learning rates; names say what is changed."""
+    """Candidates that change placement, module types, rank, scaling and learning rate; their names say what."""
     low, high = {"learning_rate": rate / 3}, {"learning_rate": rate * 3}
     third, last = names.layers // 3, names.layers - 1
     wide = {"target_modules": "all-linear"}
@@ -68,7 +68,7 @@ def ordinary(rate: float, names: Names) -> list[dict[str, Any]]:
 
 
 def fast(rate: float, names: Names) -> list[dict[str, Any]]:
-    """Learning rates and scalings around those from which runs collapse."""
+    """Candidates with learning rates and scalings near those from which runs collapse."""
     rslora: dict[str, Any] = {"r": 32, "use_rslora": True}
     wide = {"target_modules": "all-linear"}
     found: list[tuple[str, dict[str, Any], int]] = [
@@ -91,21 +91,21 @@ class Setting:
     """A task of the benchmark: its texts, and the base run that its candidates change.
 
     Attributes:
-        builder: Of the texts, see ``truth.texts``.
-        train: Training examples.
+        builder: Name of the texts, see ``truth.texts``.
+        train: Number of training examples.
         epochs: Passes over them.
         batch: Batch size.
-        max_length: In tokens.
+        max_length: Largest length of a text in tokens.
         rate: The middle one of three learning rates a factor 3 apart.
         data: Further keys of the ``data`` section.
-        peft: Of the ``peft`` section.
-        training: Of the ``training`` section.
+        peft: Further keys of the ``peft`` section.
+        training: Further keys of the ``training`` section.
         task: ``classification`` or ``regression``.
         curve: Whether to evaluate after every epoch, or at the end only.
-        model: What is fine-tuned.
+        model: The model that is fine-tuned.
         pooling: What its head reads.
-        candidates: Names of the candidates; by default all.
-        grid: What the candidates are.
+        candidates: Names of the candidates; empty for all of the grid.
+        grid: Makes the candidates from the learning rate and the model's names.
     """
 
     builder: str
@@ -126,13 +126,13 @@ class Setting:
 
     @property
     def metric_name(self) -> str:
-        """What is predicted."""
+        """The name of the metric."""
         return "pearson" if self.task == "regression" else "accuracy"
 
 
 HALF = ("qv", "qv-low-rate", "qv-high-rate", "qv-r32-rslora", "qv-bottom", "qv-top", "mlp", "all-linear")
 PAIRS = {"text": ["text", "sentence"]}
-USUAL: dict[str, Any] = {  # what scripts that people share do
+USUAL: dict[str, Any] = {  # settings of many published scripts
     "epochs": 5,
     "batch": 8,
     "rate": 5e-4,
@@ -199,7 +199,7 @@ EVAL_SAMPLES = 600
 
 
 def prepare(setting: Setting, folder: Path) -> Path:
-    """Write the data and ``run.yaml`` of a task into a folder."""
+    """Write the texts and ``run.yaml`` of a task into a folder."""
     texts = folder / "texts"
     build(setting.builder, texts)
     shortest_first(texts / "eval.jsonl", EVAL_SAMPLES, text_length)
@@ -226,13 +226,13 @@ def prepare(setting: Setting, folder: Path) -> Path:
 
 
 def prepared(setting: Setting, folder: Path) -> Path:
-    """The ``run.yaml`` in a folder, written where there is none."""
+    """The ``run.yaml`` in a folder; it is written if there is none."""
     path = folder / "run.yaml"
     return path if path.exists() else prepare(setting, folder)
 
 
 def command_line(text: str | None) -> argparse.ArgumentParser:
-    """What every step of the benchmark is asked for: tasks, and where their runs are."""
+    """The arguments that all steps of the benchmark have: tasks, and the folder of their runs."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=list(TASKS))
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/truth"))
@@ -240,7 +240,7 @@ def command_line(text: str | None) -> argparse.ArgumentParser:
 
 
 def run_file(name: str, folder: Path, seed: int = 0) -> Path:
-    """The ``run.yaml`` of a task, prepared where there is none; of another seed than 0 a copy beside it."""
+    """The ``run.yaml`` of a task, written if there is none; for another seed than 0 it is a copy beside it."""
     path = prepared(TASKS[name], folder)
     if seed == 0:
         return path
@@ -252,5 +252,5 @@ def run_file(name: str, folder: Path, seed: int = 0) -> Path:
 
 
 def text_length(row: str) -> int:
-    """Characters of the texts in a row, and of its label where that is a word."""
+    """Number of characters of all strings in a row."""
     return sum(len(value) for value in json.loads(row).values() if isinstance(value, str))

@@ -1,20 +1,18 @@
-"""How good predictions were: every statistic of a task, with bootstrap intervals.
+"""How good predictions were: every statistic of a task.
 
-Predictions are held against each real run (a candidate and a seed), those that know the seed against its own runs, and
-the statistic is the mean over seeds, so that "another seed of it" is a predictor like any other. Regret is that of each
-seed's first choice, on the mean over seeds, the best that is known of a candidate. Points are units of the metric: 0.01
-of accuracy or of a correlation is one point.
+Predictions are compared with every real run, that is with every candidate and seed. A prediction that knows the seed
+is compared with the run of that seed. Statistics are means over seeds, so "another seed" is a predictor like any other.
+Regret is measured on the mean over seeds, the best that is known of a candidate.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.stats import kendalltau, spearmanr
 
-DRAWS = 1000
 WITHIN = 0.03
 
 
@@ -25,9 +23,9 @@ class Truth:
     Attributes:
         candidates: Their names.
         metric: Final metric of every candidate and seed; nan where it was not trained.
-        loss: Final evaluation loss, likewise.
-        seconds: Seconds of the fastest real run of each candidate.
-        seeds: The seeds; none where the columns are means.
+        loss: Final evaluation loss of every candidate and seed; nan where it was not trained.
+        seconds: Seconds of the fastest real run of every candidate.
+        seeds: The seeds; empty if the columns are means.
     """
 
     candidates: tuple[str, ...]
@@ -38,15 +36,16 @@ class Truth:
 
     @property
     def mean(self) -> Float[np.ndarray, " c"]:
-        """The metric's mean over the seeds that there are; nan where there is none."""
-        return _known_mean(self.metric)
+        """The metric's mean over the seeds that were trained; nan if none was."""
+        return known_mean(self.metric)
 
     def averaged(self) -> "Truth":
-        """Means over seeds in the place of single runs."""
-        return Truth(self.candidates, self.mean[:, None], _known_mean(self.loss)[:, None], self.seconds)
+        """Means over seeds instead of single runs."""
+        return Truth(self.candidates, self.mean[:, None], known_mean(self.loss)[:, None], self.seconds)
 
 
-def _known_mean(values: Float[np.ndarray, "... s"]) -> Float[np.ndarray, " ..."]:
+def known_mean(values: Float[np.ndarray, "... s"]) -> Float[np.ndarray, " ..."]:
+    """The mean along the last axis without nan; nan where all values are nan."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of rows that are all nan
         return np.nanmean(values, axis=-1)
@@ -62,7 +61,7 @@ class Prediction:
         loss: Predicted evaluation loss.
         low: Lower bound of the 90% interval of the metric.
         high: Its upper bound.
-        seconds: Its cost, with the candidate's part of what all share.
+        seconds: Its cost, with the candidate's part of what all candidates share.
     """
 
     rank: Float[np.ndarray, "c s"]
@@ -73,11 +72,11 @@ class Prediction:
     seconds: Float[np.ndarray, "c s"]
 
     def averaged(self) -> "Prediction":
-        """Means over the seeds that it was asked about."""
-        return self.map(lambda values: _known_mean(values)[:, None])
+        """Means over the seeds that the predictor was asked about."""
+        return self.map(lambda values: known_mean(values)[:, None])
 
     def map(self, change: Callable[[np.ndarray], np.ndarray]) -> "Prediction":
-        """The same of every array."""
+        """A prediction whose arrays are all changed."""
         return Prediction(*(change(getattr(self, name)) for name in Prediction.__dataclass_fields__))
 
 
@@ -85,7 +84,7 @@ Statistic = Callable[[Truth, Prediction], float]
 
 
 def correlation(of: Callable[..., tuple[float, float]], what: str, by: str) -> Statistic:
-    """A rank correlation of predictions with each seed's runs, averaged over seeds."""
+    """A rank correlation of predictions with the runs of a seed, averaged over seeds."""
 
     def statistic(truth: Truth, prediction: Prediction) -> float:
         predicted, runs = getattr(prediction, by), getattr(truth, what)
@@ -104,7 +103,7 @@ def error(what: str, of: Callable[[Float[np.ndarray, " n"]], float]) -> Statisti
 
 
 def regret(truth: Truth, prediction: Prediction) -> float:
-    """Best true metric − that of the candidate ranked first (averaged over ties and seeds), on means over seeds."""
+    """Best true metric minus that of the candidate ranked first, averaged over ties and seeds, on means over seeds."""
 
     def lost(rank: Float[np.ndarray, " n"], true: Float[np.ndarray, " n"]) -> float:
         return float(true.max() - true[rank == rank.max()].mean())
@@ -120,8 +119,8 @@ def coverage(truth: Truth, prediction: Prediction) -> float:
 
 
 def cost(truth: Truth, prediction: Prediction) -> float:
-    """Seconds of a prediction over those of the run that it predicts: sums over candidates."""
-    seconds = _known_mean(prediction.seconds)
+    """Seconds of all predictions over those of the runs that they predict."""
+    seconds = known_mean(prediction.seconds)
     known = ~np.isnan(truth.seconds) & ~np.isnan(seconds)
     return float(seconds[known].sum() / truth.seconds[known].sum()) if known.any() else np.nan
 
@@ -131,13 +130,10 @@ STATISTICS: dict[str, Statistic] = {
     "kendall": correlation(kendalltau, "metric", "rank"),
     "regret": regret,
     "mean_absolute_error": error("metric", lambda e: float(np.abs(e).mean())),
-    "root_mean_square_error": error("metric", lambda e: float(np.sqrt(np.square(e).mean()))),
-    "bias": error("metric", lambda e: float(e.mean())),
     "within_3_points": error("metric", lambda e: float((np.abs(e) <= WITHIN + 1e-12).mean())),
     "coverage": coverage,
     "loss_kendall": correlation(kendalltau, "loss", "loss"),
     "loss_mean_absolute_error": error("loss", lambda e: float(np.abs(e).mean())),
-    "loss_root_mean_square_error": error("loss", lambda e: float(np.sqrt(np.square(e).mean()))),
     "cost": cost,
 }
 
@@ -148,36 +144,6 @@ def evaluate(truths: Sequence[Truth], predictions: Sequence[Prediction]) -> dict
         name: _mean([statistic(t, p) for t, p in zip(truths, predictions, strict=True)])
         for name, statistic in STATISTICS.items()
     }
-
-
-def bootstrap(
-    truths: Sequence[Truth], predictors: Mapping[str, Sequence[Prediction]], names: Sequence[str], *, seed: int = 0
-) -> dict[str, dict[str, Float[np.ndarray, "draws t"]]]:
-    """Some statistics of every predictor when tasks, and in each task candidates, are drawn with replacement.
-
-    All predictors see the same draws, so that differences of them are paired, task by task; nan where one is undefined.
-    """
-    generator = np.random.default_rng(seed)
-    found: dict[str, dict[str, list[list[float]]]] = {name: {key: [] for key in names} for name in predictors}
-    for _ in range(DRAWS):
-        tasks = generator.integers(len(truths), size=len(truths))
-        chosen = [generator.integers(len(truths[i].candidates), size=len(truths[i].candidates)) for i in tasks]
-        drawn = [_take_truth(truths[i], rows) for i, rows in zip(tasks, chosen, strict=True)]
-        for name, predictions in predictors.items():
-            redrawn = [
-                predictions[i].map(lambda values, rows=rows: values[rows])  # type: ignore[misc]
-                for i, rows in zip(tasks, chosen, strict=True)
-            ]
-            for key in names:
-                found[name][key].append([STATISTICS[key](t, p) for t, p in zip(drawn, redrawn, strict=True)])
-    return {name: {key: np.array(values) for key, values in each.items()} for name, each in found.items()}
-
-
-def interval(draws: Float[np.ndarray, "draws t"]) -> tuple[float, float]:
-    """The central 95% of bootstrap draws, each a mean over the tasks that are known in it."""
-    known = np.array([_mean(values) for values in draws])
-    known = known[~np.isnan(known)]
-    return (float(np.quantile(known, 0.025)), float(np.quantile(known, 0.975))) if len(known) else (np.nan, np.nan)
 
 
 def another_seed(truth: Truth) -> tuple[Truth, Prediction]:
@@ -197,7 +163,7 @@ def _over_seeds(
     of: Callable[[Float[np.ndarray, " n"], Float[np.ndarray, " n"]], float],
     least: int = 3,
 ) -> float:
-    """The mean over seeds of a statistic, of those with at least so many candidates."""
+    """The mean of a statistic over the seeds that have at least so many candidates."""
     values = []
     for said, run in zip(predicted.T, runs.T, strict=True):
         known: Bool[np.ndarray, " c"] = ~np.isnan(said) & ~np.isnan(run)
@@ -209,8 +175,3 @@ def _over_seeds(
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else np.nan
-
-
-def _take_truth(truth: Truth, rows: np.ndarray) -> Truth:
-    names = tuple(truth.candidates[i] for i in rows)
-    return Truth(names, truth.metric[rows], truth.loss[rows], truth.seconds[rows], truth.seeds)

@@ -1,4 +1,4 @@
-"""What the NTK of a candidate says by a single number."""
+"""Candidates ordered by a single number of their NTK."""
 
 import json
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from foretune.results import read_json
 from foretune.tangents import collect
 from foretune.task import Task
 
-MOST, FEWEST = 128, 32  # training examples of a kernel that no forecast has made; the paper's script takes 32
-SIZE = 512  # entries of a kernel up to which more examples are taken
+MOST, FEWEST = 128, 32  # training examples of a kernel if there is no forecast; the paper's script takes 32
+SIZE = 512  # rows of a kernel at most, if it has more than ``FEWEST`` examples
 Figures = dict[str, float]
 
 
@@ -48,8 +48,8 @@ def kernel_figures(task: Task) -> dict[str, dict[str, float]]:
 def figures(task: Task, folder: Path) -> tuple[dict[str, Figures], dict[str, float], float]:
     """Figures and seconds of every candidate, and shared seconds.
 
-    From the forecast in the folder if there is one (kernels of the whole training set; all of its wall time that went
-    into no simulation counts as shared), else from a pass of their own.
+    If there is a forecast in the folder, they are read from it. Its kernels are of the whole training set, and its wall
+    time without the simulations counts as shared. Otherwise they are computed in a pass of their own.
     """
     path = folder / "forecast.json"
     if path.exists():

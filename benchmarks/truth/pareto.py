@@ -8,11 +8,12 @@ Point = tuple[float, ...]
 
 
 def knee_point(points: Sequence[Point]) -> tuple[list[Point], Point]:
-    """The front of points whose coordinates are all to be small, sorted by the last one, and its knee.
+    """The Pareto front of points whose coordinates should all be small, sorted by the last one, and its knee.
 
-    As ``evolo-moead`` 0.1.0 has it (``core/geometry.py``): on the front, scaled to [0, 1] in every coordinate, the
-    inner point whose two neighbours are seen under the largest angle; without inner points, the first. A right angle
-    would be a sharper knee than a straight line, but the package takes the largest, and its choice is tested here.
+    The knee is that of ``evolo-moead`` 0.1.0 (``core/geometry.py``). The front is scaled to [0, 1] in every coordinate,
+    and the knee is the inner point whose two neighbours are seen under the largest angle, or the first point if there
+    are no inner ones. A right angle would be a sharper knee than a straight line, but the package takes the largest
+    angle, and its choice is what is tested here.
 
     >>> knee_point([(0.0, 4.0), (1.0, 1.0), (4.0, 0.0), (4.0, 4.0), (1.0, 1.0)])[1]
     (1.0, 1.0)

@@ -1,4 +1,4 @@
-"""The one interface of all predictors: a score for every candidate of a task, known before any of them is trained."""
+"""The interface of all predictors: a score for every candidate of a task, before any of them is trained."""
 
 import time
 from collections.abc import Callable
@@ -15,36 +15,32 @@ class Score:
     """What a predictor says of a candidate.
 
     Attributes:
-        rank: Higher is ranked first.
-        metric: The predicted final metric, if it predicts one.
-        loss: The predicted final evaluation loss, if it predicts one.
-        metric_interval: Bounds that should hold 90% of true metrics, if it gives some.
-        flagged: Whether it warns that this run will not go as predicted, or not learn.
-        seconds: What this candidate's score cost, beyond what all share.
+        rank: Candidates with a higher rank come first.
+        metric: The predicted final metric, if the predictor has one.
+        loss: The predicted final evaluation loss, if the predictor has one.
+        seconds: Cost of this candidate's score, without what all candidates share.
     """
 
     rank: float
     metric: float | None = None
     loss: float | None = None
-    metric_interval: tuple[float, float] | None = None
-    flagged: bool | None = None
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of a task's candidates by name, and the seconds that they share (one pass for all, say)."""
+    """The scores of a task's candidates by name, and the seconds of what they share, such as one pass for all."""
 
     candidates: dict[str, Score]
     shared_seconds: float = 0.0
 
 
-clock = time.process_time  # of all threads: a busy machine changes wall time, and not this
-Predictor = Callable[[Task, Path], Scores]  # a task, and a folder for what the predictor keeps
+clock = time.process_time  # of all threads; a busy machine does not change it
+Predictor = Callable[[Task, Path], Scores]  # of a task and a folder for the predictor's files
 
 
 def timed(task: Task, score: Callable[[Candidate], Score], shared_seconds: float = 0.0) -> Scores:
-    """The score of every candidate, with the seconds that it took."""
+    """Score every candidate and measure the seconds that it took."""
     scores = {}
     for candidate in task.candidates:
         started = clock()
@@ -54,14 +50,14 @@ def timed(task: Task, score: Callable[[Candidate], Score], shared_seconds: float
 
 
 def scored(task: Task, rank: Callable[[Candidate], float], shared_seconds: float = 0.0) -> Scores:
-    """Scores that say nothing but an order."""
+    """Scores that only order candidates."""
     return timed(task, lambda candidate: Score(float(rank(candidate))), shared_seconds)
 
 
 def kept(path: Path, work: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
-    """Figures and the seconds that they took, read from a file if they are there.
+    """Figures and the seconds that they took, read from a file if it exists.
 
-    Predictors that differ only in what they make of the same figures pay for them once, and each says what they cost.
+    Several predictors may use the same figures. They are computed once, and their cost counts for all of them.
     """
     if not path.exists():
         started, wall = clock(), time.perf_counter()

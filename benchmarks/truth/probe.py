@@ -1,7 +1,7 @@
-"""The short probe: really train a part of the steps, look, and extrapolate.
+"""The short probe, which people use today: really train a part of the steps, evaluate, and extrapolate.
 
-What people do today. The run is the full one, with its schedule, batches and seed, stopped early. It is evaluated
-at its start (once for a task: adapters start as zero functions), half way and at its end.
+The run is the full one with its schedule, batches and seed, and it is stopped early. It is evaluated at its start, half
+way and at its end. The start is evaluated once for a task, because adapters start as zero functions.
 """
 
 import math
@@ -28,7 +28,7 @@ OVERRIDES: dict[str, Any] = {
 
 
 class StopEarly(TrainerCallback):
-    """Ends a run after a share of its steps, and evaluates once half way there.
+    """Ends a run after a share of its steps, and evaluates it once half way there.
 
     Args:
         share: Of the run's steps.
@@ -83,10 +83,10 @@ def run_probe(task: Task, candidate: Candidate, share: float, path: Path, *, fro
 
 
 def extrapolate(start: float, half: float, end: float, halves: float) -> float:
-    """The exponential ``a + b q^t`` through three equally spaced points, so many further halves of the probe later.
+    """Continue the exponential ``a + b q^t`` through three equally spaced points by so many halves of the probe.
 
-    ``v(2 + m) = v(2) + (v(2) - v(1)) (q + ... + q^m)`` with ``q = (v(2) - v(1))/(v(1) - v(0))``. Where the points do
-    not approach a limit (q not between 0 and 1) they say nothing of it, and the last value stands.
+    ``v(2 + m) = v(2) + (v(2) - v(1)) (q + ... + q^m)`` with ``q = (v(2) - v(1))/(v(1) - v(0))``. If the
+    points do not approach a limit (q is not between 0 and 1), the last value is returned.
 
     >>> extrapolate(1.0, 0.5, 0.25, 1)
     0.125
@@ -108,22 +108,20 @@ def _probes(task: Task, folder: Path, share: float) -> tuple[dict[str, dict[str,
 
 
 def probe(share: float) -> Predictor:
-    """The metric after a share of the steps, taken for the final one."""
+    """The metric after a share of the steps, as a prediction of the final one."""
 
     def predictor(task: Task, folder: Path) -> Scores:
         scores = {}
         for name, found in _probes(task, folder, share)[0].items():
             last = found["curve"][-1]
-            scores[name] = Score(
-                last["eval_metric"], last["eval_metric"], last["eval_loss"], None, None, found["seconds"]
-            )
+            scores[name] = Score(last["eval_metric"], last["eval_metric"], last["eval_loss"], found["seconds"])
         return Scores(scores)
 
     return predictor
 
 
 def extrapolated_probe(share: float) -> Predictor:
-    """Metric and loss at the end of the run, by an exponential through the probe's three evaluations."""
+    """Metric and loss at the end of the run, from an exponential through the probe's three evaluations."""
 
     def predictor(task: Task, folder: Path) -> Scores:
         probes, start = _probes(task, folder, share)

@@ -1,4 +1,4 @@
-"""All predictors by name, and their scores on file."""
+"""All predictors by name, and the files of their scores."""
 
 import dataclasses
 import time
@@ -50,11 +50,13 @@ PREDICTORS: dict[str, Predictor] = {
     "probe-25": probe(0.25),
     "probe-25-extrapolated": extrapolated_probe(0.25),
 }
-SEEDED = {name for name in PREDICTORS if name.startswith("probe")}  # asked about each seed: they begin its run
+SEEDED = {
+    name for name in PREDICTORS if name.startswith("probe")
+}  # these begin a run, so they are asked about every seed
 
 
 def write_scores(task: Task, name: str, predictor: Predictor, folder: Path) -> Scores | None:
-    """Run a predictor on a task and write ``scores/<name>.json``; None if it was there."""
+    """Run a predictor on a task and write ``scores/<name>.json``; None if that file exists."""
     path = folder / "scores" / f"{name}.json"
     if path.exists():
         return None

@@ -1,14 +1,17 @@
-"""Of ``docs/truth.md``: runs that collapse, what is known of those near the limit, and whether warnings are right."""
+"""Of ``docs/truth.md``: which runs collapse, which forecasts are far off, and which of these were warned of."""
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from paper.reading import listed, paragraph
-from scipy.stats import mannwhitneyu
-from truth.calibrate import UNKNOWN
+from paper.reading import counted, listed, paragraph, table
+from truth.benchmark import OURS, Benchmark
+from truth.candidates import of_simulations
 from truth.gather import SIGNS, simulation
 from truth.metrics import Prediction, Truth
+from truth.units import SIGNIFICANT, hundredths
 
 from foretune.forecast.advice import WIDE
 from foretune.forecast.beginning import BEGIN
@@ -31,9 +34,9 @@ from foretune.forecast.calibration import (
     unstable,
 )
 
-COLLAPSED = 0.5  # of what its simulation gained over guessing: less is a collapse
-ENDS = (*SIGNS, "layer_changes", "fitted_loss", "eval_metric")
-NEAR = 0.22  # travel from which runs are shown one by one
+COLLAPSED = 0.5  # of what its simulation gained over guessing: a run that gained less collapsed
+EVIDENCE = (*SIGNS, "layer_changes", "fitted_loss", "eval_metric")  # what warnings look at
+PAGE = "truth/collapses.md"
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,23 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """Of its task and its candidate."""
+        """Its task and its candidate."""
         return f"{self.task['name']} {self.candidate}"
+
+    @property
+    def gain(self) -> float:
+        """The metric of the real run over that of guessing."""
+        return self.metric - self.task["guess"]
 
     @property
     def collapsed(self) -> bool:
         """Whether the run gained less than a share of what its simulation gained over guessing."""
         promised = self.simulated["eval_metric"] - self.task["guess"]
-        return not gains_little(promised) and self.metric - self.task["guess"] < COLLAPSED * promised
+        return not gains_little(promised) and self.gain < COLLAPSED * promised
 
     @property
     def risky(self) -> bool:
-        """Whether it may collapse, as simulated."""
+        """Whether the simulation says that it may collapse."""
         return may_collapse(*(self.simulated[sign] for sign in SIGNS))
 
     @property
@@ -70,149 +78,215 @@ class Pair:
 def pairs(tasks: list[dict[str, Any]]) -> list[Pair]:
     """Every real run of the tasks whose seed was forecast too."""
     return [
-        Pair(task, run["candidate"], UNKNOWN | found, run["eval_metric"])
+        Pair(task, run["candidate"], found, run["eval_metric"])
         for task in tasks
         for run in task["runs"]
         if (found := simulation(task, run["candidate"], run["seed"]))
     ]
 
 
-def collapses(tasks: list[dict[str, Any]]) -> list[str]:
+class Caught(NamedTuple):
+    """Of some runs that were called, those that collapsed and the others."""
+
+    right: list[Pair]
+    wrong: list[Pair]
+
+
+class Collapses(NamedTuple):
+    """Which runs collapsed, and which were called so before and after their beginning."""
+
+    collapsed: list[Pair]
+    healthy: int
+    risky: Caught
+    expected: Caught
+
+    @classmethod
+    def of(cls, tasks: list[dict[str, Any]]) -> "Collapses":
+        """Those of some tasks."""
+        known = pairs(tasks)
+        collapsed = [pair for pair in known if pair.collapsed]
+        risky, expected = (
+            Caught(
+                *(
+                    [pair for pair in known if getattr(pair, called) and pair.collapsed is kind]
+                    for kind in (True, False)
+                )
+            )
+            for called in ("risky", "unstable")
+        )
+        return cls(collapsed, len(known) - len(collapsed), risky, expected)
+
+    @property
+    def missed(self) -> list[Pair]:
+        """Those that collapsed although they were not expected to."""
+        return [pair for pair in self.collapsed if not pair.unstable]
+
+
+def collapses_section(benchmark: Benchmark) -> list[str]:
     """Which runs collapsed, and which were expected to."""
-    known = pairs(tasks)
-    healthy = sum(not pair.collapsed for pair in known)
-
-    def caught(called: list[Pair]) -> str:
-        found, false = ([pair.name for pair in called if pair.collapsed is kind] for kind in (True, False))
-        others = f"{len(false)} of {healthy} other runs ({listed(_counted(false))})"
-        return f"{len(found)} of {len(known) - healthy} and {others}"
-
-    fell, risky, called = ([pair for pair in known if getattr(pair, of)] for of in ("collapsed", "risky", "unstable"))
-    missed = [pair.name for pair in fell if not pair.unstable]
+    found = Collapses.of(benchmark.tasks)
+    wrong = found.expected.wrong
+    near = sum(gains_little(pair.gain) for pair in wrong)
+    points = f"{LITTLE:g} of the metric ({100 * LITTLE:.0f} points of accuracy)"
+    rows = [
+        ["may collapse, says the simulation", str(len(found.risky.right)), str(len(found.risky.wrong))],
+        ["expected to collapse, after the beginning", str(len(found.expected.right)), str(len(wrong))],
+    ]
     return [
         "## Runs that collapse",
         "",
         *paragraph(
-            f"A run counts as collapsed if it gains less than {COLLAPSED:.0%} of what its simulation gains over "
-            f"guessing, if that is {100 * LITTLE:.0f} points or more "
-            f"({listed(_counted([pair.name for pair in fell]))}). `foretune forecast` warns where all steps together, "
-            "were they as large as the largest early one, could lead the network's linear weights more than "
-            f"{TRAVEL:.0%} of their size away and that one is above "
-            f"{STEP:.1%}, or where those before the training loss begins to fall do lead them more than {ASTRAY:.1%} "
-            "away, limits "
-            "that were chosen on these very tasks and the runs below: before anything is trained that finds "
-            f"{caught(risky)}. Above {LOST:.0%} all did. Of the others of these runs, but those that gain less than "
-            f"{100 * LITTLE:.0f} points even as simulated, it then makes the first "
-            f"{BEGIN:.0%} and expects those to collapse whose training loss has fallen by less than {FOLLOWED:.0%} of "
-            "what was simulated for these steps: "
-            f"{caught(called)}; missed: {listed(_counted(missed))}. Of one configuration a seed may collapse and "
-            "another do well."
+            f"{len(found.collapsed)} of {len(found.collapsed) + found.healthy} runs "
+            f"[collapsed](glossary.md#collapse): they gained less than {COLLAPSED:.0%} of what their simulation gained "
+            f"over guessing. Runs whose simulation gains less than {points} are not counted, because they have nothing "
+            "to lose."
         ),
-    ]
-
-
-def near_the_limit(tasks: list[dict[str, Any]], fast: list[dict[str, Any]]) -> list[str]:
-    """Every run with large steps, and what tells those that collapse from others."""
-    known = pairs([*tasks, *fast])
-    fell = [pair.collapsed for pair in known]
-    areas = ", ".join(
-        f"{label} {_area(fell, [pair.simulated[key] for pair in known]):.2f}"
-        for key, label in (
-            ("largest_step", "largest step"),
-            ("travel", "travel"),
-            ("change_before_learning", "change before learning"),
-            ("weight_change", "change of the weights"),
-            ("linearity_gap", "linearity gap"),
-        )
-    )
-    by_name: dict[str, list[Pair]] = {}
-    for pair in known:
-        by_name.setdefault(pair.name, []).append(pair)
-    shown = sorted(by_name.values(), key=lambda some: _mean(some, "travel"))
-    return [
-        "### Near the limit",
+        *table(["called", "runs that collapsed", "other runs"], rows),
+        *paragraph(
+            f"Of the {len(wrong)} other runs that were expected to collapse, {near} ended less than {points} above "
+            f"guessing as well. Missed: {names(found.missed)}. [Which runs these are]({PAGE}). The same candidate may "
+            "collapse from one seed and do well from another."
+        ),
+        *paragraph("`foretune forecast` decides in two steps:"),
+        *bullet(
+            "Before anything is trained, it looks at the simulation. A run may collapse if all its steps together, "
+            f"were they as large as the largest early one, could move the linear weights by more than {TRAVEL:.0%} of "
+            f"their size, and the largest early step is above {STEP:.1%}. It may also collapse if the weights move by "
+            f"more than {ASTRAY:.1%} before the training loss begins to fall.",
+            "1. ",
+        ),
+        *bullet(
+            f"It really trains the first {BEGIN:.0%} of the steps of such a run. The run is expected to collapse if "
+            f"its training loss falls by less than {FOLLOWED:.0%} of what was simulated for these steps. Two kinds of "
+            "runs are expected to end near guessing without this test: those whose steps could move the weights by "
+            f"more than {LOST:.0%}, because all such runs collapsed, and those whose simulation gains less than "
+            f"{points}.",
+            "2. ",
+        ),
         "",
         *paragraph(
-            f"All runs that may travel {NEAR:.0%} or more, {sum(len(task['runs']) for task in fast)} runs at learning "
-            f"rates that were chosen to find the limit (`{'`, `'.join(task['name'] for task in fast)}`) among them. "
-            f"Area under the ROC curve, over all {len(known)} runs: {areas}. Travel is the largest early step times "
-            "the sum of all steps' shares of the learning rate. It and step, change before learning, gap and "
-            "simulation are means over the seeds; followed: the share of what the simulation learnt in the first "
-            f"{BEGIN:.0%} that the real beginning learnt too."
+            "These limits were chosen on these very tasks and on runs at high learning rates, so expect them to be "
+            "less exact on other tasks."
         ),
-        "| task | candidate | travel | step | before learning | gap | followed, each seed | simulated "
-        "| true, each seed | |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        *(
-            f"| {some[0].task['name']} | {some[0].candidate} | {_mean(some, 'travel'):.0%} "
-            f"| {_mean(some, 'largest_step'):.1%} "
-            f"| {_mean(some, 'change_before_learning'):.1%} | {_mean(some, 'linearity_gap'):.2f} "
-            f"| {_followed(some)} | {100 * _mean(some, 'eval_metric'):.1f} "
-            f"| {', '.join(f'{100 * pair.metric:.1f}' for pair in some)} "
-            f"| {'collapsed' if any(pair.collapsed for pair in some) else ''} |"
-            for some in shown
-            if _mean(some, "travel") >= NEAR
-        ),
-        "",
     ]
 
 
-def warnings(tasks: list[dict[str, Any]], truths: list[Truth], forecasts: list[Prediction]) -> list[str]:
-    """How many forecasts that are far off were warned of, and how many others."""
-    lines = ["## Warnings", ""]
-    for what, averaged in (("the run", False), ("the mean over seeds, where forecasts are averaged too", True)):
+class Warned(NamedTuple):
+    """How many forecasts were warned of, of those that are far off and of the others.
+
+    Attributes:
+        far: Of each forecast that is far off, whether it was warned of.
+        near: Of each other one.
+        missed: How many of each task were far off without a warning.
+        stable: Mean error of the candidates that cannot collapse.
+        foregone: Errors of runs that are said to end near guessing without a beginning.
+    """
+
+    far: list[bool]
+    near: list[bool]
+    missed: Counter[str]
+    stable: float
+    foregone: list[float]
+
+    @classmethod
+    def of(cls, benchmark: Benchmark, averaged: bool) -> "Warned":
+        """Of single runs, or of means over seeds."""
         far: list[bool] = []
         near: list[bool] = []
-        sure: list[float] = []
+        missed: Counter[str] = Counter()
         stable: list[float] = []
-        for task, truth, forecast in zip(tasks, truths, forecasts, strict=True):
-            *signs, changes, fits, ends = (of_simulations(task, truth, key) for key in ENDS)
-            if averaged:
-                truth, forecast = truth.averaged(), forecast.averaged()
-                *signs, changes, fits, ends = (np.nanmean(x, 1, keepdims=True) for x in (*signs, changes, fits, ends))
-            errors, risky = np.abs(forecast.metric - truth.metric), np.vectorize(may_collapse)(*signs)
-            warned = risky | np.vectorize(late)(signs[-1]) | ((forecast.high - forecast.low) / 2 >= WIDE)
-            warned |= np.vectorize(unlearnt)(fits, task["outputs"] or 0)
-            warned |= np.vectorize(much_open)(task["frozen"], changes)
-            foregone = risky & np.vectorize(is_foregone)(*signs[:2], ends - task["guess"])
-            warned &= ~foregone
+        foregone: list[float] = []
+        for task, truth, forecast in zip(benchmark.tasks, benchmark.truths, benchmark.predictions[OURS], strict=True):
+            errors, warned, risky, told = _warnings(task, truth, forecast, averaged)
             known = ~np.isnan(errors)
-            sure += errors[known & foregone].tolist()
-            far += warned[known & (errors > 0.05)].tolist()
-            near += warned[known & (errors <= 0.05)].tolist()
+            far += warned[known & (errors > SIGNIFICANT)].tolist()
+            near += warned[known & (errors <= SIGNIFICANT)].tolist()
+            missed[task["name"]] = int((known & (errors > SIGNIFICANT) & ~warned).sum())
             stable += errors[known & ~risky].tolist()
-        lines += paragraph(
-            f"{len(far)} forecasts are off by more than 5 points of {what}; {sum(far)} of them were warned of, as "
-            f"runs that may collapse, that learn late ({LATE:.1%}), that end before they have learnt several classes "
-            f"(training loss above {UNLEARNT:.0%} of a uniform guess's), that move far where features tell little "
-            f"before training ({OPEN:.0%}) or whose error bar is ±{100 * WIDE:.0f} points or more, and so were "
-            f"{sum(near)} of the {len(near)} others. The {len(sure)} that are said to end near guessing without a "
-            "beginning are not counted as warned of: nothing of them is open (their largest error "
-            f"is {100 * max(sure):.1f} points). Without the candidates that may collapse the mean error is "
-            f"{100 * np.mean(stable):.1f} points."
-        )
-    return lines
+            foregone += errors[known & told].tolist()
+        return cls(far, near, +missed, float(np.mean(stable)), foregone)
 
 
-def of_simulations(task: dict[str, Any], truth: Truth, key: str) -> np.ndarray:
-    """A figure of the simulated runs by candidate and seed; nan where there is none."""
-    rows = [[simulation(task, name, seed) or {} for seed in truth.seeds] for name in truth.candidates]
-    return np.array([[row.get(key) for row in some] for some in rows], dtype=float)
+def _warnings(
+    task: dict[str, Any], truth: Truth, forecast: Prediction, averaged: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of every forecast of a task: its error, and whether it is warned of, may collapse, or is foregone."""
+    *signs, changes, fits, ends = (of_simulations(task, truth, key) for key in EVIDENCE)
+    if averaged:
+        truth, forecast = truth.averaged(), forecast.averaged()
+        *signs, changes, fits, ends = (np.nanmean(x, 1, keepdims=True) for x in (*signs, changes, fits, ends))
+    risky = _each(may_collapse, *signs)
+    warned = risky | _each(late, signs[-1]) | ((forecast.high - forecast.low) / 2 >= WIDE)
+    warned |= _each(lambda loss: unlearnt(loss, task["outputs"] or 0), fits)
+    warned |= _each(lambda change: much_open(task["frozen"], change), changes)
+    foregone = risky & _each(is_foregone, *signs[:2], ends - task["guess"])
+    return np.abs(forecast.metric - truth.metric), warned & ~foregone, risky, foregone
 
 
-def _followed(some: list[Pair]) -> str:
-    return ", ".join(f"{pair.simulated['followed']:.2f}" for pair in some if pair.simulated["followed"] is not None)
+def _each(of: Callable[..., bool], *values: np.ndarray) -> np.ndarray:
+    """A predicate of corresponding entries."""
+    found = [of(*row) for row in zip(*(each.ravel().tolist() for each in values), strict=True)]
+    return np.array(found).reshape(values[0].shape)
 
 
-def _mean(some: list[Pair], key: str) -> float:
-    return float(np.mean([pair.simulated[key] for pair in some]))
+def warnings_section(benchmark: Benchmark) -> list[str]:
+    """How many forecasts that are far off were warned of, and how many others."""
+    single, means = (Warned.of(benchmark, averaged) for averaged in (False, True))
+    rows = [
+        [
+            label,
+            str(len(found.far)),
+            _share(found.far),
+            str(len(found.near)),
+            _share(found.near),
+            hundredths(found.stable),
+        ]
+        for label, found in (("single runs", single), ("means over seeds", means))
+    ]
+    head = ["forecasts of", "far off", "warned of", "others", "warned of", "mean error if it cannot collapse"]
+    return [
+        "## Warnings",
+        "",
+        *paragraph(
+            f"A forecast is far off if it differs from the run by more than {SIGNIFICANT:g} of the metric "
+            f"({100 * SIGNIFICANT:.0f} points of accuracy). The last column is in hundredths of the metric."
+        ),
+        *table(head, rows),
+        *paragraph(
+            "Single runs that were far off without a warning: "
+            f"{listed([f'{n} of {task}' for task, n in single.missed.items()])}."
+        ),
+        *paragraph("A forecast counts as warned of if"),
+        *bullet("the run may collapse ([above](#runs-that-collapse));"),
+        *bullet(f"the linear weights change by more than {LATE:.1%} before the training loss begins to fall;"),
+        *bullet(
+            "the run has more than four classes and its training loss ends above "
+            f"{UNLEARNT:.0%} of that of a uniform guess;"
+        ),
+        *bullet(
+            "the layers move far although the [frozen features](glossary.md#frozen-features) tell little of the "
+            f"labels (the product of both is above {OPEN:.0%}); or"
+        ),
+        *bullet(f"the [error bar](glossary.md#error-bar) is ±{100 * WIDE:.0f} points or more."),
+        "",
+        *paragraph(
+            f"{counted(len(single.foregone), 'run')} are said to end near guessing without a beginning. They do not "
+            "count as warned of, because nothing about them is open: their largest error is "
+            f"{hundredths(max(single.foregone))} hundredths."
+        ),
+    ]
 
 
-def _counted(names: list[str]) -> list[str]:
-    return [f"{name} × {names.count(name)}" if names.count(name) > 1 else name for name in dict.fromkeys(names)]
+def names(some: list[Pair]) -> str:
+    """Tasks and candidates, with how many seeds of each."""
+    found = Counter(pair.name for pair in some)
+    return listed([f"{name} × {count}" if count > 1 else name for name, count in found.items()])
 
 
-def _area(positive: list[bool], values: list[float]) -> float:
-    """Area under the ROC curve: how often a positive has a larger value than another."""
-    ones, others = ([v for v, is_one in zip(values, positive, strict=True) if is_one is kind] for kind in (True, False))
-    return float(mannwhitneyu(ones, others).statistic) / (len(ones) * len(others))
+def bullet(text: str, mark: str = "- ") -> list[str]:
+    """An item of a list, wrapped."""
+    return paragraph(mark + text, " " * len(mark))[:-1]
+
+
+def _share(warned: list[bool]) -> str:
+    return f"{sum(warned)} ({sum(warned) / len(warned):.0%})"

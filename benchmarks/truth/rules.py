@@ -1,4 +1,4 @@
-"""Rules that look at no data and no model: what any selector has to beat."""
+"""Rules that look at neither the data nor the model: every selector has to beat them."""
 
 import math
 from pathlib import Path
@@ -22,11 +22,11 @@ def parameters(task: Task, folder: Path) -> Scores:
 def without_regret(task: Task, folder: Path) -> Scores:
     """Adapt all weight matrices, at ten times the learning rate of full fine-tuning.
 
-    "LoRA Without Regret" (Schulman and Thinking Machines Lab, 2025, thinkingmachines.ai/blog/lora): adapters belong on
-    every layer, above all on those that hold the most parameters; the best rate is about ten times that of full
-    fine-tuning and does not depend on the rank. Read here as: candidates in the order of the share of the linear
-    layers' weights that they adapt; among those with the same share, the rate nearest to 2e-4 by its logarithm first.
-    Anything from 2e-5 to 5e-5 for full fine-tuning gives the same order on this benchmark.
+    "LoRA Without Regret" (Schulman and Thinking Machines Lab, 2025, thinkingmachines.ai/blog/lora) says that adapters
+    belong on every layer, above all on those with the most parameters, and that the best rate is about ten times that
+    of full fine-tuning and does not depend on the rank. Here candidates are ordered by the share of the linear layers'
+    weights that they adapt. Among those with the same share, the one whose rate is nearest to 2e-4 on a logarithmic
+    scale comes first. Any rate from 2e-5 to 5e-5 for full fine-tuning gives the same order on this benchmark.
     """
     total = sum(layer.weight.numel() for layer in linear_layers(task).values())
 
@@ -41,14 +41,14 @@ def without_regret(task: Task, folder: Path) -> Scores:
 def always_rslora(task: Task, folder: Path) -> Scores:
     """RsLoRA with the largest rank; then LoRA, larger ranks first.
 
-    rsLoRA (arXiv 2312.03732) claims that larger ranks pay once updates are scaled by ``alpha / sqrt(r)``; in peft's own
-    ``method_comparison`` (MetaMathQA) rsLoRA with r = 64 is the best of the LoRA runs.
+    rsLoRA (arXiv 2312.03732) claims that larger ranks help if updates are scaled by ``alpha / sqrt(r)``. In peft's own
+    ``method_comparison`` (MetaMathQA), rsLoRA with r = 64 is the best of the LoRA runs.
     """
     return scored(task, lambda candidate: candidate.peft.r + 1e6 * candidate.peft.use_rslora)
 
 
 def random_order(seed: int) -> Predictor:
-    """An order that depends on nothing but the seed and the names: the expectation over seeds is that of chance."""
+    """A random order, which depends on the seed and on the names only."""
 
     def predictor(task: Task, folder: Path) -> Scores:
         return scored(task, lambda candidate: uniform(f"{seed} {task.name} {candidate.name}"))

@@ -1,10 +1,10 @@
-"""Scores of every predictor for the candidates of every task.
+"""Score the candidates of every task with every predictor.
 
     python benchmarks/truth/score.py [TASK...] [--predictors NAME...] [--seeds 0 1] [-o runs/truth]
 
-Writes ``<output>/<task>/scores/<predictor>.json``, or ``<output>/<task>/seed-<seed>/scores/<predictor>.json`` of those
-that are the beginning of a seed's run; what is there is not made again. Predictors keep what they measured in the same
-folder, and none of them reads ``train`` there.
+Writes ``<output>/<task>/scores/<predictor>.json``. Predictors that begin the run of a seed write
+``<output>/<task>/seed-<seed>/scores/<predictor>.json``. Files that exist are not written again. Predictors keep what
+they measured in the same folder, and none of them reads ``train`` there.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""From what a method says of layers to what it says of candidates.
+"""Scores of candidates from methods that choose layers.
 
-A method that chooses layers is read in two ways, both at its authors' settings. *Overlap*: the Jaccard index of the
-layers that it chooses and those that a candidate adapts, 1 for the very configuration that its authors would train.
-*Mean*: the mean over a candidate's layers of the figure by which the method orders layers, higher first. Neither sees
+There are two scores, both at the settings of the method's authors. *Overlap* is the Jaccard index of the layers that
+the method chooses and those that a candidate adapts; it is 1 for the configuration that the authors would train. *Mean*
+is the mean over a candidate's layers of the figure by which the method orders layers, higher first. Neither looks at
 ranks or learning rates, so candidates that differ only in these tie.
 """
 
@@ -19,7 +19,7 @@ from foretune.task.matching import AdaptedModule, adaptation
 
 
 def linear_layers(task: Task) -> dict[str, nn.Linear]:
-    """Every linear layer but the head's, which is new and trained in full whatever is chosen."""
+    """Every linear layer but the head's, which is new and always trained in full."""
     layers = select_layers(task.model, "all-linear", head_names(task.model))
     return {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
 
@@ -49,7 +49,7 @@ def kind_of(name: str) -> str:
 
 
 def by_overlap(task: Task, chosen: Collection[str], shared_seconds: float) -> Scores:
-    """Candidates by how far their layers are those that were chosen."""
+    """Scores by the overlap of a candidate's layers with those that were chosen."""
 
     def rank(candidate: Candidate) -> float:
         names = {module.name for module in adapted(task, candidate)}
@@ -59,7 +59,7 @@ def by_overlap(task: Task, chosen: Collection[str], shared_seconds: float) -> Sc
 
 
 def by_mean(task: Task, preference: Mapping[str, float], shared_seconds: float) -> Scores:
-    """Candidates by the mean preference for their layers."""
+    """Scores by the mean preference for a candidate's layers."""
 
     def rank(candidate: Candidate) -> float:
         values = [preference[module.name] for module in adapted(task, candidate)]

@@ -1,9 +1,9 @@
-"""Real training runs of every task and candidate: the truth that forecasts are held against.
+"""Really train every candidate of every task: the truth that forecasts are compared with.
 
     python benchmarks/truth/train.py [TASK...] [--seeds 0 1] [-o runs/truth]
 
-Seed by seed, so that what is there is balanced whenever it stops; finished runs are not repeated. Several processes
-with different tasks may run beside each other.
+Runs go seed by seed, so that all tasks have equally many whenever this stops. Finished runs are not repeated. Several
+processes with different tasks may run at the same time.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Transferability of the frozen features: LogME and H-score.
 
-Both judge what the pretrained model gives to a new head, so every candidate of a task gets the same score and all tie;
-across tasks they may differ. Their authors choose models by them, and none known to us chooses layers to adapt, so they
-are not stretched to the outputs of a candidate's layers. Features are those that enter the head, of the training set.
+Both judge the features that the pretrained model gives to a new head, so all candidates of a task get the same score.
+Their authors choose models with them. We know of nobody who chooses layers to adapt with them, so they are not computed
+for the layers of a candidate. Features are the inputs of the head on the training set.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ Features = Float[Tensor, "n d"]
 
 
 def head_features(task: Task) -> tuple[Features, Tensor]:
-    """What enters the head for the training examples, in float64, and their labels."""
+    """The inputs of the head for the training examples, in float64, and their labels."""
     seen = list(batches(task.model, task, task.train))
     head = find_head(task.model, head_names(task.model), seen[0])
     features = torch.cat([features_of(task.model, head, batch) for batch in seen]).double()
@@ -94,8 +94,8 @@ def logme(task: Task, folder: Path) -> Scores:
     """LogME: the mean over outputs of the evidence per example.
 
     You et al. (ICML 2021; arXiv 2110.10545, ``LogME.py`` of github.com/thuml/LogME), on mean-pooled features as in
-    arXiv 2210.11255. The fixed point is run to convergence, and where there are fewer examples than features the
-    eigenvalues that are zero count as well, which the package's faster routine leaves out.
+    arXiv 2210.11255. The fixed point is iterated to convergence. If there are fewer examples than features, eigenvalues
+    of zero count as well; the package's faster routine leaves them out.
     """
     return _same_for_all(task, folder, "logme")
 
@@ -103,6 +103,6 @@ def logme(task: Task, folder: Path) -> Scores:
 def h_score(task: Task, folder: Path) -> Scores:
     """H-score (Bao et al., ICIP 2019) with the shrunk covariance of Ibrahim et al. (arXiv 2110.06893).
 
-    Where there are fewer examples than features the plain one says nothing. It needs classes: 0 for regression.
+    The plain H-score says nothing if there are fewer examples than features. It needs classes: 0 for regression.
     """
     return _same_for_all(task, folder, "h-score")

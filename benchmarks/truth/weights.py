@@ -1,4 +1,4 @@
-"""KappaTune: layers by the condition number of their pretrained weights; neither data nor labels are seen."""
+"""KappaTune: layers ordered by the condition number of their pretrained weights; it sees neither texts nor labels."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from truth.selection import by_mean, by_overlap, linear_layers
 
 from foretune.task import Task
 
-TOP = 0.2  # share of the layers that ``find_kappa_target_modules`` chooses unless told
+TOP = 0.2  # share of the layers that ``find_kappa_target_modules`` chooses by default
 
 
 def condition_number(weight: Float[Tensor, "o i"]) -> float:
@@ -36,8 +36,8 @@ def condition_numbers(task: Task, folder: Path) -> tuple[dict[str, float], float
 def kappatune(task: Task, folder: Path) -> Scores:
     """Overlap with the fifth of the layers whose κ(W) is lowest (arXiv 2506.16289; ``peft/helpers.py``).
 
-    The authors choose weights of low κ because they keep what was learnt in pretraining; that such runs also learn the
-    task better is the reading tested here.
+    The authors choose weights of low κ because these keep what was learnt in pretraining. Tested here is whether such
+    runs also learn the task better.
     """
     values, seconds = condition_numbers(task, folder)
     chosen = sorted(values, key=values.__getitem__)[: max(1, int(len(values) * TOP))]
@@ -45,6 +45,6 @@ def kappatune(task: Task, folder: Path) -> Scores:
 
 
 def kappatune_mean(task: Task, folder: Path) -> Scores:
-    """Mean of ``-log κ(W)`` over a candidate's layers: the same order of layers without its threshold."""
+    """Mean of ``-log κ(W)`` over a candidate's layers: the same order of layers without a threshold."""
     values, seconds = condition_numbers(task, folder)
     return by_mean(task, {name: -math.log(value) for name, value in values.items()}, seconds)

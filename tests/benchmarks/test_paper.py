@@ -1,5 +1,6 @@
 """The paper's experiments on stand-ins: a tiny RoBERTa and local rows in place of the hub's."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from helpers import tiny_rows, tiny_tokenizer, write_jsonl
 from torch.testing import assert_close
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
+from foretune.results import provenance
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-from paper import document, reading  # ruff: ignore[module-import-not-at-top-of-file]
+from paper import document, reading, results  # ruff: ignore[module-import-not-at-top-of-file]
 from paper.experiment import Experiment, Work  # ruff: ignore[module-import-not-at-top-of-file]
 from paper.ntks import condition_number, published_kernel  # ruff: ignore[module-import-not-at-top-of-file]
 
@@ -76,7 +79,7 @@ def test_cells_are_measured_once_and_shared(tmp_path: Path, monkeypatch: pytest.
     experiment.placements = {"query-value": experiment.placements["query-value"]}
     work.run(0)
     found = work.gather()
-    assert found["missing"] == 0 and [len(found[kind]) for kind in ("runs", "kernels", "forecasts")] == [2, 1, 1]
+    assert found["missing"] == 0 and [len(found[kind]) for kind in ("runs", "kernels", "forecasts")] == [2, 1, 2]
     free, held = found["runs"]
     assert (free["strength"], held["strength"]) == (0, 50) and held["distance"] < free["distance"]
     assert 0 <= held["agreement"] <= 1 and held["divergence"] >= 0
@@ -123,7 +126,23 @@ def test_the_published_kernel_is_that_of_signs() -> None:
     assert condition_number(torch.diag(torch.tensor([1.0, -4.0]))) == pytest.approx(4)
 
 
-def test_the_document_is_that_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written = (reading.DOCS / "paper.md").read_text(encoding="utf-8")
+def test_the_page_and_its_pictures_are_those_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = reading.DOCS
     monkeypatch.setattr(reading, "DOCS", tmp_path)
-    assert document.document(reading.read_all()) == written
+    page = document.document(results.read_all())
+    assert page == (docs / "paper.md").read_text(encoding="utf-8"), "run benchmarks/paper/document.py"
+    made, written = (
+        {path.name: path.read_text(encoding="utf-8") for path in (folder / "paper").iterdir()}
+        for folder in (tmp_path, docs)
+    )
+    assert made == written
+
+
+def test_results_come_back_without_curves_and_with_infinite_numbers(tmp_path: Path) -> None:
+    settings = {"placements": {"a": {}, "b": {}}, "tasks": {"t": {}}, "strengths": [0.0]}
+    run = {"task": "t", "seed": 0, "strength": 0.0, "loss": 0.123456789}
+    kernel = {"task": "t", "seed": 0, "condition_number": math.inf}
+    content = {"settings": settings, "runs": [run | {"losses": [1.0, 0.5]}], "kernels": [kernel], "forecasts": []}
+    results.write(tmp_path / "result.json", provenance(0, 1.0) | content)
+    found = results.read(tmp_path / "result.json")
+    assert found["runs"] == [run | {"loss": 0.123457}] and found["kernels"] == [kernel] and found["forecasts"] == []

@@ -10,13 +10,15 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+from truth import resampling
 from truth.calibrate import evidence_of, fit
 from truth.gather import ANY, prediction_of, truth_of
 from truth.grid import NAMES as MODULES
 from truth.grid import TASKS
-from truth.metrics import Prediction, Truth, another_seed, bootstrap, evaluate, interval
+from truth.metrics import STATISTICS, Prediction, Truth, another_seed, evaluate
 from truth.ours import forecast
-from truth.recommended import _row
+from truth.recommended import Worth, _row
+from truth.resampling import bootstrap, interval
 
 from foretune.forecast.calibration import QUANTITIES, scale
 
@@ -80,9 +82,25 @@ def test_another_seed_is_a_predictor() -> None:
 
 def test_the_bootstrap_pairs_predictors() -> None:
     values = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
-    draws = bootstrap([truth(values)], {"good": [prediction(values)], "bad": [prediction(values[::-1])]}, ["kendall"])
+    draws = bootstrap([truth(values)], {"good": [prediction(values)], "bad": [prediction(values[::-1])]})
     low, high = interval(draws["good"]["kendall"] - draws["bad"]["kendall"])
     assert (low, high) == (pytest.approx(2), pytest.approx(2))
+
+
+def test_the_bootstrap_is_the_statistics_of_the_candidates_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resampling, "DRAWS", 60)
+    nan, generator = math.nan, np.random.default_rng(0)
+    truths = [truth([0.5, 0.6, 0.6, 0.8, nan], [0.7, 0.5, 0.6, 0.9, 0.4]), truth([0.2, 0.9, 0.4], [0.2, nan, 0.4])]
+    said = [prediction([1.0, 2.0, 2.0, 2.0, 0.0], [3.0, nan, 1.0, 3.0, 2.0]), prediction([1.0, 1.0, 2.0], [nan] * 3)]
+    draws = bootstrap(truths, {"one": said})["one"]
+    for draw in range(60):
+        for place, i in enumerate(generator.integers(len(truths), size=len(truths))):
+            names = truths[i].candidates
+            rows = generator.integers(len(names), size=len(names))
+            drawn = Truth(tuple(names[row] for row in rows), truths[i].metric[rows], truths[i].loss[rows], rows * 1.0)
+            predicted = said[i].map(lambda values, rows=rows: values[rows])
+            for key in ("kendall", "regret"):
+                assert draws[key][draw, place] == pytest.approx(STATISTICS[key](drawn, predicted), nan_ok=True)
 
 
 def made_up(name: str, generator: np.random.Generator, noise: float) -> dict[str, Any]:
@@ -96,13 +114,14 @@ def made_up(name: str, generator: np.random.Generator, noise: float) -> dict[str
             "eval_loss": 0.6,
             "train_loss": 0.5,
             "fitted_loss": 0.6 / math.e,
-            "eval_metric_std": None,
         }
         learnt = gap / 2  # what is learnt where the losses are e apart and the layers change by this sum
         changes = gap / (1 - gap)
         gaps = {
             "largest_step": 0.001,
             "travel": 0.1,
+            "change_before_learning": 0.0,
+            "followed": None,
             "linearity_gap": gap,
             "weight_change": 1.0,
             "layer_changes": changes,
@@ -163,8 +182,18 @@ def test_who_is_asked_once_is_held_against_every_seed() -> None:
 
 
 def test_evidence_is_read_from_what_was_gathered() -> None:
-    gaps = {"largest_step": 0.03, "travel": 0.9, "linearity_gap": 2.0, "weight_change": 0.2, "layer_changes": 1.0}
-    row = gaps | {"depth": 1.0, "fitted_loss": 0.1, "eval_loss": 0.5, "eval_metric": 0.8}
+    gaps: dict[str, Any] = {
+        "largest_step": 0.03,
+        "travel": 0.9,
+        "linearity_gap": 2.0,
+        "weight_change": 0.2,
+        "layer_changes": 1.0,
+    }
+    row = (
+        gaps
+        | {"change_before_learning": 0.0, "followed": None}
+        | {"depth": 1.0, "fitted_loss": 0.1, "eval_loss": 0.5, "eval_metric": 0.8}
+    )
     task = {"guess": 0.5, "guess_loss": 0.7, "metric_name": "accuracy", "outputs": 2, "frozen": 0.5}
     assert evidence_of(row, task)["unstable"] == 1 and evidence_of(row | {"travel": 0.3}, task)["unstable"] == 0
     astray = row | {"travel": 0.3, "change_before_learning": 0.2, "followed": 0.5}
@@ -173,15 +202,17 @@ def test_evidence_is_read_from_what_was_gathered() -> None:
     assert lost["loss_fall"] == pytest.approx(math.log(0.7 / 0.5)) and lost["fall"] < 0
 
 
-def test_what_is_recommended_is_held_against_the_best_that_was_known() -> None:
+def test_what_is_recommended_is_compared_with_the_best_that_was_known() -> None:
     first = {"name": "wide", "forecast": 0.8, "parameters": 400, "true": [0.7, 0.8]}
     found = {"recommended": first, "base": first | {"true": [0.5, 0.6]}, "searched": 43}
     found |= {"grid": {"name": "best", "true": 0.76}}
-    row = _row("task", found)
-    assert row["behind"] == pytest.approx(1) and row["ahead"] == pytest.approx(20)
-    assert row["cells"][-3:] == ["–"] * 3
-    lighter = _row("task", found | {"lighter": first | {"name": "narrow", "parameters": 100, "true": [0.7, 0.7]}})
-    assert lighter["cells"][-3:] == ["narrow", "25%", "70.0"]
+    worth = Worth.of({"task": found})
+    assert worth == (pytest.approx(0.2), pytest.approx(0.01)) and worth.beside_best == "1.0 below"
+    assert Worth(0.2, -0.032).beside_best == "3.2 above"
+    task = {"name": "task", "metric_name": "accuracy"}
+    assert _row(task, found) == [*("task", "43", "55.0", "wide", "80.0", "75.0", "76.0 (best)", "1.0"), *["–"] * 3]
+    lighter = _row(task, found | {"lighter": first | {"name": "narrow", "parameters": 100, "true": [0.7, 0.7]}})
+    assert lighter[-3:] == ["narrow", "25%", "70.0"]
 
 
 def test_every_task_has_candidates_of_its_own() -> None:

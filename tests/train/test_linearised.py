@@ -10,6 +10,7 @@ from helpers import write_tiny_run
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from foretune.errors import InputError
 from foretune.linear import linearise
 from foretune.task import load_task
 from foretune.train import build_peft_model, fine_tune
@@ -55,6 +56,13 @@ def test_an_interrupted_linearised_run_ends_the_same(tmp_path: Path) -> None:
         fine_tune(task, task.candidates[0], tmp_path / "cut", linearised=True, progress=pull_the_plug)
     resumed, reused = fine_tune(task, task.candidates[0], tmp_path / "cut", linearised=True)
     assert not reused and resumed["curve"][-1] == pytest.approx(whole["curve"][-1], rel=1e-5)
+
+
+def test_noise_on_the_embeddings_is_refused(tmp_path: Path) -> None:
+    task = load_task(write_tiny_run(tmp_path, training={"neftune_noise_alpha": 5.0}))
+    with pytest.raises(InputError, match=r"training.neftune_noise_alpha: .*Leave it out"):
+        fine_tune(task, task.candidates[0], tmp_path, linearised=True)
+    assert not (tmp_path / "train").exists()
 
 
 def test_a_candidate_of_that_name_is_not_taken_for_it(tmp_path: Path) -> None:
