@@ -47,9 +47,7 @@ def test_a_list_of_networks_beside_a_choice_of_them_routes() -> None:
     assert mixture_of_experts(model) == ("1",)
     assert mixture_of_experts(Mixture()) == ("",)
     adapted: Any = get_peft_model(model, LoraConfig(target_modules=r".*(choose|branches\.\d\.0)"))
-    with pytest.raises(
-        InputError, match=r"router of a mixture of experts \(1\.choose\); experts of .*1\.branches\.0\.0"
-    ):
+    with pytest.raises(InputError, match=r"router of a mixture of experts \(1\.choose\); experts of .*\(1\.branches\)"):
         read_adapters(adapted)
 
 
