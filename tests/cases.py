@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from helpers import PAD, VOCAB, tiny_model, tiny_tokenizer
+from helpers import DEBERTA, PAD, VOCAB, tiny_model, tiny_tokenizer
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -13,7 +13,12 @@ from foretune.kernel import Kernel
 from foretune.task import Task
 from foretune.task.task import Loss
 
-HEADS = {"llama": ["score"], "gpt2": ["score"], "distilbert": ["pre_classifier", "classifier"]}
+HEADS = {
+    "llama": ["score"],
+    "gpt2": ["score"],
+    "distilbert": ["pre_classifier", "classifier"],
+    "xlnet": ["sequence_summary", "logits_proj"],
+}
 
 
 def lora_config(kind: str, **changes: Any) -> LoraConfig:
@@ -22,7 +27,7 @@ def lora_config(kind: str, **changes: Any) -> LoraConfig:
         "r": 2,
         "lora_alpha": 3,
         "target_modules": "all-linear",
-        "exclude_modules": r".*(classifier|score).*",
+        "exclude_modules": r".*(classifier|score|sequence_summary|logits_proj).*",
         "modules_to_save": HEADS.get(kind, ["classifier"]),
     }
     return LoraConfig(**options | changes)
@@ -39,7 +44,7 @@ def randomise(model: nn.Module, part: str, seed: int = 5) -> None:
 
 def lora_model(kind: str, trained: bool = False, **changes: Any) -> PeftModel:
     """A tiny model with adapters; ``trained`` ones have B ≠ 0."""
-    options = {name: changes.pop(name) for name in ("dtype", "attn_implementation") if name in changes}
+    options = {name: changes.pop(name) for name in ("dtype", "attn_implementation", *DEBERTA) if name in changes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = get_peft_model(tiny_model(kind, **options), lora_config(kind, **changes)).eval()

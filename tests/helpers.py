@@ -9,25 +9,54 @@ import torch
 import yaml
 from torch import Tensor
 from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     BertTokenizer,
+    DebertaConfig,
+    DebertaForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
+    MixtralConfig,
+    MixtralForSequenceClassification,
+    PhimoeConfig,
+    PhimoeForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen2MoeForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
+    T5Config,
+    T5ForSequenceClassification,
     ViTConfig,
     ViTForImageClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
 )
 
 KINDS = ("bert", "roberta", "distilbert", "llama", "gpt2", "vit")
+MIXTURES = ("mixtral", "qwen2-moe", "phimoe")
+ENCODER_DECODERS = ("t5", "bart")
+BART = {"layers": 2, "attention_heads": 4, "ffn_dim": 24}
+ONE_BY_ONE = ("deberta-v2", "deberta", "xlnet")  # layers of theirs run on rows of no single example
 VOCAB, PAD = 40, 0
+DEBERTA: dict[str, Any] = {  # as in DeBERTa-v3, but for the sizes
+    "relative_attention": True,
+    "position_buckets": 4,
+    "pos_att_type": ["p2c", "c2p"],
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
 DROP = object()  # an override that removes the key, for write_tiny_run
 
 GOOD = ("good", "great", "superb", "lovely", "fine")
@@ -57,8 +86,12 @@ def tiny_model(
     num_labels: int = 3,
     dropout: float = 0.0,
     attn_implementation: str | None = "sdpa",
+    **changes: Any,
 ) -> PreTrainedModel:
-    """A two-layer classifier of one architecture in eval mode, its weights a function of ``seed``."""
+    """A two-layer classifier of one architecture in eval mode, its weights a function of ``seed``.
+
+    ``changes`` are further keys of the config of BERT, DeBERTa and XLNet.
+    """
     common: dict[str, Any] = {"num_labels": num_labels, "initializer_range": 0.2}
     heads: dict[str, Any] = {
         "num_hidden_layers": 2,
@@ -76,7 +109,7 @@ def tiny_model(
         case "bert":
             model_class, config = (
                 BertForSequenceClassification,
-                BertConfig(**common, **heads, **text, **drops),
+                BertConfig(**common, **heads, **text, **drops, **changes),
             )
         case "roberta":
             model_class, config = (
@@ -100,6 +133,37 @@ def tiny_model(
             config = GPT2Config(
                 **common, vocab_size=VOCAB, pad_token_id=PAD, bos_token_id=1, eos_token_id=2, **shape, **rates
             )
+        case "deberta-v2":
+            model_class = DebertaV2ForSequenceClassification
+            config = DebertaV2Config(**common, **heads, **text, **drops, **DEBERTA | changes)
+        case "deberta":
+            model_class = DebertaForSequenceClassification
+            shape = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+            config = DebertaConfig(**common, **heads, **text, **drops, **shape, **changes)
+        case "xlnet":
+            model_class = XLNetForSequenceClassification
+            shape = {"d_model": 16, "d_inner": 24, "n_head": 4, "n_layer": 2, "vocab_size": VOCAB, "pad_token_id": PAD}
+            config = XLNetConfig(**common, **shape, dropout=dropout, summary_last_dropout=dropout, **changes)
+        case "t5":
+            model_class = T5ForSequenceClassification
+            shape = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4}
+            config = T5Config(**common, **shape, vocab_size=VOCAB, pad_token_id=PAD, dropout_rate=dropout)
+        case "bart":
+            model_class = BartForSequenceClassification
+            shape = {"d_model": 16, "max_position_embeddings": 40, "vocab_size": VOCAB, "init_std": 0.2}
+            shape |= {f"{part}_{key}": n for part in ("encoder", "decoder") for key, n in BART.items()}
+            rates = {"pad_token_id": PAD, "eos_token_id": 3, "decoder_start_token_id": 3, "forced_eos_token_id": 3}
+            config = BartConfig(**common, **shape, **rates, dropout=dropout)
+        case "mixtral":
+            model_class = MixtralForSequenceClassification
+            config = MixtralConfig(**common, **heads, **text, num_key_value_heads=2, num_local_experts=4)
+        case "qwen2-moe":
+            model_class = Qwen2MoeForSequenceClassification
+            shape = {"moe_intermediate_size": 8, "shared_expert_intermediate_size": 12, "num_experts": 4}
+            config = Qwen2MoeConfig(**common, **heads, **text, **shape, num_key_value_heads=2)
+        case "phimoe":
+            model_class = PhimoeForSequenceClassification
+            config = PhimoeConfig(**common, **heads, **text, num_key_value_heads=2, num_local_experts=4)
         case "vit":
             model_class = ViTForImageClassification
             config = ViTConfig(**common, **heads, **drops, image_size=8, patch_size=4, num_channels=3)
@@ -107,7 +171,9 @@ def tiny_model(
             raise ValueError(f"kind {kind!r} is not one of {KINDS}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = model_class._from_config(config, attn_implementation=attn_implementation)
+        attention = None if kind in (*ONE_BY_ONE, "t5") else attn_implementation  # they have only their own
+        options = {"experts_implementation": "eager"} if kind in MIXTURES else {}  # others know no double precision
+        model = model_class._from_config(config, attn_implementation=attention, **options)
     return model.to(dtype).eval()
 
 
@@ -170,6 +236,15 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         BertForSequenceClassification(config).bert.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_model(folder: Path, kind: str, **changes: Any) -> Path:
+    """Save a headless model of some kind (see ``tiny_model``) and the tokenizer of the synthetic reviews."""
+    model = tiny_model(kind, dtype=torch.float32, **changes).base_model
+    assert isinstance(model, PreTrainedModel)
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
     return folder
 
 

@@ -1,5 +1,6 @@
 """Checks that users and tests can run on any peft model: its NTK, through the fast engine."""
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -11,7 +12,8 @@ from foretune.errors import InputError
 from foretune.kernel.blocks import CallRows, Factors, layer_kernels
 from foretune.tangents.adapters import base_name, lora_layers, read_adapters
 from foretune.tangents.head import outputs_of
-from foretune.tangents.hooks import Rows, evaluating, layer_gradients, token_mask
+from foretune.tangents.hooks import Call, Rows, evaluating, layer_gradients, token_mask
+from foretune.tangents.one_by_one import layer_gradients_one_by_one, one_by_one_plan, singles
 
 
 def ntk(peft_model: PeftModel, batch: Mapping[str, Tensor]) -> Float[Tensor, "N N"]:
@@ -43,9 +45,7 @@ def ntk(peft_model: PeftModel, batch: Mapping[str, Tensor]) -> Float[Tensor, "N 
             "call unmerge_adapter() or enable the adapters",
         )
     with evaluating(peft_model):
-        outputs, calls, inputs, gradients = layer_gradients(
-            peft_model, layers, lambda: outputs_of(peft_model, batch), token_mask(batch), Rows(_device(peft_model))
-        )
+        outputs, calls, inputs, gradients = _gradients(peft_model, layers, batch)
     dtype = torch.promote_types(outputs.dtype, torch.float32)
     everything = torch.arange(len(outputs))
     kernel = torch.zeros(outputs.numel(), outputs.numel(), dtype=dtype, device=outputs.device)
@@ -59,6 +59,19 @@ def ntk(peft_model: PeftModel, batch: Mapping[str, Tensor]) -> Float[Tensor, "N 
             for _, block in layer_kernels(rows, factors, everything, dtype=dtype):
                 kernel += block
     return kernel.to(outputs.dtype)
+
+
+def _gradients(
+    model: nn.Module, layers: Mapping[str, nn.Module], batch: Mapping[str, Tensor]
+) -> tuple[Tensor, list[Call], list[Tensor], list[Tensor]]:
+    """Outputs, calls, inputs and gradients of a batch; example by example where the model needs it."""
+    room = Rows(_device(model))
+    forward = functools.partial(outputs_of, model)
+    example = next(singles(batch))
+    plan = one_by_one_plan(model, layers, forward, example, example)
+    if plan is not None:
+        return layer_gradients_one_by_one(model, layers, forward, singles(batch), plan, room)
+    return layer_gradients(model, layers, lambda: forward(batch), token_mask(batch), room)
 
 
 def _device(model: nn.Module) -> torch.device:

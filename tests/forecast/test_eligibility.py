@@ -24,6 +24,8 @@ UNFORECASTABLE = [
     ({"peft": {"lora_bias": True}}, "lora_bias"),
     ({"peft": {"target_modules": ["word_embeddings"]}}, "embedding"),
     ({"peft": {"trainable_token_indices": [1, 2]}}, "trainable_token_indices"),
+    ({"peft": {"layer_replication": [[0, 2], [1, 2]]}}, "layer_replication"),
+    ({"peft": {"target_parameters": ["pooler.dense.weight"]}}, "target_parameters"),
     ({"peft": {"modules_to_save": ["pooler", "classifier"]}}, "modules_to_save"),
     ({"training": {"neftune_noise_alpha": 5}}, "neftune_noise_alpha"),
     ({"training": {"optim": "stable_adamw"}}, "optim"),
@@ -42,7 +44,7 @@ def test_one_that_cannot_be_forecast_is_left_out_by_name(keys: dict[str, Any], w
     assert left_out["name"] == "odd" and word in left_out["reason"]
 
 
-@pytest.mark.parametrize(("keys", "word"), UNFORECASTABLE[:1] + UNFORECASTABLE[8:])
+@pytest.mark.parametrize(("keys", "word"), UNFORECASTABLE[:1] + UNFORECASTABLE[10:])
 def test_if_none_is_left_the_reason_is_the_error(keys: dict[str, Any], word: str, tmp_path: Path) -> None:
     run = write_tiny_run(tmp_path, **keys)
     with pytest.raises(InputError, match=word) as refusal:

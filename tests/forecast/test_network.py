@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import write_tiny_run
+from helpers import write_model, write_tiny_run
 from test_simulate import loaded, real_run
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -171,20 +171,36 @@ def test_the_gap_vanishes_with_the_distance(tmp_path: Path) -> None:
     assert gaps == sorted(gaps) and gaps[0] < 0.05 and gaps[-1] > 0.5
 
 
-def test_refreshed_at_every_step_the_simulation_is_the_real_run(tmp_path: Path, monkeypatch: Any) -> None:
-    task, candidate, tangents = loaded(tmp_path, **FAR)
-    real, _, _ = real_run(task, candidate, tmp_path)
-
+def simulated_with_refreshes_everywhere(task: Task, tangents: Tangents, steps: int, monkeypatch: Any) -> Run:
     def every_step(self: Relinearise, task: Task, refreshes: int, scratch: Path) -> None:
         self.task, self.scratch, self.shares = task, scratch, [k / refreshes for k in range(1, refreshes + 1)]
 
-    starts = Starts(task, tangents)
-    plain, _ = simulate(tangents, task, candidate, *starts.draw(candidate, candidate.seed), candidate.seed)
     monkeypatch.setattr(Relinearise, "__init__", every_step)
-    steps = real.final["step"]
-    start = starts.draw(candidate, candidate.seed)
-    ours, _ = simulate(tangents, task, candidate, *start, candidate.seed, refreshes=steps)
+    (candidate,) = task.candidates
+    start = Starts(task, tangents).draw(candidate, candidate.seed)
+    return simulate(tangents, task, candidate, *start, candidate.seed, refreshes=steps)[0]
+
+
+def test_refreshed_at_every_step_the_simulation_is_the_real_run(tmp_path: Path, monkeypatch: Any) -> None:
+    task, candidate, tangents = loaded(tmp_path, **FAR)
+    real, _, _ = real_run(task, candidate, tmp_path)
+    start = Starts(task, tangents).draw(candidate, candidate.seed)
+    plain, _ = simulate(tangents, task, candidate, *start, candidate.seed)
+    ours = simulated_with_refreshes_everywhere(task, tangents, real.final["step"], monkeypatch)
     assert distance(plain, real) > 5e-3
+    assert distance(ours, real) < 1e-4
+
+
+def test_so_it_is_for_a_model_that_is_run_on_one_example_at_a_time(tmp_path: Path, monkeypatch: Any) -> None:
+    few = {"train_samples": 8, "eval_samples": 4}
+    steps = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 2e-2}
+    run = write_tiny_run(tmp_path, data=few, peft={"target_modules": ["query_proj", "value_proj"]}, training=steps)
+    write_model(tmp_path / "model", "deberta-v2")
+    task = load_task(run)
+    tangents = collect(task, ["query_proj", "value_proj"], dtype=torch.float32)
+    real, _, _ = real_run(task, task.candidates[0], tmp_path)
+    ours = simulated_with_refreshes_everywhere(task, tangents, real.final["step"], monkeypatch)
+    assert abs(real.curve[-1]["eval_loss"] - real.curve[0]["eval_loss"]) > 1e-2
     assert distance(ours, real) < 1e-4
 
 

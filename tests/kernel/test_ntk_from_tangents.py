@@ -33,7 +33,9 @@ def oracle(task: Task, kind: str, num_labels: int = 3, **changes: Any) -> torch.
     return kernel({name: torch.einsum("kc,nc...->nk...", centred, part) for name, part in parts.items()})
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "roberta", "distilbert"])  # the last two: bent heads
+@pytest.mark.parametrize(
+    "kind", ["bert", "llama", "gpt2", "deberta-v2", "roberta", "distilbert"]
+)  # the last two: bent heads
 def test_the_kernel_of_stored_tangents_is_the_oracles(kind: str) -> None:
     task = tiny_task(kind)
     found = ntk(collect(task, batch_size=4), adapters_of(kind))

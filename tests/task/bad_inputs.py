@@ -9,6 +9,7 @@ from pathlib import Path
 from helpers import DROP
 
 from .bad_data import BAD_DATA
+from .bad_models import BAD_MODELS
 from .bad_settings import BAD_SETTINGS
 from .writing import (
     REGRESSION,
@@ -254,4 +255,5 @@ CASES = [
     ),
     *BAD_SETTINGS,
     *BAD_DATA,
+    *BAD_MODELS,
 ]

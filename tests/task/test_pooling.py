@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_batch, tiny_model
+from helpers import ENCODER_DECODERS, tiny_batch, tiny_model
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, Trainer, TrainingArguments
@@ -12,13 +12,13 @@ from foretune.task.pooling import head_dropout
 
 
 def classifier(kind: str, num_labels: int = 3) -> MeanPooledClassifier:
-    encoder = tiny_model(kind, num_labels=num_labels).base_model
-    assert isinstance(encoder, PreTrainedModel)
+    model = tiny_model(kind, num_labels=num_labels).base_model
+    assert isinstance(model, PreTrainedModel)
     torch.manual_seed(5)
-    return MeanPooledClassifier(encoder.config, encoder).eval()
+    return MeanPooledClassifier(model.config, model).eval()
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "llama", *ENCODER_DECODERS])
 def test_logits_are_the_head_on_the_mean_of_real_tokens(kind: str) -> None:
     model, batch = classifier(kind), tiny_batch(kind)
     output = model(**batch)
@@ -72,8 +72,14 @@ def test_trainer_lowers_the_loss(tmp_path: Path) -> None:
     assert float(adapted.eval()(**batch).loss) < before
 
 
-def test_saves_and_loads(tmp_path: Path) -> None:
-    model = classifier("bert").float()
+def test_only_the_encoder_of_an_encoder_decoder_is_kept() -> None:
+    for kind in ENCODER_DECODERS:
+        assert not any("decoder" in name for name, _ in classifier(kind).named_modules())
+
+
+@pytest.mark.parametrize("kind", ["bert", *ENCODER_DECODERS])
+def test_saves_and_loads(kind: str, tmp_path: Path) -> None:
+    model = classifier(kind).float()
     model.save_pretrained(tmp_path)
     again = MeanPooledClassifier.from_pretrained(tmp_path, config=AutoConfig.from_pretrained(tmp_path))
     for name, tensor in model.state_dict().items():

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from foretune.linear import Factors, Growth, TangentModel
 from foretune.tangents import Tangents, select_layers
 from foretune.task import Task
-from foretune.task.matching import layer_numbers
+from foretune.task.module_names import layer_numbers
 
 EARLY = 0.1  # share of the steps whose largest is looked for
 WINDOWS = 16  # parts of a run over which its training loss is averaged

@@ -10,11 +10,13 @@ from foretune.tangents.basis import centred as centred
 from foretune.tangents.basis import centring as centring
 from foretune.tangents.collect import collect as collect
 from foretune.tangents.collect import select_layers as select_layers
+from foretune.tangents.experts import mixture_of_experts as mixture_of_experts
 from foretune.tangents.head import Head as Head
 from foretune.tangents.hooks import evaluating as evaluating
 from foretune.tangents.hooks import layer_gradients as layer_gradients
 from foretune.tangents.outputs import all_outputs as all_outputs
 from foretune.tangents.outputs import batches as batches
+from foretune.tangents.padding import check_padding_invariant as check_padding_invariant
 from foretune.tangents.products import ShortLayers as ShortLayers
 from foretune.tangents.products import product_dtype as product_dtype
 from foretune.tangents.products import short_products as short_products

@@ -13,6 +13,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from foretune.errors import InputError
+from foretune.tangents.experts import routed
 from foretune.tangents.rules import supported
 
 
@@ -45,9 +46,12 @@ def read_adapters(model: nn.Module) -> list[Adapter]:
     """
     adapters: list[Adapter] = []
     others: dict[str, str] = {}
+    parts = routed(model)
     for path, layer in lora_layers(model).items():
         for key in layer.active_adapters:
-            if key in layer.lora_variant:
+            if part := next((name for name in parts if f"{path}.".startswith(f"{name}.")), None):
+                others[part] = f"{parts[part]} of a mixture of experts"
+            elif key in layer.lora_variant:
                 others[path] = type(layer.lora_variant[key]).__name__.removesuffix("Variant")
             elif key in layer.lora_A and not supported(layer):
                 others[path] = f"LoRA on {type(layer.get_base_layer()).__name__}"
@@ -73,7 +77,8 @@ def read_adapters(model: nn.Module) -> list[Adapter]:
         for path, kind in others.items():
             kinds.setdefault(kind, []).append(base_name(path))
         listed = "; ".join(f"{kind} ({', '.join(paths)})" for kind, paths in kinds.items())
-        raise InputError("peft", f"there are no tangents for {listed}", "use plain LoRA or rsLoRA on linear layers")
+        fix = "use plain LoRA or rsLoRA on linear layers" + (", named in target_modules" if parts else "")
+        raise InputError("peft", f"there are no tangents for {listed}", fix)
     return adapters
 
 
@@ -109,7 +114,7 @@ def check_forecastable(config: LoraConfig, where: str = "peft") -> None:
     """See that a config trains only plain LoRA factors and starts from the pretrained function.
 
     Raises:
-        InputError: It trains biases or tokens too, or its initialisation changes the weights.
+        InputError: It trains biases, tokens or bare parameters too, or its initialisation changes the weights.
     """
     if config.use_dora:
         raise InputError(f"{where}.use_dora", "DoRA cannot be forecast yet", "leave it out; foretune train takes it")
@@ -117,6 +122,15 @@ def check_forecastable(config: LoraConfig, where: str = "peft") -> None:
         raise InputError(f"{where}.bias", f"it is {config.bias!r}, biases have no tangents", "write none")
     if config.trainable_token_indices:
         raise InputError(f"{where}.trainable_token_indices", "embeddings have no tangents", "leave it out")
+    if config.layer_replication:
+        found = "repeated layers make another network than the one that tangents are of"
+        raise InputError(f"{where}.layer_replication", found, "leave it out; foretune train takes it")
+    if config.target_parameters:
+        found = (
+            f"parameters without a layer of their own ({', '.join(sorted(config.target_parameters))}) have no tangents"
+        )
+        fix = "leave it out and name layers in target_modules; foretune train takes it"
+        raise InputError(f"{where}.target_parameters", found, fix)
     if config.init_lora_weights not in {True, "gaussian"}:
         raise InputError(
             f"{where}.init_lora_weights",

@@ -1,9 +1,10 @@
 """The one pass over the data: inputs and output gradients of every layer that any candidate adapts."""
 
+import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from foretune.tangents import store
 from foretune.tangents.arena import Arena
 from foretune.tangents.basis import TaskDirections, centring, limited, num_directions, output_basis, task_directions
 from foretune.tangents.compress import TOLERANCE, Ranks, padded, ranks_for
+from foretune.tangents.experts import routed
 from foretune.tangents.head import Head, entering, features_of, find_head, finite, head_names, outputs_of, watched
-from foretune.tangents.hooks import Call, layer_gradients, token_mask
+from foretune.tangents.hooks import Call, Rows, layer_gradients, token_mask
 from foretune.tangents.lengths import alike, alike_in_splits, lengths
 from foretune.tangents.normalisation import Seen, gain_and_offset, last_normalised, made_of
-from foretune.tangents.products import ShortLayers, product_dtype
+from foretune.tangents.one_by_one import Plan, layer_gradients_one_by_one, one_by_one_plan, rows_of
+from foretune.tangents.padding import check_padding_invariant
+from foretune.tangents.products import ShortLayers
 from foretune.tangents.rules import check_supported, supported
 from foretune.tangents.tangents import Tangents
 from foretune.task import Task
@@ -51,7 +55,7 @@ def collect(
 
     Args:
         task: Model, data and loss.
-        modules: ``all-linear`` (every supported layer but the head), or full names or name endings.
+        modules: ``all-linear`` (all supported layers but the head, routers and experts), or full names or name endings.
         heads: Modules that are trained in full; by default the classification head as peft finds it, ``()`` if none.
         directory: Keep the tangents there; those of the same task, model and modules are used again.
         dtype: How rows are stored; by default bfloat16 for single precision models, else the model's own type.
@@ -97,7 +101,8 @@ def select_layers(model: nn.Module, modules: str | Sequence[str], heads: Sequenc
         if not any(name == head or name.startswith(f"{head}.") for head in heads)
     }
     if modules == "all-linear":
-        return {name: module for name, module in outside.items() if supported(module)}
+        parts = tuple(f"{name}." for name in routed(model))  # they do not run on the same tokens once others are chosen
+        return {name: it for name, it in outside.items() if supported(it) and not f"{name}.".startswith(parts)}
     endings = (modules,) if isinstance(modules, str) else tuple(modules)
     layers = {
         name: module
@@ -140,12 +145,11 @@ class _Pass:
             name: [] for name in ("features", "outputs", "span", "basis", "labels")
         }
         self.normalisation: Tensor | None = None  # of the features, as far as they were seen
-        train, evaluation = lengths(task.train), lengths(task.eval)
-        self.lengths = train + evaluation
-        self.batches = alike_in_splits(train, evaluation, batch_size)
-        self.order = [i for batch in self.batches for i in batch]
+        train = lengths(task.train)
+        self.lengths = train + lengths(task.eval)
+        self.plan: Plan | None = None  # how examples are run one by one, if they are
         self.short_layers = ShortLayers(dtype, [task.model.get_submodule(name) for name in heads], self.device)
-        self.head: Head = find_head(task.model, heads, self.batch(self.order[:2])).cpu()
+        self.head: Head = find_head(task.model, heads, self.batch(_by_length(train)[:2])).cpu()
 
     def batch(self, examples: Sequence[int]) -> dict[str, Tensor]:
         """A padded batch of examples, numbered through both splits."""
@@ -153,27 +157,47 @@ class _Pass:
         rows = [train[i] if i < self.num_train else evaluation[i - self.num_train] for i in examples]
         return {name: value.to(self.device) for name, value in self.task.collator(rows).items()}
 
+    def batches(self) -> list[list[int]]:
+        """Examples to compute together, as many as there is memory for; decides whether they are run one by one."""
+        model, order = self.task.model, _by_length(self.lengths)
+        shortest, longest = (self.batch([i]) for i in (order[0], order[-1]))
+        self.plan = one_by_one_plan(model, self.layers, functools.partial(outputs_of, model), shortest, longest)
+        sizes = [rows_of(self.plan, length) for length in self.lengths]
+        return alike_in_splits(sizes[: self.num_train], sizes[self.num_train :], self.most)
+
+    def gradients(
+        self, examples: Sequence[int], directions: TaskDirections, room: Rows | None = None
+    ) -> tuple[Tensor, list[Call], list[Tensor], list[Tensor]]:
+        """Outputs, calls, inputs and gradients of some examples, see ``layer_gradients``."""
+        model = self.task.model
+        if self.plan is None:
+            batch = self.batch(examples)
+            return layer_gradients(model, self.layers, lambda: self.forward(batch, directions), token_mask(batch), room)
+        alone = (self.batch([i]) for i in examples)
+        return layer_gradients_one_by_one(
+            model, self.layers, lambda batch: self.forward(batch, directions), alone, self.plan, room
+        )
+
     def task_directions(self) -> TaskDirections:
         """Directions of the task in the head's features, from a sample of the training examples.
 
         Without a head these are the outputs, and all of their directions are alike.
-        Features to bfloat16's precision do where rows are kept in it: they turn the directions by less than 1%.
+        Features may be as inexact as in the pass itself: that turns the directions by less than 1%.
         """
         if not self.head.names:
             return TaskDirections(self.centring, (self.head,))
         chosen = self.task.examples(PROBE_EXAMPLES)
-        short = product_dtype(self.dtype, self.device) == torch.bfloat16
         features, labels = [], []
         for some in alike([self.lengths[i] for i in chosen], self.most):
             batch = self.batch([chosen[i] for i in some])
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=short):
+            with self.short_layers:
                 features.append(finite(features_of(self.task.model, self.head, batch)).double().cpu())
             labels.append(batch["labels"].cpu())
         classes = self.task.num_outputs if self.task.loss == "cross_entropy" else 1
         rows, heads = task_directions(self.head, torch.cat(features), torch.cat(labels), classes)
         return TaskDirections(rows.to(self.device), heads)
 
-    def forward(self, batch: dict[str, Tensor], directions: TaskDirections) -> Tensor:
+    def forward(self, batch: Mapping[str, Tensor], directions: TaskDirections) -> Tensor:
         """Coordinates of the head's features in the output basis (b, q), keeping the summary of the batch."""
         model = self.task.model
         with watched(model, self.head.names) as watch, last_normalised(model) as normalised:
@@ -212,39 +236,32 @@ class _Pass:
         Raises:
             InputError: None of the layers runs.
         """
-        directions = self.task_directions()
-        some = min(PILOT_EXAMPLES, len(self.order))
-        pilot = self.batch([self.order[(2 * i + 1) * len(self.order) // (2 * some)] for i in range(some)])
-        scout, calls, inputs, gradients = layer_gradients(
-            self.task.model, self.layers, lambda: self.forward(pilot, directions), token_mask(pilot)
-        )
+        check_padding_invariant(self.task)
+        directions, batches = self.task_directions(), self.batches()
+        order = [i for batch in batches for i in batch]
+        some = min(PILOT_EXAMPLES, len(order))
+        pilot = [order[(2 * i + 1) * len(order) // (2 * some)] for i in range(some)]
+        scout, calls, inputs, gradients = self.gradients(pilot, directions)
         if not calls:
             raise InputError("modules", "none of these layers runs", "name layers that the model uses")
         room = Arena(
             calls,
             scout.shape[1],
-            [self.lengths[i] for i in self.order] if token_mask(pilot) is not None else None,
-            len(self.order),
+            [self.lengths[i] for i in order] if token_mask(self.batch(pilot[:1])) is not None else None,
+            len(order),
             self.dtype,
             folder,
             _ranks(calls, inputs, gradients, self.tolerance) if self.tolerance else {},
             self.device,
         )
         self.summary = {name: [] for name in self.summary}
-        for numbers in self.batches:
-            batch = self.batch(numbers)
-            layer_gradients(
-                self.task.model,
-                self.layers,
-                lambda b=batch: self.forward(b, directions),  # type: ignore[misc]
-                token_mask(batch),
-                room,
-            )
+        for numbers in batches:
+            self.gradients(numbers, directions, room)
             room.advance()
-            self.progress(room.done, len(self.order))
+            self.progress(room.done, len(order))
         room.close()
-        place = torch.empty(len(self.order), dtype=torch.long)
-        place[torch.tensor(self.order)] = torch.arange(len(self.order))
+        place = torch.empty(len(order), dtype=torch.long)
+        place[torch.tensor(order)] = torch.arange(len(order))
         summary: dict[str, Any] = {name: torch.cat(values).cpu() for name, values in self.summary.items()}
         assert self.normalisation is not None
         # rows stay in the order in which they were written; everything else goes back to the order of the examples
@@ -253,7 +270,7 @@ class _Pass:
             entries=room.entries,
             tensors=room.tensors,
             place=place,
-            counts=torch.tensor([self.lengths[i] for i in self.order]),
+            counts=torch.tensor([self.lengths[i] for i in order]),
             head=self.head,
             num_train=self.num_train,
             loss=self.task.loss,
@@ -261,6 +278,11 @@ class _Pass:
             seconds=time.perf_counter() - started,
             **summary,
         )
+
+
+def _by_length(lengths: Sequence[int]) -> list[int]:
+    """Numbers of the examples, shorter ones first."""
+    return sorted(range(len(lengths)), key=lambda i: lengths[i])
 
 
 def _ranks(calls: list[Call], inputs: list[Tensor], gradients: list[Tensor], tolerance: float) -> dict[int, Ranks]:

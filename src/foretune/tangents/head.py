@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from foretune.errors import InputError
 from foretune.tangents.hooks import frozen
-from foretune.task.matching import HEAD_NAMES
+from foretune.task.module_names import HEAD_NAMES
 
 LINKS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,

@@ -70,6 +70,7 @@ class _Tape:
 
     mask: Bool[Tensor, "b t"] | None
     room: Rows
+    alone: bool = False
     calls: list[Call] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
@@ -89,13 +90,13 @@ class _Tape:
 
     def hook(self, name: str) -> Callable[..., Tensor]:
         def record(layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Tensor) -> Tensor:
-            source: Tensor = args[0] if args else next(iter(options.values()))
+            source = entered(args, options)
             position, version = len(self.calls), source._version
             shared = next((k for k, (x, then) in enumerate(self.sources) if x is source and then == version), position)
             self.sources.append((source, version))  # a tensor changed in place since then is another input
-            keep = _kept_tokens(source, self.mask)
+            keep = None if self.alone else _kept_tokens(source, self.mask)
             padding = None if keep is None or bool(keep.all()) else ~keep.flatten()
-            counts = _row_counts(source) if keep is None else keep.sum(1).cpu()
+            counts = _row_counts(source, self.alone) if keep is None else keep.sum(1).cpu()
             index = sum(call.layer == name for call in self.calls)
             length = source.numel() // (len(counts) * source.shape[-1])
             call = Call(name, index, position, shared, counts, length, keep is not None, (*sizes(layer),))
@@ -129,6 +130,8 @@ def layer_gradients(
     forward: Callable[[], Float[Tensor, "b c"]],
     mask: Bool[Tensor, "b t"] | None,
     room: Rows | None = None,
+    *,
+    alone: bool = False,
 ) -> tuple[Float[Tensor, "b c"], list[Call], list[Tensor], list[Tensor]]:
     """Inputs of the named layers and the gradients of every output at their outputs, for one batch.
 
@@ -141,6 +144,7 @@ def layer_gradients(
         forward: Runs the model and returns the outputs whose tangents are wanted.
         mask: True where a token is not padding; None if nothing is padded.
         room: Where to keep the rows of a call; by default in new tensors of the model's type.
+        alone: Whether the batch is one example, to which every row of every call belongs (``mask`` is not used).
 
     Returns:
         The outputs; the calls in the order in which they were made; their inputs; their gradients.
@@ -150,7 +154,7 @@ def layer_gradients(
     """
     check_supported(layers)
     room = room or Rows()
-    tape = _Tape(mask, room)
+    tape = _Tape(mask, room, alone)
     try:
         with frozen(model), _hooked(layers, tape), torch.enable_grad():
             outputs = forward()
@@ -159,7 +163,7 @@ def layer_gradients(
                 raise InputError(
                     "target_modules",
                     f"{', '.join(mixed)} mix the rows of several examples (their inputs' first axis is not the batch)",
-                    "leave these layers out",
+                    "leave these layers out, or run the examples one by one",
                 )
             num_outputs = outputs.shape[1]
             tape.gradients = [room.gradients(call, num_outputs, outputs.dtype) for call in tape.calls]
@@ -212,6 +216,12 @@ def _hooked(layers: Mapping[str, nn.Module], tape: _Tape) -> Generator[None]:
             handle.remove()
 
 
+def entered(args: tuple[Any, ...], options: Mapping[str, Any]) -> Tensor:
+    """The input of a layer, which may have been passed by name."""
+    source: Tensor = args[0] if args else next(iter(options.values()))
+    return source
+
+
 def token_mask(batch: Mapping[str, Tensor]) -> Bool[Tensor, "b t"] | None:
     """True where a token of a batch is not padding; None for inputs without tokens."""
     return batch["attention_mask"].bool() if "attention_mask" in batch else None
@@ -226,9 +236,13 @@ def _kept_tokens(source: Tensor, mask: Tensor | None) -> Tensor | None:
     return mask if source.shape[:-1] == mask.shape else None
 
 
-def _row_counts(source: Tensor) -> Int[Tensor, " b"]:
-    """Rows of each example of an input without token mask: (b, i) has one, (b, ..., i) the product of the rest."""
-    return torch.full((len(source),), source[0].numel() // source.shape[-1], dtype=torch.long)
+def _row_counts(source: Tensor, alone: bool) -> Int[Tensor, " b"]:
+    """Rows of each example of an input without token mask: (b, i) has one, (b, ..., i) the product of the rest.
+
+    If the example is alone, it has all of them.
+    """
+    examples = 1 if alone else len(source)
+    return torch.full((examples,), source.shape[:-1].numel() // examples, dtype=torch.long)
 
 
 def _write(values: Tensor, padding: Bool[Tensor, " rows"] | None, target: Tensor) -> None:

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from foretune.errors import InputError
 from foretune.task.candidate import Candidate, build_candidates
+from foretune.task.capacity import check_capacity
 from foretune.task.config import RunConfig, load_config
 from foretune.task.data import EncodedData, encode_data, read_data
 from foretune.task.data_warnings import data_warnings
+from foretune.task.head_labels import head_labels, in_order_of_head
 from foretune.task.matching import Adaptation, adaptation
-from foretune.task.model import load_model, load_tokenizer
+from foretune.task.model import load_model, load_tokenizer, read_model_config
+from foretune.task.model_warnings import model_warnings
 from foretune.task.task import Task
 
 
@@ -49,18 +49,23 @@ def load_run(path: str | Path, candidate_names: Sequence[str] | None = None) -> 
     config = load_config(path)
     candidates = build_candidates(config, candidate_names)
     raw = read_data(config.data, config.model.task == "regression", source)
-    tokenizer = load_tokenizer(config.model, f"{source}: model.path")
+    where = f"{source}: model.path"
+    model_config = read_model_config(config.model, where)
+    tokenizer = load_tokenizer(config.model, where)
+    head = head_labels(model_config) if config.model.pooling == "model" else None
+    raw = in_order_of_head(raw, head)
     data = encode_data(raw, tokenizer, config.data.max_length, source)
-    model_init = functools.partial(
-        _init,
-        config,
+    load = functools.partial(
+        load_model,
+        config.model,
         1 if data.labels is None else len(data.labels),
         data.labels,
         tokenizer.pad_token_id,
-        source,
+        where=where,
     )
-    model = model_init(int(config.training.get("seed", 42)))
-    _check_length(model, tokenizer, data, source)
+    loaded = load(seed=int(config.training.get("seed", 42)))
+    model = loaded.model
+    check_capacity(model, tokenizer, data, source)
     task = Task(
         model,
         tokenizer,
@@ -68,34 +73,19 @@ def load_run(path: str | Path, candidate_names: Sequence[str] | None = None) -> 
         data.eval,
         "mean_squared_error" if data.labels is None else "cross_entropy",
         labels=data.labels,
+        drawn=loaded.drawn,
         candidates=candidates,
-        model_init=model_init,
+        model_init=lambda seed: load(seed=seed).model,
         max_length=config.data.max_length,
         name=Path(path).resolve().parent.name if Path(path).stem == "run" else Path(path).stem,
     )
     adaptations = tuple(adaptation(model, candidate, _field(source, config, candidate)) for candidate in candidates)
-    return LoadedRun(config, task, data, adaptations, (*data_warnings(raw, data), *config.notes))
-
-
-def _init(
-    config: RunConfig, num_labels: int, labels: tuple[str, ...] | None, pad: int, source: str, seed: int
-) -> PreTrainedModel:
-    return load_model(config.model, num_labels, labels, pad, seed, f"{source}: model.path")
+    about_model = model_warnings(loaded, data.labels, head, candidates, adaptations)
+    warnings = (*about_model, *data_warnings(raw, data), *config.notes)
+    return LoadedRun(config, task, data, adaptations, warnings)
 
 
 def _field(source: str, config: RunConfig, candidate: Candidate) -> str:
     spec = next(spec for spec in config.candidates if spec.name == candidate.name)
     index = config.candidates.index(spec)
     return f"{source}: candidates[{index}] ({spec.name}).peft" if spec.peft else f"{source}: peft"
-
-
-def _check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: EncodedData, source: str) -> None:
-    # Positions past a model's table fail deep inside it, with an index error: say so here.
-    longest = max(data.train_stats.tokens_max, data.eval_stats.tokens_max)
-    limit = tokenizer.model_max_length
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
-        limit = min(limit, positions)
-    if longest > limit:
-        found = f"an example has {longest} tokens, {type(model).__name__} takes {limit}"
-        raise InputError(f"{source}: data.max_length", found, f"write {limit} or less")

@@ -1,25 +1,19 @@
 """Which modules a candidate adapts, found by asking peft itself on a copy of the model without weights."""
 
 import copy
-import re
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
-from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from foretune.errors import InputError
 from foretune.task.candidate import Candidate
-from foretune.task.problems import nearest
-
-HEAD_NAMES = tuple(SEQ_CLS_HEAD_NAMES)
+from foretune.task.module_names import HEAD_NAMES, adaptable, check_names, layer_numbers
 
 
 @dataclass(frozen=True)
@@ -59,11 +53,8 @@ def adaptation(model: PreTrainedModel, candidate: Candidate, where: str) -> Adap
     if targets is not None and not targets:
         raise InputError(f"{where}.target_modules", "it is empty", f"target some of: {', '.join(adaptable(model))}")
     names = [name for name, _ in model.named_modules()]
-    if isinstance(targets, set):
-        for target in sorted(targets):
-            if not any(name == target or name.endswith(f".{target}") for name in names):
-                found = f"no module of {type(model).__name__} is called {target!r}"
-                raise InputError(f"{where}.target_modules", found, nearest(target, adaptable(model)))
+    check_names(model, config, where)
+    _check_replication(config.layer_replication, len(layer_numbers(names)), where)
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             adapted = get_peft_model(skeleton(model), config, low_cpu_mem_usage=True)
@@ -81,6 +72,9 @@ def adaptation(model: PreTrainedModel, candidate: Candidate, where: str) -> Adap
                 found,
                 f"leave it out, or add exclude_modules: [{', '.join(heads)}]",
             ) from error
+        if config.layer_replication and "layers attribute" in reason:
+            found = f"peft repeats layers of Llama, BERT and Falcon only, not of {type(model).__name__}"
+            raise InputError(f"{where}.layer_replication", found, "leave it out") from error
         if "target" in reason.lower():
             shown = "not given" if targets is None else _listed(targets)
             found = f"{shown} cannot be adapted ({reason[:300].rstrip('.')})"
@@ -102,18 +96,6 @@ def skeleton(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def adaptable(model: nn.Module) -> list[str]:
-    """The last names of the modules that LoRA can adapt, without the head's, each once."""
-    names = outside_head(model, nn.Linear, Conv1D, nn.Embedding)
-    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
-
-
-def outside_head(model: nn.Module, *kinds: type[nn.Module]) -> list[str]:
-    """The names of the modules of these kinds, without the head's."""
-    named = (name for name, module in model.named_modules() if isinstance(module, kinds))
-    return [name for name in named if not name.startswith(HEAD_NAMES)]
-
-
 def _read(adapted: PeftModel) -> Adaptation:
     modules, heads = [], []
     for name, module in adapted.get_base_model().named_modules():
@@ -127,12 +109,6 @@ def _read(adapted: PeftModel) -> Adaptation:
     return Adaptation(tuple(modules), tuple(heads), trainable)
 
 
-def layer_numbers(names: Iterable[str]) -> set[int]:
-    """The numbers of the layers that these modules are in."""
-    found = (re.search(r"\.(\d+)(\.|$)", name) for name in names)
-    return {int(match.group(1)) for match in found if match}
-
-
 def _check_layers(asked: list[int] | int | None, result: Adaptation, names: list[str], where: str) -> None:
     if asked is None:
         return
@@ -141,6 +117,19 @@ def _check_layers(asked: list[int] | int | None, result: Adaptation, names: list
     if absent:
         found = f"layer {', '.join(map(str, absent))} has no such module"
         raise InputError(f"{where}.layers_to_transform", found, f"write {_span(sorted(layer_numbers(names)))}")
+
+
+def _check_replication(ranges: object, layers: int, where: str) -> None:
+    """See that the layers to repeat are there; peft does not look.
+
+    Raises:
+        InputError: They are not.
+    """
+    for span in ranges if isinstance(ranges, list) else ():
+        pair = isinstance(span, list | tuple) and len(span) == 2 and all(isinstance(end, int) for end in span)
+        if not pair or not 0 <= span[0] < span[1] <= layers:
+            fix = f"write pairs of a first layer and the one behind the last, from 0 to {layers}, such as [0, {layers}]"
+            raise InputError(f"{where}.layer_replication", f"found {span}", fix)
 
 
 def _listed(targets: set[str] | list[str] | str | None) -> str:

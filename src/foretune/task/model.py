@@ -1,9 +1,8 @@
 """Loading a model and its tokenizer, with every way it can fail explained."""
 
 import contextlib
-import json
-from collections.abc import Collection, Generator, Sequence
-from pathlib import Path
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
@@ -21,11 +21,9 @@ from transformers.utils import logging
 
 from foretune.errors import InputError
 from foretune.task.config import GgufFile, ModelSpec
+from foretune.task.model_folder import TOKENIZER_FIX, explained, locate
 from foretune.task.pooling import MeanPooledClassifier, pooling_option
-
-FOLDER_FIX = (
-    "give a folder with config.json, weights and tokenizer, or a hub id such as sentence-transformers/all-MiniLM-L6-v2"
-)
+from foretune.task.weights import check_weights, drawn, unused_layers
 
 
 def load_tokenizer(spec: ModelSpec, where: str = "run.yaml: model.path") -> PreTrainedTokenizerBase:
@@ -34,20 +32,41 @@ def load_tokenizer(spec: ModelSpec, where: str = "run.yaml: model.path") -> PreT
     Raises:
         InputError: It cannot be loaded, has no vocabulary, or has neither of these tokens.
     """
-    location, options = _location(spec, where)
-    with quiet(), _explained(spec, where, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+    path, options = locate(spec, where)
+    with quiet(), explained(spec, where, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers builds an empty one where files are missing
         found = f"the tokenizer of {spec.path} has no vocabulary"
-        raise InputError(
-            where, found, "save the tokenizer into the same folder, with tokenizer.save_pretrained(folder)"
-        )
+        raise InputError(where, found, TOKENIZER_FIX)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             fix = "set pad_token in the folder's tokenizer_config.json"
             raise InputError(where, "the tokenizer has neither a pad nor an end-of-sequence token", fix)
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A classifier and its weights file.
+
+    Attributes:
+        model: The classifier.
+        drawn: Its parameters and buffers that are not from the file.
+        unused: Tensors of the file that are of further layers, which the config does not have.
+    """
+
+    model: PreTrainedModel
+    drawn: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def read_model_config(spec: ModelSpec, where: str = "run.yaml: model.path") -> PreTrainedConfig:
+    """The config of the model as it was saved; one that cannot be read is an ``InputError``."""
+    path, options = locate(spec, where)
+    with quiet(), explained(spec, where, "config"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path, **options)
+    return config
 
 
 def load_model(
@@ -57,7 +76,7 @@ def load_model(
     pad_token_id: int | None = None,
     seed: int = 42,
     where: str = "run.yaml: model.path",
-) -> PreTrainedModel:
+) -> LoadedModel:
     """The pretrained model with a classifier on top, in eval mode.
 
     The new head is a function of the seed, exactly as in a script that calls ``set_seed(seed)`` and then
@@ -72,34 +91,32 @@ def load_model(
         seed: Of the new head.
         where: The field that messages name.
     """
-    location, options = _location(spec, where)
+    path, options = locate(spec, where)
     head: dict[str, Any] = {"num_labels": num_labels}
     if labels is not None:
         head |= {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     head["problem_type"] = "regression" if spec.task == "regression" else "single_label_classification"
-    options |= {"dtype": getattr(torch, spec.dtype)}
+    # sizes that do not fit are refused by check_weights, which names them
+    options |= {"dtype": getattr(torch, spec.dtype), "output_loading_info": True, "ignore_mismatched_sizes": True}
     if spec.attn_implementation is not None:
         options["attn_implementation"] = spec.attn_implementation
     if isinstance(spec.path, GgufFile) and hasattr(transformers, "GgufConfig"):  # else they are always dense
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with quiet(), _explained(spec, where, "model"):
+    pooling = pooling_option(read_model_config(spec, where)) if spec.pooling == "mean" else {}
+    with quiet(), explained(spec, where, "model"):
         set_seed(seed)
         if spec.pooling == "mean":
-            known = {key: options[key] for key in options if key in {"gguf_file", "revision", "trust_remote_code"}}
-            pooling = pooling_option(AutoConfig.from_pretrained(location, **known))
-            encoder, loading = AutoModel.from_pretrained(location, output_loading_info=True, **options, **pooling)
-            encoder.config.update(head)
-            model: PreTrainedModel = MeanPooledClassifier(encoder.config, encoder)
-            prefix = ""
+            source, loading = AutoModel.from_pretrained(path, **options, **pooling)
+            source.config.update(head)
+            model: PreTrainedModel = MeanPooledClassifier(source.config, source)
         else:
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                location, output_loading_info=True, **options, **head
-            )
-            prefix = f"{model.base_model_prefix}."
-    _check_weights_fit(model, prefix, loading["missing_keys"], where)
+            source, loading = AutoModelForSequenceClassification.from_pretrained(path, **options, **head)
+            model = source
+    check_weights(model, source, loading, where)
     if pad_token_id is not None:
         model.config.pad_token_id = pad_token_id
-    return model.eval()
+    new = drawn(model, source, loading["missing_keys"])
+    return LoadedModel(model.eval(), new, unused_layers(source, loading["unexpected_keys"]))
 
 
 @contextlib.contextmanager
@@ -114,72 +131,3 @@ def quiet() -> Generator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _location(spec: ModelSpec, where: str) -> tuple[str, dict[str, Any]]:
-    # What from_pretrained takes, after the checks that need no library.
-    options: dict[str, Any] = {"revision": spec.revision} if spec.revision else {}
-    if spec.trust_remote_code:
-        options["trust_remote_code"] = True
-    if isinstance(spec.path, GgufFile):
-        path = Path(spec.path.gguf)
-        if not path.is_file():
-            raise InputError(where, f"no such file: {path}", "relative paths start at the folder of the YAML file")
-        return str(path.parent), options | {"gguf_file": path.name}
-    folder = Path(spec.path)
-    if folder.is_absolute():
-        if not folder.exists():
-            raise InputError(where, f"no such folder: {folder}", FOLDER_FIX)
-        if not folder.is_dir():
-            fix = "give the folder that holds it, or {gguf: file} for a GGUF file"
-            raise InputError(where, f"{folder} is a file, not a model folder", fix)
-        if not (folder / "config.json").is_file():
-            raise InputError(where, f"{folder} has no config.json", FOLDER_FIX)
-        try:
-            json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(where, f"{folder / 'config.json'} cannot be read ({error})", FOLDER_FIX) from error
-    return spec.path, options
-
-
-@contextlib.contextmanager
-def _explained(spec: ModelSpec, where: str, thing: str) -> Generator[None]:
-    # Turns the many errors of from_pretrained into one kind that names the model.
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        found = f"cannot load the {thing} of {spec.path} ({reason[:300].rstrip('.')})"
-        raise InputError(where, found, _advice(reason, spec, thing)) from error
-
-
-def _advice(reason: str, spec: ModelSpec, thing: str) -> str:
-    lowered = reason.lower()
-    if isinstance(spec.path, GgufFile):
-        if "gguf" in lowered and "install" in lowered:
-            return "install it with: pip install 'foretune[gguf]'"
-        return "give a GGUF file of an architecture that transformers can read, or the original model's folder"
-    if "trust_remote_code" in lowered:
-        return "set trust_remote_code: true in the model section if you trust the code in that repository"
-    if "attn_implementation" in lowered or "attention" in lowered:
-        return "write attn_implementation: sdpa or eager, or leave it out"
-    if "size mismatch" in lowered or "ignore_mismatched_sizes" in lowered:
-        return "its head was trained for another number of labels: give the base model it was made from"
-    if "unrecognized" in lowered or "does not recognize this architecture" in lowered or "model type" in lowered:
-        return "give an architecture that AutoModelForSequenceClassification supports, or set pooling: mean"
-    if Path(spec.path).is_absolute():
-        if thing == "tokenizer":
-            return "save the tokenizer into the same folder, with tokenizer.save_pretrained(folder)"
-        return "give a folder with weights that match its config.json (model.safetensors or pytorch_model.bin)"
-    return "check the spelling and the connection, or give the path of a folder on this machine"
-
-
-def _check_weights_fit(model: PreTrainedModel, prefix: str, missing: Collection[str], where: str) -> None:
-    # A file whose names do not fit loads without an error and leaves a random model: refuse that.
-    body = [name for name, _ in model.named_parameters() if name.startswith(prefix or "encoder.")]
-    absent = [name for name in missing if name.startswith(prefix)]
-    if body and len(absent) > len(body) / 2:
-        found = f"{len(absent)} of the {len(body)} tensors of {type(model).__name__} are not in the weights file"
-        raise InputError(where, found, "give weights that were saved from the architecture named in config.json")

@@ -20,7 +20,8 @@ class MeanPooledClassifier(PreTrainedModel):
 
     Args:
         config: The encoder's config with ``num_labels`` set.
-        encoder: The pretrained encoder without its pooling layer; built untrained from ``config`` when None.
+        encoder: The pretrained model without a pooling layer, of which only the encoder is used; built untrained from
+            ``config`` when None.
     """
 
     base_model_prefix = "encoder"
@@ -39,10 +40,10 @@ class MeanPooledClassifier(PreTrainedModel):
         else:
             for module in encoder.modules():
                 setattr(module, INITIALISED, True)
-        self.encoder = encoder
+        self.encoder = encoder_of(encoder)
         self.dropout = nn.Dropout(head_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, int(config.num_labels or 0), dtype=encoder.dtype)
-        self._takes_token_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
+        self._takes_token_types = "token_type_ids" in inspect.signature(self.encoder.forward).parameters
         self.post_init()
 
     def forward(
@@ -89,6 +90,14 @@ def mean_over_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
         return hidden.mean(dim=1)
     mask = attention_mask.to(hidden.dtype).unsqueeze(-1)  # (n, t, 1)
     return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The part that reads texts: the encoder of a model that has a decoder too (T5, BART), else the model itself."""
+    if not (hasattr(model, "encoder") and hasattr(model, "decoder")):  # configs of encoders alone say that they are it
+        return model
+    encoder: PreTrainedModel = model.get_encoder()
+    return encoder
 
 
 def pooling_option(config: PreTrainedConfig) -> dict[str, bool]:

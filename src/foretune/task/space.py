@@ -12,7 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from foretune.task.arguments import build_lora
 from foretune.task.candidate import Candidate
-from foretune.task.matching import adaptation, outside_head
+from foretune.task.matching import adaptation
+from foretune.task.module_names import outside_head
 from foretune.task.naming import label, short, span
 
 RATES = 3.0  # a whole step between learning rates
