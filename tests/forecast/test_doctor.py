@@ -1,16 +1,22 @@
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_rows, write_jsonl, write_tiny_run
+from helpers import tiny_rows, write_jsonl, write_model, write_tiny_run
 from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
 
+from foretune.cli.console import progress_bar
+from foretune.errors import InputError
 from foretune.forecast.costs import cache_values_per_token, num_examples, num_steps
-from foretune.forecast.doctor import compress, diagnose
+from foretune.forecast.doctor import diagnose
+from foretune.forecast.run import forecast_run
 from foretune.task import load_task
 from foretune.task.matching import AdaptedModule
+from foretune.task.module_names import folded
 
 
 def test_diagnosis(tmp_path: Path) -> None:
@@ -87,9 +93,33 @@ def test_steps_and_examples_are_those_of_trainer(keys: dict[str, float], tmp_pat
 
 def test_names_are_folded() -> None:
     names = [f"h.{i}.attn" for i in (0, 1, 2, 5)] + ["h.3.mlp", "pooler"]
-    assert compress(names) == ["pooler", "h.{0-2,5}.attn", "h.3.mlp"]
+    assert folded(names) == ["pooler", "h.{0-2,5}.attn", "h.3.mlp"]
 
 
 def test_shared_inputs_are_stored_once() -> None:
     modules = tuple(AdaptedModule(f"0.attention.{name}", 8, 4, 2, 24) for name in ("query", "value"))
     assert cache_values_per_token(modules, 3) == 8 + 3 * 8
+
+
+@pytest.mark.parametrize("command", ["doctor", "forecast"])
+def test_a_mixture_of_experts_is_warned_of(tmp_path: Path, command: str) -> None:
+    run = write_tiny_run(tmp_path, peft={"target_modules": ["q_proj"]}, training={"num_train_epochs": 1})
+    shutil.rmtree(tmp_path / "model")
+    write_model(tmp_path / "model", "mixtral")
+    if command == "doctor":
+        warnings = list(diagnose(run).warnings)
+    else:
+        (row,) = forecast_run(run, tmp_path / "out", bar=progress_bar)["candidates"]
+        warnings = row["warnings"]
+    assert sum("mixture of experts (model.layers.{0-1}.mlp)" in text for text in warnings) == 1
+
+
+def test_a_model_that_counts_its_padding_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
+    run = write_tiny_run(tmp_path, peft={"target_modules": ["c_attn"], "fan_in_fan_out": True})
+    shutil.rmtree(tmp_path / "model")
+    write_model(tmp_path / "model", "gpt2")
+    diagnose(run)
+    config = tmp_path / "model" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"padding_side": "left"}))
+    with pytest.raises(InputError, match=r"model\.path: .*GPT2ForSequenceClassification.*padding_side: right"):
+        diagnose(run)

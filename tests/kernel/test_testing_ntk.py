@@ -4,9 +4,10 @@ import pytest
 import torch
 from cases import lora_config, lora_model, randomise, twice_model
 from helpers import KINDS, tiny_batch, tiny_model
-from peft import LoraConfig, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LoHaConfig, LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 from torch.testing import assert_close
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from foretune.errors import InputError
 from foretune.tangents.reference import jacobian, kernel
@@ -127,5 +128,27 @@ def test_every_unsupported_layer_is_named_at_once() -> None:
     with pytest.raises(InputError, match=r"word_embeddings.*position_embeddings"):
         ntk(model, tiny_batch("bert"))
     dora = get_peft_model(tiny_model("bert"), lora_config("bert", use_dora=True))
-    with pytest.raises(InputError, match=r"layer\.0\.attention.*layer\.1\.output"):
+    with pytest.raises(InputError, match=r"Dora.*layer\.\{0-1\}\.attention.*layer\.\{0-1\}\.output"):
         ntk(dora, tiny_batch("bert"))
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (LoHaConfig(target_modules=["query"]), "loha"),
+        (IA3Config(target_modules=["query"], feedforward_modules=[]), "ia3"),
+        (AdaLoraConfig(target_modules=["query"], total_step=10), "AdaLoRA"),
+    ],
+    ids=["loha", "ia3", "adalora"],
+)
+def test_other_methods_than_lora_are_named(config: PeftConfig, name: str) -> None:
+    model: Any = get_peft_model(tiny_model("bert"), config)
+    with pytest.raises(InputError, match=rf"no tangents for {name} \(bert\.encoder\.layer\.\{{0-1\}}\.attention"):
+        ntk(model, tiny_batch("bert"))
+
+
+def test_a_model_with_an_output_for_every_token_is_refused() -> None:
+    model: Any = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=40, n_embd=16, n_layer=1, n_head=2))
+    adapted: Any = get_peft_model(model, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+    with pytest.raises(InputError, match=r"GPT2LMHeadModel has outputs of shape .*AutoModelForSequenceClassification"):
+        ntk(adapted, tiny_batch("gpt2"))

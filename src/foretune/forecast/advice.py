@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from torch import nn
+
 from foretune.forecast.beginning import Beginning
 from foretune.forecast.calibration import (
     ASTRAY,
@@ -21,7 +23,9 @@ from foretune.forecast.calibration import (
 from foretune.forecast.compare import Z_90
 from foretune.forecast.movement import Reach
 from foretune.forecast.simulate import accepts_loss_kwargs
+from foretune.tangents import mixture_of_experts
 from foretune.task import Candidate, Task
+from foretune.task.module_names import folded
 
 WIDE = 0.11  # half of the 90% interval of the metric from which a forecast is said to be uncertain (docs/accuracy.md)
 RISE = 1.1  # eval loss at the end over its best, from which a run is called over-fitting
@@ -30,6 +34,7 @@ RISE = 1.1  # eval loss at the end over its best, from which a run is called ove
 HEADLINES = {
     "diverges": "the simulation diverges: lower the learning rate",
     "collapse": "the run may collapse and learn nothing: lower the learning rate or lora_alpha",
+    "experts": "tokens may be sent to other experts during training, which no forecast follows: train it first",
     "late": "the run learns features that the forecast cannot follow: train it before you rely on its forecast",
     "unlearnt": "the run ends before it has learnt: train longer or at a higher rate",
     "open": "the run learns more than its first-order picture shows: train it before you rely on its forecast",
@@ -72,6 +77,8 @@ def advice(
     """
     warnings = _about_reach(curve, task, reach, fitted_loss, frozen, beginning, gains_little)
     warnings += _about_curve(curve, candidate)
+    if text := about_experts(task.model):
+        warnings.append(Advice("experts", text))
     if candidate.training.get("lr_scheduler_type") in ("constant", "constant_with_warmup"):
         text = (
             "The learning rate does not fall. Where this was measured, two seeds of such a run ended 4 points apart on "
@@ -87,6 +94,18 @@ def advice(
         warnings.append(Advice("accumulation", text))
     order = list(HEADLINES)
     return sorted(warnings, key=lambda warning: order.index(warning.kind))
+
+
+def about_experts(model: nn.Module) -> str:
+    """What to know about the forecasts of a mixture of experts; empty for other models."""
+    blocks = mixture_of_experts(model)
+    if not blocks:
+        return ""
+    return (
+        f"{type(model).__name__} is a mixture of experts ({', '.join(folded(blocks))}). The forecast keeps every "
+        "token with the experts that it had before training. A real run sends tokens to other experts as it learns, so "
+        "train a candidate before you rely on its forecast."
+    )
 
 
 def _about_reach(

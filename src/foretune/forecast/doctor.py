@@ -1,14 +1,15 @@
 """The check-up before anything is spent: how data and model look, what each candidate would cost."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from foretune.forecast.advice import about_experts
 from foretune.forecast.costs import cache_values_per_token, num_examples, num_steps, train_bytes, try_steps
 from foretune.forecast.eligibility import examine
 from foretune.task.data import EncodedData, SplitStats
 from foretune.task.loading import load_run
 from foretune.task.matching import Adaptation
+from foretune.task.module_names import folded
 from foretune.task.task import Task, directions_taken
 
 MANY_TOKENS = 10**5
@@ -83,7 +84,7 @@ def diagnose(path: str | Path, bytes_per_value: int = 2) -> Diagnosis:
     per_candidate = tuple(
         CandidateDiagnosis(
             name=candidate.name,
-            modules=tuple(compress([module.name for module in adapted.modules])),
+            modules=tuple(folded([module.name for module in adapted.modules])),
             num_modules=len(adapted.modules),
             trainable_parameters=adapted.num_trainable,
             steps=num_steps(len(task.train), asked),
@@ -114,31 +115,6 @@ def diagnose(path: str | Path, bytes_per_value: int = 2) -> Diagnosis:
     )
 
 
-def compress(names: list[str]) -> list[str]:
-    """Fold names that differ in one layer number: ``layer.{0-5}.attention.self.query``."""
-    groups: dict[tuple[str, str], list[int]] = {}
-    plain = []
-    for name in names:
-        match = re.search(r"(?<=\.)\d+(?=\.|$)", name)
-        if match:
-            groups.setdefault((name[: match.start()], name[match.end() :]), []).append(int(match.group()))
-        else:
-            plain.append(name)
-    return plain + [f"{head}{_numbers(sorted(found))}{tail}" for (head, tail), found in groups.items()]
-
-
-def _numbers(found: list[int]) -> str:
-    if len(found) == 1:
-        return str(found[0])
-    runs: list[list[int]] = []
-    for number in found:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return "{" + ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) + "}"
-
-
 def _warnings(data: EncodedData, task: Task, adaptations: tuple[Adaptation, ...]) -> list[str]:
     """What to say about candidates and about what tangents cost."""
     found = []
@@ -148,7 +124,9 @@ def _warnings(data: EncodedData, task: Task, adaptations: tuple[Adaptation, ...]
     for candidate, adaptation in zip(task.candidates, adaptations, strict=True):
         wide = [m.name for m in adaptation.modules if m.rank > min(m.num_inputs, m.num_outputs)]
         if wide:
-            found.append(f"{candidate.name}: r is larger than the smaller side of {', '.join(compress(wide))}")
+            found.append(f"{candidate.name}: r is larger than the smaller side of {', '.join(folded(wide))}")
         if not adaptation.heads:
             found.append(f"{candidate.name}: no head was found to train: name it in peft.modules_to_save")
+    if text := about_experts(task.model):
+        found.append(text)
     return found

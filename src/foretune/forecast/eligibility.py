@@ -12,7 +12,7 @@ from transformers.training_args import OptimizerNames
 
 from foretune.errors import InputError
 from foretune.forecast.simulate import simulated_arguments
-from foretune.tangents import check_forecastable, read_adapters
+from foretune.tangents import check_forecastable, check_padding_invariant, read_adapters
 from foretune.task import Candidate, Task
 from foretune.task.loading import LoadedRun
 from foretune.task.matching import skeleton
@@ -52,7 +52,7 @@ def examine(loaded: LoadedRun, source: str | Path) -> Examined:
         source: How messages call the file.
 
     Raises:
-        InputError: None of them can be.
+        InputError: None of them can be, or the model's outputs depend on the padding of a batch.
     """
     task = loaded.task
     verdicts: dict[str, InputError | None] = {}  # of the training section, which candidates may share
@@ -73,6 +73,7 @@ def examine(loaded: LoadedRun, source: str | Path) -> Examined:
     if not kept:
         first, *_ = problems.values()
         raise first
+    check_padding_invariant(task, f"{source}: model.path")
     chosen = replace(
         loaded,
         task=replace(task, candidates=tuple(task.candidates[number] for number in kept)),

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from foretune.errors import InputError
 from foretune.tangents.experts import routed
 from foretune.tangents.rules import supported
+from foretune.task.module_names import folded
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,14 @@ def read_adapters(model: nn.Module) -> list[Adapter]:
         InputError: Some adapter is not plain LoRA on a linear layer.
     """
     adapters: list[Adapter] = []
-    others: dict[str, str] = {}
+    others = _other_methods(model)
     parts = routed(model)
     for path, layer in lora_layers(model).items():
         for key in layer.active_adapters:
             if part := next((name for name in parts if f"{path}.".startswith(f"{name}.")), None):
                 others[part] = f"{parts[part]} of a mixture of experts"
+            elif isinstance(layer, AdaLoraLayer):
+                others[path] = "AdaLoRA"
             elif key in layer.lora_variant:
                 others[path] = type(layer.lora_variant[key]).__name__.removesuffix("Variant")
             elif key in layer.lora_A and not supported(layer):
@@ -76,10 +81,19 @@ def read_adapters(model: nn.Module) -> list[Adapter]:
         kinds: dict[str, list[str]] = {}
         for path, kind in others.items():
             kinds.setdefault(kind, []).append(base_name(path))
-        listed = "; ".join(f"{kind} ({', '.join(paths)})" for kind, paths in kinds.items())
+        listed = "; ".join(f"{kind} ({', '.join(folded(paths))})" for kind, paths in kinds.items())
         fix = "use plain LoRA or rsLoRA on linear layers" + (", named in target_modules" if parts else "")
         raise InputError("peft", f"there are no tangents for {listed}", fix)
     return adapters
+
+
+def _other_methods(model: nn.Module) -> dict[str, str]:
+    """The layers with active adapters of methods other than LoRA, and the name of the method."""
+    return {
+        name: type(module).__module__.split(".")[-2]
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, LoraLayer) and module.active_adapters
+    }
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
+from peft import PeftModel
 from torch import Tensor, nn
 
 from foretune.errors import InputError
@@ -194,9 +195,22 @@ def _link(name: str, source: Tensor | None, entered: Tensor) -> str:
 
 
 def outputs_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "b c"]:
-    """The model's logits for a batch; labels in it are left out."""
+    """The model's logits for a batch; labels in it are left out.
+
+    Raises:
+        InputError: The model does not give one row of outputs for every example.
+    """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
-    return model(**inputs).logits
+    outputs = model(**inputs).logits
+    if outputs.dim() != 2:
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        raise InputError(
+            "model",
+            f"{type(base).__name__} has outputs of shape {tuple(outputs.shape)}, and only models with one row of "
+            "outputs for every text have tangents so far",
+            "load it with AutoModelForSequenceClassification",
+        )
+    return outputs
 
 
 def finite(values: Float[Tensor, "b x"]) -> Float[Tensor, "b x"]:

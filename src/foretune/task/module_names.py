@@ -32,6 +32,32 @@ def layer_numbers(names: Iterable[str]) -> set[int]:
     return {int(match.group(1)) for match in found if match}
 
 
+def folded(names: Iterable[str]) -> list[str]:
+    """Names that differ only in a layer number as one, such as ``layer.{0-5}.attention.self.query``."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    plain = []
+    for name in names:
+        match = re.search(r"(?<=\.)\d+(?=\.|$)", name)
+        if match:
+            groups.setdefault((name[: match.start()], name[match.end() :]), []).append(int(match.group()))
+        else:
+            plain.append(name)
+    return plain + [f"{before}{_ranges(sorted(numbers))}{after}" for (before, after), numbers in groups.items()]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Sorted numbers as text, such as ``{0-5,7}``; a single number without braces."""
+    if len(numbers) == 1:
+        return str(numbers[0])
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return "{" + ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) + "}"
+
+
 class _Key(NamedTuple):
     """A key whose values are names: what is written there, what it may mean, and what to write instead."""
 
