@@ -31,11 +31,11 @@ class Kernel(BaseKernel):
     """The NTK of a candidate; see :class:`foretune.kernel.Kernel`."""
 
     def ridge(self, strength: float) -> Ridge:
-        """Kernel ridge regression, λ = ``strength`` in the sum convention (theory.md section 3)."""
+        """Kernel ridge regression, λ = ``strength`` in the sum convention (docs/theory.md section 3)."""
         return linear.ridge(self, strength)
 
     def logistic(self, strength: float) -> LogisticFit:
-        """Its counterpart for cross-entropy, λ = ``strength`` > 0 in the sum convention (theory.md section 3)."""
+        """Its counterpart for cross-entropy, λ = ``strength`` > 0 in the sum convention (docs/theory.md section 3)."""
         return linear.logistic(self, strength)
 
 
