@@ -1,4 +1,4 @@
-"""The objects of the Python interface: tangents that know their task, and the kernels and forecasts they give."""
+"""The Python interface: collect a task's tangents, and compute kernels, forecasts and recommendations from them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -28,14 +28,22 @@ from foretune.train.rehearsal import rehearse
 
 
 class Kernel(BaseKernel):
-    """The NTK of a candidate; see :class:`foretune.kernel.Kernel`."""
+    """The neural tangent kernel (NTK) of a candidate, see :class:`foretune.kernel.Kernel`."""
 
     def ridge(self, strength: float) -> Ridge:
-        """Kernel ridge regression, λ = ``strength`` in the sum convention (theory.md section 3)."""
+        """Fit kernel ridge regression with this kernel (docs/theory.md section 3).
+
+        Args:
+            strength: λ ≥ 0, in the sum convention.
+        """
         return linear.ridge(self, strength)
 
     def logistic(self, strength: float) -> LogisticFit:
-        """Its counterpart for cross-entropy, λ = ``strength`` > 0 in the sum convention (theory.md section 3)."""
+        """Fit kernel logistic regression, for cross-entropy, with this kernel (docs/theory.md section 3).
+
+        Args:
+            strength: λ > 0, in the sum convention.
+        """
         return linear.logistic(self, strength)
 
 
@@ -43,12 +51,14 @@ class Kernel(BaseKernel):
 class Tangents:
     """The tangents of a task, from which kernels and forecasts follow without another pass over the model.
 
-    Forecasts from a seed that starts from another new head than the task's model make one more pass, once.
+    There is one exception: a seed draws its own new head. If that head differs from the head of the task's model, the
+    first forecast of that seed makes another pass.
 
     Attributes:
         task: The task.
-        data: What the pass recorded.
-        again: Makes the same pass over the task with the head of another seed; None: such forecasts are refused.
+        data: The recorded tangents.
+        again: A function that makes the same pass with the head of another seed. If it is None, forecasts that need it
+            are refused.
     """
 
     task: Task
@@ -61,11 +71,12 @@ class Tangents:
         self._starts = Starts(self.task, self.data, self.again)
 
     def ntk(self, peft_config: PeftConfig, seed: int | None = None) -> Kernel:
-        """The NTK of a LoRA config's parameters at the initialisation of ``seed``, over training and eval examples.
+        """Compute the NTK of a LoRA config's parameters before training, for training and evaluation examples.
 
         Args:
-            peft_config: As it would be given to peft.
-            seed: Of the factors A; by default that of the task's first candidate, or 42 as in ``TrainingArguments``.
+            peft_config: The config, as you would give it to peft.
+            seed: The seed that draws the factors A. By default this is the seed of the task's first candidate, or 42 as
+                in ``TrainingArguments``.
         """
         candidate = own_candidate(self.task, "ntk", peft_config, None)
         adapters, _ = self._starts.draw(candidate, candidate.seed if seed is None else seed)
@@ -81,17 +92,17 @@ class Tangents:
         refreshes: int = 0,
         begin: float = BEGIN,
     ) -> Forecast:
-        """Simulate the fine-tune that peft and ``Trainer`` would make of these.
+        """Forecast the fine-tune that peft and ``Trainer`` would run with this config and these arguments.
 
-        Settings that cannot be trained or forecast are an ``InputError``.
+        Settings that cannot be trained or forecast raise an ``InputError``.
 
         Args:
-            peft_config: As it would be given to peft.
-            args: As they would be given to ``Trainer``; only what differs from the defaults counts. By default those of
-                the task's first candidate, with its proximal term.
-            seeds: Simulated seeds, counted up from that of ``args`` (42 if it has none).
-            refreshes: How often tangents are taken again in each simulated run, each time by a pass over the network.
-            begin: Share of the real run that is made if it may collapse; 0: none.
+            peft_config: The config, as you would give it to peft.
+            args: The arguments, as you would give them to ``Trainer``. Only values that differ from the defaults count.
+                By default these are the arguments of the task's first candidate, with its proximal term.
+            seeds: Number of simulated seeds, counted up from the seed of ``args`` (42 if it has none).
+            refreshes: How often a simulated run collects new tangents. Every time costs a pass over the network.
+            begin: If the run may collapse, this share of the real run is trained. 0 turns this off.
         """
         candidate = own_candidate(self.task, "forecast", peft_config, args)
         check_adapters(self.task, candidate, "peft_config")
@@ -102,7 +113,11 @@ class Tangents:
         return begun(forecasts, self.task, begin)[0]
 
     def recommend(self, space: Space) -> Recommendation:
-        """Search a space for the best fine-tune, without training any; see :func:`search_space`."""
+        """Search for the best fine-tune in a space, by forecasts and without training.
+
+        Args:
+            space: The space, from :func:`search_space`.
+        """
         with self.task.placed():
             return Search(self._starts, self.task, space).run()
 
@@ -119,7 +134,10 @@ def collect(
     progress: Progress | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Tangents:
-    """The one pass over the model; arguments as :func:`foretune.tangents.collect`."""
+    """Collect the tangents of a task in one pass over the model.
+
+    The arguments are those of :func:`foretune.tangents.collect`.
+    """
 
     def take(task: Task, seed: int | None = None) -> tangents.Tangents:
         return tangents.collect(
@@ -138,15 +156,16 @@ def collect(
 
 
 def search_space(task: Task, peft_config: PeftConfig, args: TrainingArguments | None = None) -> Space:
-    """What may be chosen around a fine-tune: the places, ranks and learning rates of ``foretune recommend``.
+    """Make the search space around a fine-tune: layers, ranks and learning rates, as in ``foretune recommend``.
 
-    The task's own candidates compete. What does not fit the model or cannot be forecast is an ``InputError``.
+    The task's own candidates are in the space too. A config that does not fit the model or cannot be forecast raises an
+    ``InputError``.
 
     Args:
         task: The task.
-        peft_config: As it would be given to peft.
-        args: As they would be given to ``Trainer``; only what differs from the defaults counts. By default those of the
-            task's first candidate.
+        peft_config: The config, as you would give it to peft.
+        args: The arguments, as you would give them to ``Trainer``. Only values that differ from the defaults count. By
+            default these are the arguments of the task's first candidate.
     """
     base = own_candidate(task, "base", peft_config, args)
     check_adapters(task, base, "peft_config")
@@ -154,7 +173,7 @@ def search_space(task: Task, peft_config: PeftConfig, args: TrainingArguments | 
 
 
 def own_candidate(task: Task, name: str, peft_config: PeftConfig, args: TrainingArguments | None) -> Candidate:
-    """A candidate with this adapter and these arguments, or else those of the task's first candidate."""
+    """Make a candidate from a config and arguments. Without arguments, it has those of the task's first candidate."""
     lora = plain_lora(peft_config)
     if args is None and task.candidates:
         return dataclasses.replace(task.candidates[0], name=name, peft=lora)
@@ -162,10 +181,10 @@ def own_candidate(task: Task, name: str, peft_config: PeftConfig, args: Training
 
 
 def plain_lora(peft_config: PeftConfig) -> LoraConfig:
-    """The config, which must be LoRA's own.
+    """Check that a config is a ``LoraConfig`` and return it.
 
     Raises:
-        InputError: It is another method's.
+        InputError: The config belongs to another method.
     """
     if type(peft_config) is not LoraConfig:
         kind = type(peft_config).__name__.removesuffix("Config")
@@ -174,7 +193,7 @@ def plain_lora(peft_config: PeftConfig) -> LoraConfig:
 
 
 def given_arguments(args: TrainingArguments | None) -> dict[str, object]:
-    """What a ``TrainingArguments`` says beyond its defaults and its output directory."""
+    """The values of ``TrainingArguments`` that differ from their defaults, without the output directory."""
     if args is None:
         return {}
     default = TrainingArguments(output_dir=args.output_dir)

@@ -1,4 +1,4 @@
-"""A short ``repr`` for objects that hold tensors: shapes and counts instead of pages of numbers."""
+"""A short ``repr`` for objects that hold tensors: it shows shapes and counts instead of numbers."""
 
 import dataclasses
 from collections.abc import Mapping, Sized
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def brief(self: Any) -> str:
-    """``Name(field=(12, 3), other=7 items, number=0.5)``: to be a dataclass's ``__repr__``."""
+    """The ``__repr__`` of a dataclass in the form ``Name(field=(12, 3), other=7 items, number=0.5)``."""
     fields = (field for field in dataclasses.fields(self) if field.repr)
     return (
         f"{type(self).__name__}({', '.join(f'{field.name}={_shown(getattr(self, field.name))}' for field in fields)})"

@@ -1,20 +1,20 @@
-"""The one exception for mistakes in what the user gave us."""
+"""The exception for mistakes in the user's input."""
 
 import re
 
-LONGEST_WORD = 200  # characters of a path, pattern or other text without blanks
-LONGEST_PART = 3000  # characters of one of the three parts of a message
+LONGEST_WORD = 200  # the most characters of a path, pattern or other text without spaces
+LONGEST_PART = 3000  # the most characters of one of the three parts of a message
 
 
 class InputError(ValueError):
-    """The input is wrong: the message names the place, what was found there, and what to write instead.
+    """Reports wrong input: the message names the place, the problem, and what to write instead.
 
-    The command line prints it as one line and exits with code 2. Long values are shortened in the middle, and
-    characters that cannot be printed are written as escapes.
+    The command line prints the message as one line and exits with code 2. Long values are shortened in the middle.
+    Unprintable characters are written as escape sequences.
 
     Args:
-        where: The file and field, such as ``run.yaml: data.label``.
-        found: What is there, such as ``no column 'sentiment' in train.jsonl``.
+        where: The place: file and key, such as ``run.yaml: data.label``.
+        found: The problem, such as ``no column 'sentiment' in train.jsonl``.
         fix: What to write instead, such as ``write one of: text, label``.
     """
 
@@ -24,7 +24,7 @@ class InputError(ValueError):
 
 
 def shortened(text: str, limit: int) -> str:
-    """``text`` with its middle left out where it has more than ``limit`` characters."""
+    """Leave out the middle of a text that has more than ``limit`` characters."""
     if len(text) <= limit:
         return text
     head = (limit - 3) * 2 // 3
@@ -32,7 +32,7 @@ def shortened(text: str, limit: int) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, as it may appear in a message: short, and without control characters."""
+    """Make a text fit for a message: one line, shortened, and without control characters."""
     escaped = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
     words = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda match: shortened(match.group(), LONGEST_WORD), escaped)
     return shortened(words, LONGEST_PART)

@@ -1,4 +1,4 @@
-"""Where the public names of the package come from: each module is imported when a name of it is first used."""
+"""Imports the package's public names when they are first used."""
 
 from importlib import import_module
 from typing import Any

@@ -1,4 +1,4 @@
-"""Result files: written whole or not at all, with where the numbers came from and a checksum."""
+"""Reads and writes result files. They are written completely or not at all, with their origin and a checksum."""
 
 import hashlib
 import json
@@ -20,7 +20,13 @@ CHECKSUM = "checksum"
 
 
 def provenance(seed: int, wall_seconds: float, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """The header of every result file: schema version, package versions, seed, device and wall time in seconds."""
+    """The header of every result file: schema version, package versions, seed, device, machine and wall time.
+
+    Args:
+        seed: The seed of the run.
+        wall_seconds: The wall time in seconds.
+        device: The device.
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "versions": {"foretune": __version__} | {name: version(name) for name in ("torch", "transformers", "peft")},
@@ -35,16 +41,16 @@ def provenance(seed: int, wall_seconds: float, device: str | torch.device = "cpu
     }
 
 
-TEMPORARY = ".foretune-"  # how the names of what is not finished begin
+TEMPORARY = ".foretune-"  # names of unfinished files and folders begin with this
 
 
 def temporary_path(path: Path) -> Path:
-    """Where a file or folder is written before it is renamed to ``path``."""
+    """The path at which a file or folder is written before it is renamed to ``path``."""
     return path.with_name(f"{TEMPORARY}{path.name}.{os.getpid()}")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` under a temporary name, then rename: readers see the old file or the new one, never half."""
+    """Write a text file under a temporary name and rename it, so that readers never see an incomplete file."""
     temporary = temporary_path(path)
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -54,25 +60,28 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a result as strict JSON with its checksum, atomically; numbers that are not finite become null."""
+    """Write a result as strict JSON with its checksum, completely or not at all. NaN and infinity become null."""
     content = _finite({key: value for key, value in content.items() if key != CHECKSUM})
     whole = content | {CHECKSUM: checksum(content)}
     write_text(path, json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, hint: str) -> dict[str, Any]:
-    """Read a result file and check that it is what was written.
+    """Read a result file and check that it has not changed since foretune wrote it.
+
+    Args:
+        path: The file.
+        hint: How to make the file again, for the error message.
 
     Raises:
-        InputError: It is missing, unreadable, changed since it was written, or of another schema version; ``hint`` says
-            how to make it again.
+        InputError: The file is missing, cannot be read, was changed, or has another schema version.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(str(path), "no such file", hint) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(str(path), f"not a readable result file ({error})", hint) from error
+        raise InputError(str(path), f"the file cannot be read as a result ({error})", hint) from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise InputError(str(path), f"schema_version is {version!r}, this foretune reads {SCHEMA_VERSION}", hint)
@@ -82,13 +91,13 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
 
 
 def checksum(content: dict[str, Any]) -> str:
-    """A hash of a JSON object that does not depend on the order of its keys or on white space."""
+    """A hash of a JSON object. It does not depend on the order of the keys or on white space."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def file_checksum(path: Path) -> str:
-    """A hash of a file's bytes, or of nothing if the file is missing."""
+    """A hash of a file's bytes, or an empty string if there is no such file."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:
@@ -96,7 +105,7 @@ def file_checksum(path: Path) -> str:
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two JSON values differ, as (dotted key, value in ``one``, value in ``other``)."""
+    """Yield the differences of two JSON values as (dotted key, value in ``one``, value in ``other``)."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in dict.fromkeys([*one, *other]):
             yield from differences(one.get(key), other.get(key), f"{where}.{key}" if where else str(key))

@@ -1,4 +1,4 @@
-"""The run directory: one foretune command writes to it at a time."""
+"""Locks a run directory, so that only one foretune command writes to it at a time."""
 
 import fcntl
 import os
@@ -17,12 +17,12 @@ _locks: dict[Path, IO[str]] = {}  # the run directories that this process has lo
 
 @contextmanager
 def run_directory(path: str | Path) -> Generator[Path]:
-    """Create a run directory if needed, and keep other foretune commands from writing to it inside the block.
+    """Lock a run directory inside the block, and create it if needed.
 
-    What commands that were killed left half-written is removed. Blocks of one process may be nested.
+    Unfinished files of killed commands are removed. Blocks of one process may be nested.
 
     Raises:
-        InputError: It is a file, nothing can be created in it, or another command is writing to it.
+        InputError: The path is a file, cannot be written to, or another command is writing to it.
     """
     path = Path(path)
     resolved = path.resolve()
@@ -36,7 +36,7 @@ def run_directory(path: str | Path) -> Generator[Path]:
         raise InputError(
             f"output directory {path}",
             f"cannot write there ({error.strerror})",
-            "name a directory you can write to with -o",
+            "name a directory that you can write to with -o",
         ) from error
     with file:
         _locks[resolved] = file
@@ -49,7 +49,7 @@ def run_directory(path: str | Path) -> Generator[Path]:
 
 
 def _locked(path: Path) -> IO[str]:
-    """The lock file of a run directory, locked for this process; the system unlocks it however the process ends.
+    """Lock the lock file of a run directory for this process. The system unlocks it when the process ends.
 
     Raises:
         InputError: Another process has locked it.
@@ -67,14 +67,14 @@ def _locked(path: Path) -> IO[str]:
                 f"another foretune command is writing to it (process {owner})",
                 "wait until that command has ended, or name another directory with -o",
             ) from error
-        except OSError:  # some network file systems have no locks
+        except OSError:  # some network file systems do not support locks
             return file
         if _is_still_there(file, path / LOCK):
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
             return file
-        file.close()  # its owner removed it between our opening and locking it
+        file.close()  # the owner removed the file after we opened it and before we locked it
 
 
 def _is_still_there(file: IO[str], path: Path) -> bool:
@@ -85,7 +85,7 @@ def _is_still_there(file: IO[str], path: Path) -> bool:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files and folders of commands that were killed, at any depth at which results are kept."""
+    """Remove temporary files and folders of killed commands, in all folders that hold results."""
     for depth in ("", "*/", "train/*/", "train/*/*/"):
         for leftover in path.glob(f"{depth}{TEMPORARY}*"):
             if leftover.is_dir():

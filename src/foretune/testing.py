@@ -1,4 +1,4 @@
-"""Checks that users and tests can run on any peft model: its NTK, through the fast engine."""
+"""A check for users and tests: the neural tangent kernel (NTK) of any peft model, by foretune's own engine."""
 
 import functools
 from collections.abc import Mapping
@@ -17,31 +17,33 @@ from foretune.tangents.one_by_one import layer_gradients_one_by_one, one_by_one_
 
 
 def ntk(peft_model: PeftModel, batch: Mapping[str, Tensor]) -> Float[Tensor, "N N"]:
-    """The empirical NTK of a peft model's logits over its LoRA parameters, for the examples of a batch.
+    """Compute the empirical NTK of a peft model's logits over its LoRA parameters, for the examples of a batch.
 
-    ``K[i c + a, j c + b] = Σ_p ∂f_a(x_i)/∂p ∂f_b(x_j)/∂p``, example-major, raw logits (not centred), no normalising
-    constant. Parameters p are A and B of the active adapters, without a head that is trained in full. The model is
-    evaluated without dropout, whatever its mode, and left as it was found.
+    ``K[i c + a, j c + b] = Σ_p ∂f_a(x_i)/∂p ∂f_b(x_j)/∂p``. It is example-major, uses raw logits (not centred), and has
+    no normalising constant. The parameters p are the factors A and B of the active adapters. A head that is trained in
+    full is not included. The model is evaluated without dropout in any mode, and its state is restored.
 
     Args:
-        peft_model: With plain LoRA or rsLoRA adapters on linear layers, at any values of A and B.
-        batch: Inputs as the model takes them; ``labels`` are ignored, padding is what ``attention_mask`` leaves out.
+        peft_model: A model with plain LoRA or rsLoRA adapters on linear layers, at any values of A and B.
+        batch: The inputs of the model. ``labels`` are ignored. Tokens whose ``attention_mask`` is 0 are padding.
 
     Returns:
-        The kernel, in the model's type and on its device; products of half-precision models are taken in float32.
+        The kernel, in the model's type and on its device. For half-precision models products are computed in float32.
 
     Raises:
-        InputError: The model has no active adapters, or their weights are merged.
+        InputError: The model has no active adapters, or adapters are merged or disabled.
     """
     layers = lora_layers(peft_model)
     adapters = read_adapters(peft_model)
     if not adapters:
-        raise InputError("peft_model", "it has no active LoRA adapters", "add some, or activate them with set_adapter")
-    asleep = [name for name, layer in layers.items() if layer.merged or layer.disable_adapters]
-    if asleep:
+        raise InputError(
+            "peft_model", "it has no active LoRA adapters", "add an adapter, or activate one with set_adapter"
+        )
+    inactive = [name for name, layer in layers.items() if layer.merged or layer.disable_adapters]
+    if inactive:
         raise InputError(
             "peft_model",
-            f"adapters are merged or disabled in {', '.join(asleep)}",
+            f"adapters are merged or disabled in {', '.join(inactive)}",
             "call unmerge_adapter() or enable the adapters",
         )
     with evaluating(peft_model):

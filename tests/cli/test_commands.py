@@ -117,7 +117,7 @@ def test_what_is_recommended_can_be_trained_and_compared(
     assert foretune(monkeypatch, "train", out / "recommended.yaml", "-c", first["name"], "-o", out) == 0
     assert foretune(monkeypatch, "compare", out) == 0
     assert foretune(monkeypatch, "report", out) == 0
-    assert f"Recommended is “{first['name']}”" in (out / "report.html").read_text()
+    assert f"The search recommends “{first['name']}”" in (out / "report.html").read_text()
     capsys.readouterr()
     assert foretune(monkeypatch, "recommend", write_tiny_run(tmp_path, peft={"bias": "all"}), "-o", out) == 2
     assert "bias" in capsys.readouterr().err

@@ -68,5 +68,5 @@ def test_written_splits_are_the_same_bytes_each_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["2\t1.0", "2\tmuch\tgood", ""])
 def test_a_damaged_file_names_its_line(tmp_path: Path, line: str) -> None:
-    with pytest.raises(InputError, match=r"ratings.txt, line 2: not an id, a number and a text"):
+    with pytest.raises(InputError, match=r"ratings.txt, line 2: the line is not an id, a number and a text"):
         movie_splits(_write(tmp_path, f"1\t1.0\tgood\n{line}\n3\t1.0\tfine\n"))

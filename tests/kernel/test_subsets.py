@@ -88,7 +88,7 @@ def test_singular_kernels_have_infinite_condition_numbers() -> None:
 
 def test_what_makes_no_sense_is_refused() -> None:
     kernel, _ = linear_kernel()
-    with pytest.raises(ValueError, match=r"added: second\.B is in base already"):
+    with pytest.raises(ValueError, match=r"added: second\.B is already in base"):
         kernel.perturbation(["first", "second"], ["second"], 1.0)
     with pytest.raises(ValueError, match="no block 'third'"):
         kernel.perturbation(["first"], ["third"], 1.0)

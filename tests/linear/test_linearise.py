@@ -215,7 +215,7 @@ def test_attention_in_plain_operations_is_the_fused_one(causal: bool, scale: flo
             options["attn_mask"] = each
             with sdpa_kernel(SDPBackend.MATH):
                 assert_close(attention(query, key, value, **options), fused(query, key, value, **options), **EXACT)
-    with pytest.raises(InputError, match="drops with probability"):
+    with pytest.raises(InputError, match="uses dropout with probability"):
         attention(query, key, value, dropout_p=0.1)
 
 
@@ -286,7 +286,7 @@ def test_operations_without_forward_derivative_are_one_clear_error() -> None:
 
 def test_wrong_models_and_starts_are_explained() -> None:
     model = tiny_model("bert")
-    with pytest.raises(InputError, match="linearised already"):
+    with pytest.raises(InputError, match="already linearised"):
         linearise(linearise(model))
     start = trained_values(model)
     with pytest.raises(InputError, match=r"not those of the model's trained parameters \(.* and 66 more\)"):

@@ -1,1 +1,1 @@
-"""The demo: a real model and real texts that arrive as packages, and a ``run.yaml`` that uses them."""
+"""The demo: a real model and real texts from PyPI packages, and a ``run.yaml`` that uses them."""

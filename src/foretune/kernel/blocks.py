@@ -1,11 +1,15 @@
-"""Jacobian blocks of LoRA factors from the rows of a layer's calls, and the kernels they give (theory.md section 6).
+"""Jacobians of a model's outputs in the LoRA factors A and B of a layer, and the layer's kernels.
 
-For a layer with weight change ``sum_v s_v B_v A_v`` (several adapters v may be active on it), inputs ``a_t`` and
-gradients ``g_t`` of the outputs, stack the factors to ``rows = [s_v A_v]`` (r, i) and ``columns = [s_v B_v]`` (o, r):
+A Jacobian holds the derivative of every output with respect to every parameter. The kernel is the Jacobian times its
+transpose. See docs/theory.md section 6.
+
+LoRA changes a layer's weight by ``sum_v s_v B_v A_v``; the sum runs over the adapters v that are active on the layer.
+``a_t`` is the layer's input for token t, and ``g_t`` is the gradient of the model's outputs at the layer's output for
+that token. The factors are stacked to ``rows = [s_v A_v]`` (r, i) and ``columns = [s_v B_v]`` (o, r). Then:
 
     J_B[n, k, o, r] = sum_t g[t, k, o] (rows a_t)[r]        J_A[n, k, r, i] = sum_t (columns' g)[t, k, r] a_t[i]
 
-with t over the example's rows in all calls of the layer.
+where t runs over the rows (tokens) of the example in all calls of the layer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,18 +22,18 @@ from torch import Tensor
 
 from foretune.tangents import Adapter, short_products
 
-CHUNK_BYTES = 2**28  # of a Jacobian held at a time
-WORK_BYTES = 2**26  # of rows converted at a time
-STRIP = 256  # rows of a symmetric product at a time
+CHUNK_BYTES = 2**28  # the largest part of a Jacobian that is held in memory
+WORK_BYTES = 2**26  # the most bytes of rows that are converted at once
+STRIP = 256  # a symmetric product is computed in strips of this many rows
 
 
 @dataclass(frozen=True)
 class Factors:
-    """The LoRA factors of one layer, those of all its active adapters stacked, scaling included.
+    """The LoRA factors of one layer, with the factors of all its active adapters stacked.
 
     Attributes:
-        rows: The scaled A (r i).
-        columns: The scaled B (o r).
+        rows: The factor A, multiplied by the scaling (r i).
+        columns: The factor B, multiplied by the scaling (o r).
     """
 
     rows: Float[Tensor, "r i"]
@@ -37,7 +41,7 @@ class Factors:
 
     @cached_property
     def has_columns(self) -> bool:
-        """Whether some B is not zero; else the Jacobian in A is exactly zero."""
+        """Whether B has a non-zero entry. If it has none, the Jacobian in A is exactly zero."""
         return bool(self.columns.any())
 
     @staticmethod
@@ -57,14 +61,16 @@ class Factors:
 
 @dataclass(frozen=True)
 class CallRows:
-    """What one call of a layer left behind: its rows, example after example.
+    """The recorded rows of one call of a layer, example after example. A row belongs to one token.
 
     Attributes:
-        inputs: What entered (rows i).
-        gradients: Of q coordinates of the outputs, at what came out (rows q o).
-        counts: Rows of each stored example.
-        examples: Which example each stored example is: results go to that place. The same for all calls of a layer.
-        mixing: The outputs' gradients in the q coordinates, by example; None where the coordinates are the outputs.
+        inputs: Inputs of the layer (rows i).
+        gradients: Gradients of q coordinates of the model's outputs at the layer's output (rows q o).
+        counts: Number of rows of every stored example.
+        examples: Index of every stored example in the data set. Results are put at this index. All calls of a layer
+            have the same indices.
+        mixing: Derivatives of the k outputs in the q coordinates, for every example. None means that the coordinates
+            are the outputs themselves.
     """
 
     inputs: Float[Tensor, "rows i"]
@@ -75,24 +81,24 @@ class CallRows:
 
     @property
     def num_outputs(self) -> int:
-        """Outputs k of an example."""
+        """Number of outputs of an example, k."""
         return self.gradients.shape[1] if self.mixing is None else self.mixing.shape[1]
 
 
 def jacobian_b(calls: Sequence[CallRows], factors: Factors, *, dtype: torch.dtype) -> Float[Tensor, "n k o r"]:
-    """Jacobian of every example's outputs in B, scaling included."""
+    """The Jacobian of every example's outputs in B, multiplied by the scaling."""
     return next(_jacobians_b(calls, factors, dtype, calls[0].gradients.shape[2])).mT
 
 
 def jacobian_a(calls: Sequence[CallRows], factors: Factors, *, dtype: torch.dtype) -> Float[Tensor, "n k r i"]:
-    """Jacobian of every example's outputs in A, scaling included."""
+    """The Jacobian of every example's outputs in A, multiplied by the scaling."""
     return next(_jacobians_a(calls, factors, dtype, calls[0].inputs.shape[1]))
 
 
 def _jacobians_b(
     calls: Sequence[CallRows], factors: Factors, dtype: torch.dtype, step: int
 ) -> Iterator[Float[Tensor, "n k r x"]]:
-    """The Jacobian in B, transposed, by parts of ``step`` layer outputs."""
+    """Yield the transposed Jacobian in B, for ``step`` outputs of the layer at a time."""
     down = [_project(call.inputs, factors.rows.T, dtype).unsqueeze(1) for call in calls]  # (rows, 1, r)
     for part in _slices(calls[0].gradients.shape[2], step):
         yield _sum_outer(calls, down, [call.gradients[:, :, part] for call in calls])
@@ -101,7 +107,7 @@ def _jacobians_b(
 def _jacobians_a(
     calls: Sequence[CallRows], factors: Factors, dtype: torch.dtype, step: int
 ) -> Iterator[Float[Tensor, "n k r x"]]:
-    """The Jacobian in A by parts of ``step`` layer inputs."""
+    """Yield the Jacobian in A, for ``step`` inputs of the layer at a time."""
     up = [_project(call.gradients, factors.columns, dtype) for call in calls]  # (rows, q, r)
     for part in _slices(calls[0].inputs.shape[1], step):
         yield _sum_outer(calls, up, [call.inputs[:, part].unsqueeze(1) for call in calls])
@@ -112,7 +118,7 @@ def _slices(width: int, step: int) -> Iterator[slice]:
 
 
 def _project(values: Tensor, factor: Float[Tensor, "w r"], dtype: torch.dtype) -> Tensor:
-    """``values factor`` over the last axis, converted piece by piece."""
+    """``values @ factor`` over the last axis; values are converted to ``dtype`` piece by piece to save memory."""
     factor = factor.to(values.device, dtype)
     rows = max(1, WORK_BYTES // (values[0].numel() * dtype.itemsize))
     return torch.cat([piece.to(dtype) @ factor for piece in values.split(rows)])
@@ -121,10 +127,11 @@ def _project(values: Tensor, factor: Float[Tensor, "w r"], dtype: torch.dtype) -
 def _sum_outer(
     calls: Sequence[CallRows], shorts: Sequence[Tensor], longs: Sequence[Tensor]
 ) -> Float[Tensor, "n k r x"]:
-    """``sum_t sum_q mixing[k, q] short[t, q] long[t, q]'`` of every example, over all calls.
+    """``sum_t sum_q mixing[k, q] short[t, q] long[t, q]'`` for every example, summed over all calls.
 
-    One of ``shorts`` (rows, q, r) and ``longs`` (rows, q, x) has all q coordinates, the other one for all. Long rows
-    stay as they are stored, short ones are mixed; what remains is a batched product for each run of equally many rows.
+    One of ``shorts`` (rows, q, r) and ``longs`` (rows, q, x) has all q coordinates. The other has a single entry that
+    counts for all coordinates. The mixing is applied to the short rows, because that is cheaper; the long rows stay as
+    they are stored. Neighbouring examples with equally many rows are multiplied in one batched product.
     """
     dtype, coordinates = shorts[0].dtype, longs[0].shape[1]
     shape = len(calls[0].counts), calls[0].num_outputs, shorts[0].shape[2], longs[0].shape[2]
@@ -146,7 +153,10 @@ def _sum_outer(
 
 
 def _runs(counts: Int[Tensor, " n"], max_rows: int) -> Iterator[tuple[int, int, int, int]]:
-    """Runs of examples with equally many rows: first, last + 1, the first one's row, rows of each."""
+    """Split the examples into runs of neighbours that have equally many rows.
+
+    Yields the first example, the last example + 1, the first row, and the number of rows per example.
+    """
     values, lengths = torch.unique_consecutive(counts, return_counts=True)
     example = row = 0
     for value, length in zip(values.tolist(), lengths.tolist(), strict=True):
@@ -167,18 +177,18 @@ def layer_kernels(
     by_rank: bool = False,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Iterator[tuple[str, Float[Tensor, "N M"]]]:
-    """The kernels of a layer's factors: ``J J[columns]'`` with the names ``B`` and, where B is not zero, ``A``.
+    """Yield the name and the kernel ``J J[columns]'`` of every LoRA factor of a layer.
 
-    Never more than ``chunk_bytes`` of a Jacobian are held: kernels add up over parts of the layer's outputs (or
-    inputs), and so every gradient is read once.
+    The names are ``B`` and, if B is not zero, ``A``. The Jacobian is computed in parts of at most ``chunk_bytes``; the
+    kernel is the sum over these parts, so every gradient is read only once.
 
     Args:
         calls: All calls of the layer.
-        factors: Its LoRA factors.
-        columns: Examples that make up the kernels' columns.
-        dtype: In which products are taken.
-        by_rank: Give one kernel a row of A (column of B), named ``B.0``, ``B.1``, ...
-        chunk_bytes: Bound on the Jacobian in memory.
+        factors: The layer's LoRA factors.
+        columns: Indices of the examples that make up the kernels' columns.
+        dtype: The type in which products are computed.
+        by_rank: Whether to give a kernel for every column of B (named ``B.0``, ``B.1``, ...) and every row of A.
+        chunk_bytes: The most memory that a part of the Jacobian takes, in bytes.
     """
     num_rows = len(calls[0].counts) * calls[0].num_outputs
     step = max(1, chunk_bytes // (num_rows * len(factors.rows) * dtype.itemsize))
@@ -189,7 +199,8 @@ def layer_kernels(
         kernels: list[Tensor] = []
         with short_products(calls[0].gradients.dtype):
             for jacobian in jacobians:
-                products = [_gram(each.flatten(2), columns) for each in (jacobian.unbind(2) if by_rank else [jacobian])]
+                slices = jacobian.unbind(2) if by_rank else [jacobian]
+                products = [_gram(piece.flatten(2), columns) for piece in slices]
                 kernels = [k.add_(p) for k, p in zip(kernels, products, strict=True)] if kernels else products
         for number, kernel in enumerate(kernels):
             yield (f"{letter}.{number}" if by_rank else letter), kernel
@@ -203,11 +214,11 @@ def _gram(jacobian: Float[Tensor, "n k p"], columns: Int[Tensor, " m"]) -> Float
 
 
 def _symmetric(rows: Float[Tensor, "N p"]) -> Float[Tensor, "N N"]:
-    """``rows rows'``: what is on and below the diagonal in strips, and above it the same numbers."""
-    found = rows.new_empty(len(rows), len(rows))
+    """``rows @ rows.T``: only the lower triangle is computed, in strips, and then mirrored."""
+    product = rows.new_empty(len(rows), len(rows))
     for start in range(0, len(rows), STRIP):
         stop = start + STRIP
         strip = rows[start:] @ rows[start:stop].T
-        found[start:, start:stop] = strip
-        found[start:stop, stop:] = strip[STRIP:].T
-    return found
+        product[start:, start:stop] = strip
+        product[start:stop, stop:] = strip[STRIP:].T
+    return product

@@ -1,4 +1,8 @@
-"""The empirical neural tangent kernel of LoRA adapters, as a sum of named blocks (theory.md sections 0 and 5)."""
+"""The empirical neural tangent kernel (NTK) of LoRA adapters, as a sum of named blocks.
+
+The NTK is ``K = J J'``, where the Jacobian J holds the derivative of every output in every trained parameter. See
+docs/theory.md sections 0 and 5.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,17 +26,18 @@ Granularity = Literal["module", "rank_row"]
 class Kernel:
     """An NTK ``K = J J'`` over the *centred* outputs, with targets and initial outputs in the same coordinates.
 
-    Each example's c outputs are projected on the k = c - 1 orthonormal rows P of ``centring(c)``: adding one number
-    to all logits changes nothing (k = c = 1 for regression). Everything is stacked example-major, N = n k entries:
-    entry ``i k + m`` is coordinate m of example i. Rows of a block are all examples, those for training first; columns
-    are the training examples. K is a sum over blocks of parameters, so subsets are sums (theory.md section 5).
+    Adding one number to all logits of an example changes no prediction. So the c outputs of an example are projected on
+    the k = c - 1 orthonormal rows P of ``centring(c)``. For regression k = c = 1. Matrices are stacked example-major
+    and have N = n k entries per axis: entry ``i k + m`` is coordinate m of example i. The rows of a block are all
+    examples, training examples first. The columns are the training examples. K is the sum of the blocks, one for every
+    part of the parameters, so the kernel of some parts is the sum of their blocks (docs/theory.md section 5).
 
     Attributes:
-        blocks: ``J_b J_b[train]'`` by name: layer and factor, such as ``encoder.layer.0.attention.self.query.B``, and
-            the rank row behind it where kernels were asked for by rank row.
-        y: Targets P y (n k): one-hot vectors, or numbers.
+        blocks: ``J_b J_b[train]'`` by name. A name is a layer and a factor, such as
+            ``encoder.layer.0.attention.self.query.B``, followed by the rank row if the kernel is split by rank row.
+        y: Targets P y (n k): projected one-hot vectors, or numbers for regression.
         f0: Outputs P f0 before training.
-        num_train: How many examples are for training.
+        num_train: Number of training examples.
         loss: ``cross_entropy`` or ``mean_squared_error``.
     """
 
@@ -45,27 +50,27 @@ class Kernel:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The blocks' names."""
+        """The names of the blocks."""
         return tuple(self.blocks)
 
     @property
     def num_directions(self) -> int:
-        """Centred outputs k of an example."""
+        """Number of centred outputs of an example, k."""
         return self.y.shape[1]
 
     @property
     def num_outputs(self) -> int:
-        """Outputs c of an example."""
+        """Number of outputs of an example, c."""
         return 1 if self.loss == "mean_squared_error" else self.num_directions + 1
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type in which the blocks were computed."""
+        """The floating-point type in which the blocks were computed."""
         return next(iter(self.blocks.values())).dtype
 
     @cached_property
     def matrix(self) -> Float[Tensor, "N M"]:
-        """The sum of the blocks in float64: all examples × training examples."""
+        """The sum of the blocks in float64, all examples × training examples."""
         total = torch.zeros(next(iter(self.blocks.values())).shape, dtype=torch.float64)
         for block in self.blocks.values():
             total += block
@@ -75,12 +80,12 @@ class Kernel:
 
     @property
     def k_train_train(self) -> Float[Tensor, "M M"]:
-        """The kernel of the training examples: symmetric, positive semi-definite."""
+        """The kernel between training examples; it is symmetric and positive semi-definite."""
         return self.matrix[: self.matrix.shape[1]]
 
     @property
     def k_eval_train(self) -> Float[Tensor, "E M"]:
-        """The kernel of evaluation and training examples."""
+        """The kernel between evaluation examples (rows) and training examples (columns)."""
         return self.matrix[self.matrix.shape[1] :]
 
     @property
@@ -95,12 +100,12 @@ class Kernel:
 
     @property
     def fx_train_0(self) -> Float[Tensor, "n k"]:
-        """Outputs for the training examples before training."""
+        """Outputs on the training examples before training."""
         return self.f0[: self.num_train]
 
     @property
     def fx_eval_0(self) -> Float[Tensor, "n k"]:
-        """Outputs for the evaluation examples before training."""
+        """Outputs on the evaluation examples before training."""
         return self.f0[self.num_train :]
 
     @property
@@ -109,55 +114,60 @@ class Kernel:
         return (self.y_train - self.fx_train_0).flatten()
 
     def subset(self, names: Sequence[str]) -> "Kernel":
-        """The kernel of some of the blocks; a name stands for all blocks that it is the beginning of (up to a dot).
+        """The kernel of some of the blocks.
+
+        Args:
+            names: Names of blocks. A name that ends at a dot of longer names stands for all of them, so
+                ``encoder.layer.0`` stands for every block of that layer.
 
         Raises:
-            ValueError: Nothing has one of these names.
+            ValueError: No block has one of these names.
         """
         chosen: dict[str, Tensor] = {}
         for name in names:
-            found = {key: block for key, block in self.blocks.items() if f"{key}.".startswith(f"{name}.")}
-            if not found:
-                raise ValueError(f"names: no block {name!r}, use some of {', '.join(self.blocks)}")
-            chosen |= found
+            matching = {key: block for key, block in self.blocks.items() if f"{key}.".startswith(f"{name}.")}
+            if not matching:
+                raise ValueError(f"names: there is no block {name!r}, use some of {', '.join(self.blocks)}")
+            chosen |= matching
         return replace(self, blocks={key: block for key, block in self.blocks.items() if key in chosen})
 
     def perturbation(self, base: Sequence[str], added: Sequence[str], strength: float) -> Perturbation:
-        """What adding some blocks to others does on the training examples, beside its bounds (theory.md P6 to P10).
+        """Compare the training kernel before and after blocks are added, with the bounds of docs/theory.md P6 to P10.
 
         Args:
-            base: Names of the blocks there are, as in :meth:`subset`.
-            added: Names of those that are added.
-            strength: Of ridge regression, above 0, in the sum convention.
+            base: Names of the blocks to start from, as in :meth:`subset`.
+            added: Names of the blocks to add.
+            strength: σ, the strength of ridge regression (least squares with a penalty on the parameters' norm), above
+                0, in the sum convention.
 
         Raises:
-            ValueError: Nothing has one of these names, a block is in both, or the strength is not above 0.
+            ValueError: No block has one of these names, a block is in both lists, or the strength is not above 0.
         """
-        one, other = self.subset(base), self.subset(added)
-        twice = [name for name in one.names if name in other.blocks]
-        if twice:
-            raise ValueError(f"added: {', '.join(twice)} is in base already, name other blocks")
-        return perturbation(one.k_train_train, other.k_train_train, self.r0, strength, self.dtype)
+        before, extra = self.subset(base), self.subset(added)
+        repeated = [name for name in before.names if name in extra.blocks]
+        if repeated:
+            raise ValueError(f"added: {', '.join(repeated)} is already in base, name other blocks")
+        return perturbation(before.k_train_train, extra.k_train_train, self.r0, strength, self.dtype)
 
     def __add__(self, other: "Kernel") -> "Kernel":
-        """The kernel of both sets of parameters.
+        """The kernel of both kernels' parameters together.
 
         Raises:
-            ValueError: They overlap, or the kernels are not of the same examples and model.
+            ValueError: The kernels share a block, or belong to different examples or models.
         """
-        twice = sorted(set(self.blocks) & set(other.blocks))
-        if twice:
-            raise ValueError(f"both kernels have {', '.join(twice)}: a parameter counts once, use subset()")
+        repeated = sorted(set(self.blocks) & set(other.blocks))
+        if repeated:
+            raise ValueError(f"both kernels have {', '.join(repeated)}: a parameter counts once, use subset()")
         if self.num_train != other.num_train or not (torch.equal(self.y, other.y) and torch.equal(self.f0, other.f0)):
-            raise ValueError("the kernels are of different examples or models: add kernels of the same tangents")
+            raise ValueError("the kernels belong to different examples or models: add kernels of the same tangents")
         return replace(self, blocks={**self.blocks, **other.blocks})
 
     def centred(self, outputs: Float[Tensor, "n c"]) -> Float[Tensor, "n k"]:
-        """Centred coordinates ``P f`` of outputs f."""
+        """The centred coordinates ``P f`` of outputs f."""
         return outputs.double() @ centring(self.num_outputs).T
 
     def outputs(self, centred: Float[Tensor, "*t n k"]) -> Float[Tensor, "*t n c"]:
-        """Outputs ``P' z`` with these centred coordinates: logits that sum to zero, or numbers."""
+        """The outputs ``P' z`` that have the centred coordinates z: logits that sum to zero, or numbers."""
         return centred @ centring(self.num_outputs)
 
     @cached_property
@@ -165,30 +175,31 @@ class Kernel:
         return Spectrum.of(self.k_train_train, precision=self.dtype)
 
     def spectrum(self) -> Spectrum:
-        """Eigenvalues and eigenvectors of the training kernel, factored once."""
+        """Eigenvalues and eigenvectors of the training kernel. They are computed once."""
         return self._spectrum
 
     def condition_number(self) -> float:
-        """κ of the training kernel: see ``Spectrum.condition_number``."""
+        """The condition number κ of the training kernel, see ``Spectrum.condition_number``."""
         return self._spectrum.condition_number
 
 
 def ntk(tangents: Tangents, adapters: Sequence[Adapter], granularity: Granularity = "module") -> Kernel:
-    """The NTK of LoRA adapters on a network, from its tangents: no pass over the model.
+    """Compute the NTK of LoRA adapters from tangents, without running the model.
 
-    ``K[(i,m),(j,l)] = sum_p  d(P f)_m(x_i)/d p  d(P f)_l(x_j)/d p`` over all entries p of the factors A and B, without
-    any normalising constant; the head is not among the parameters. With B = 0 the blocks of A are zero and left out.
-    Exact up to rounding where the output basis holds all k directions (c up to 9), else projected on each example's.
-    Products are in float64 for rows stored in float64, else in float32, of rows stored in bfloat16 as exact as these
-    are (``short_products``); sums of blocks in float64.
+    ``K[(i,m),(j,l)] = sum_p  d(P f)_m(x_i)/d p  d(P f)_l(x_j)/d p`` over all entries p of the factors A and B, with no
+    normalising constant. The head's parameters are not included. If B = 0, the blocks of A are zero and left out. The
+    kernel is exact up to rounding if the output basis holds all k directions, which is so for up to 9 outputs.
+    Otherwise the gradients of every example are projected on that example's directions. Products are computed in
+    float64 if the rows are stored in float64, otherwise in float32. For rows stored in bfloat16 they are as precise as
+    the rows (``short_products``). Blocks are summed in float64.
 
     Args:
-        tangents: Of the network and its examples.
-        adapters: The adapters before training; several on one layer are summed as peft sums them.
-        granularity: ``module`` (a block for every A and B) or ``rank_row`` (for every row of A and column of B).
+        tangents: The inputs and output gradients of the adapted layers, for every example.
+        adapters: The adapters before training. Several adapters on one layer are summed as peft sums them.
+        granularity: ``module`` gives a block for every A and B, ``rank_row`` for every row of A and column of B.
 
     Raises:
-        ValueError: Of no adapters, or of a layer without tangents.
+        ValueError: There are no adapters, or a layer has no tangents.
     """
     if granularity not in {"module", "rank_row"}:
         raise ValueError(f"granularity is {granularity!r}, write 'module' or 'rank_row'")
@@ -196,9 +207,9 @@ def ntk(tangents: Tangents, adapters: Sequence[Adapter], granularity: Granularit
     missing = sorted(set(factors) - set(tangents.layers))
     if missing or not factors:
         raise ValueError(
-            f"no tangents of {', '.join(missing)}: collect them with modules={missing!r}"
+            f"there are no tangents of {', '.join(missing)}: collect them with modules={missing!r}"
             if factors
-            else "adapters is empty: pass what read_adapters or draw_adapters gives"
+            else "adapters is empty: pass the result of read_adapters or draw_adapters"
         )
     everything, stored = torch.arange(tangents.num_examples), tangents.stored
     centred = centring(tangents.outputs.shape[1])
@@ -231,7 +242,7 @@ def ntk(tangents: Tangents, adapters: Sequence[Adapter], granularity: Granularit
 
 
 def targets(labels: Int[Tensor, " n"] | Float[Tensor, " n"], loss: str, num_outputs: int) -> Float[Tensor, "n c"]:
-    """Targets of the squared loss: one-hot vectors of classes, or the numbers themselves."""
+    """The targets of the squared loss: one-hot vectors for classes, the labels themselves for regression."""
     if loss == "mean_squared_error":
         return labels.double().reshape(-1, 1)
     return torch.nn.functional.one_hot(labels.long(), num_outputs).double()

@@ -1,8 +1,10 @@
-"""What adding parameters does to a kernel and to its ridge regression (theory.md P6 to P10).
+"""How a kernel and its ridge regression change when parameters are added (docs/theory.md P6 to P10).
 
-A kernel is a sum over blocks of parameters: S are those there are, T those that are added, ``K_{S∪T} = K_S + K_T``.
-The ridge strength σ > 0 is in the sum convention, ``½ Σ ‖f(x_i) - y_i‖² + (σ/2) ‖δ‖²``, and ridge regression leaves the
-residual ``r_S = σ (K_S + σI)⁻¹ r0``. ``κ`` is a condition number, ``κ_σ`` that of ``K + σI``.
+A kernel is a sum over parts of the parameters: ``K_{S∪T} = K_S + K_T``, where S are the parameters at the start and T
+the added ones. Ridge regression is least squares with a penalty. Its strength σ > 0 is in the sum convention,
+``½ Σ ‖f(x_i) - y_i‖² + (σ/2) ‖δ‖²``. It leaves the residual ``r_S = σ (K_S + σI)⁻¹ r0``, where r0 is the initial
+residual. ``κ`` is the condition number (largest over smallest eigenvalue) of a kernel K, ``κ_σ`` that of ``K + σI``.
+σ_1 and σ_N are the largest and the smallest eigenvalue of a kernel.
 """
 
 import math
@@ -17,7 +19,7 @@ from foretune.kernel.spectrum import Spectrum
 
 @dataclass(frozen=True)
 class Change:
-    """A number before and after parameters were added, and the bounds on the latter: ``lower ≤ after ≤ upper``."""
+    """A number before and after parameters are added, and the bounds on its new value: ``lower ≤ after ≤ upper``."""
 
     before: float
     after: float
@@ -27,18 +29,18 @@ class Change:
 
 @dataclass(frozen=True)
 class Perturbation:
-    """What adding parameters T to S does on the training examples, beside what the bounds say of it.
+    """How adding parameters T to S changes the kernel of the training examples, with the bounds of docs/theory.md.
 
     Attributes:
-        strength: σ, in the sum convention.
+        strength: σ, the ridge strength, in the sum convention.
         relative: ``η_rel = ‖(K_S+σI)^{-½} K_T (K_S+σI)^{-½}‖``.
-        absolute: ``η = ‖(K_S+σI)⁻¹ K_T‖``, at least as large.
-        largest: σ_1 of the kernel, P6.
-        smallest: σ_N of the kernel, P6.
-        condition_number: κ of the kernel, P6 and P7.
-        regularised_condition_number: κ_σ, P8.
-        residual: ‖r‖, whose square is the training sum of squares, P9.
-        objective: ``σ r0' (K+σI)⁻¹ r0``, twice the least value of the ridge objective, P10.
+        absolute: ``η = ‖(K_S+σI)⁻¹ K_T‖``; it is never below η_rel.
+        largest: The largest eigenvalue σ_1; bounds from P6.
+        smallest: The smallest eigenvalue σ_N; bounds from P6.
+        condition_number: κ; bounds from P6 and P7.
+        regularised_condition_number: κ_σ; bounds from P8.
+        residual: ``‖r‖``, whose square is the training sum of squares; bounds from P9.
+        objective: ``σ r0' (K+σI)⁻¹ r0``, twice the minimum of the ridge objective; bounds from P8 and P10.
     """
 
     strength: float
@@ -55,16 +57,33 @@ class Perturbation:
 def eigenvalue_bounds(
     base: Float[Tensor, " N"], added: Float[Tensor, " N"]
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """``σ_i(K_S) + σ_N(K_T) ≤ σ_i(K_S + K_T) ≤ σ_i(K_S) + σ_1(K_T)`` (Weyl; theory.md P6), eigenvalues descending."""
+    """Bound the eigenvalues of a sum of two kernels (Weyl's inequality, docs/theory.md P6).
+
+    ``σ_i(K_S) + σ_N(K_T) ≤ σ_i(K_S + K_T) ≤ σ_i(K_S) + σ_1(K_T)``.
+
+    Args:
+        base: Eigenvalues of K_S in descending order.
+        added: Eigenvalues of K_T in descending order.
+
+    Returns:
+        The lower and the upper bounds.
+    """
     return base + added[-1], base + added[0]
 
 
 def condition_number_bounds(base: Spectrum, added: Spectrum) -> tuple[float, float]:
-    """Bounds on ``κ(K_S + K_T)`` from both spectra (theory.md P6 and P7).
+    """Bound the condition number ``κ(K_S + K_T)`` by the eigenvalues of both kernels (docs/theory.md P6 and P7).
 
     ``(σ_1(K_S) + σ_N(K_T))/(σ_N(K_S) + σ_1(K_T)) ≤ κ(K_S + K_T) ≤ (σ_1(K_S) + σ_1(K_T))/(σ_N(K_S) + σ_N(K_T))``.
-    The upper one is the mediant of both κ and so at most ``max(κ(K_S), κ(K_T))``, P7. It is finite if one of the
-    kernels is positive definite, and ∞ where its denominator is zero to working precision.
+    The upper bound is the mediant of both κ and so at most ``max(κ(K_S), κ(K_T))``, which is P7. It is finite if one of
+    the kernels is positive definite. It is ∞ if its denominator is zero up to rounding.
+
+    Args:
+        base: The spectrum of K_S.
+        added: The spectrum of K_T.
+
+    Returns:
+        The lower and the upper bound.
     """
     floor = 2 * max(base.tolerance, added.tolerance)
     lower, upper = eigenvalue_bounds(base.eigenvalues, added.eigenvalues)
@@ -75,32 +94,39 @@ def condition_number_bounds(base: Spectrum, added: Spectrum) -> tuple[float, flo
 
 
 def regularised_bounds(condition_number: float, relative: float) -> tuple[float, float]:
-    """``κ_σ(K_S)/(1 + η_rel) ≤ κ_σ(K_S + K_T) ≤ (1 + η_rel) κ_σ(K_S)`` (theory.md P8).
+    """Bound the regularised condition number after parameters are added (docs/theory.md P8).
 
-    For every eigenvalue of ``K_S + K_T + σI`` is within ``[1, 1 + η_rel]`` of that of ``K_S + σI``.
+    ``κ_σ(K_S)/(1 + η_rel) ≤ κ_σ(K_S + K_T) ≤ (1 + η_rel) κ_σ(K_S)``. The reason: every eigenvalue of ``K_S + K_T + σI``
+    is 1 to 1 + η_rel times the corresponding eigenvalue of ``K_S + σI``.
 
     Args:
         condition_number: ``κ_σ(K_S)``.
         relative: ``η_rel = ‖(K_S+σI)^{-½} K_T (K_S+σI)^{-½}‖``.
+
+    Returns:
+        The lower and the upper bound.
     """
     return max(1.0, condition_number / (1 + relative)), condition_number * (1 + relative)
 
 
 def residual_bounds(absolute: float, condition_number: float = math.inf) -> tuple[float, float]:
-    """Bounds on ``‖r_{S∪T}‖ / ‖r_S‖``, how ridge residuals shrink or grow (theory.md P9).
+    """Bound the factor ``‖r_{S∪T}‖ / ‖r_S‖`` by which the ridge residual changes (docs/theory.md P9).
 
-    ``1/(1+η) ≤ ‖r_{S∪T}‖/‖r_S‖ ≤ 1/(1-η)``, the upper one **only if η < 1** (∞ otherwise). The layer-selection theorem
-    of the paper (arXiv:2602.08239) omits that condition: for ``K_S = 1, K_T = 3, σ = 1`` the ratio is 0.4, but with
-    η = 3/2 its upper bound is -2.
+    ``1/(1+η) ≤ ‖r_{S∪T}‖/‖r_S‖ ≤ 1/(1-η)``. The upper bound holds **only if η < 1**; otherwise it is ∞. The
+    layer-selection theorem of arXiv:2602.08239 omits this condition. A counterexample is ``K_S = 1, K_T = 3, σ = 1``:
+    the true ratio is 0.4, and with η = 3/2 the theorem's upper bound is -2.
 
-    Whatever η is, ``‖r_{S∪T}‖/‖r_S‖ ≤ (κ_σ+1)/(2√κ_σ)`` with ``κ_σ = κ(K_S+σI)``, and the lesser of both is given.
-    For with ``A = K_S+σI`` the ratio is at most the norm of ``A^{-½} C A^{½}`` for some ``0 ≤ C ≤ I``. As the norm
-    is convex in C it is largest at a projection, and there Wielandt's inequality bounds it. Kernels come as close
-    to it as one likes: adding parameters can raise the training error by as much.
+    For every η, ``‖r_{S∪T}‖/‖r_S‖ ≤ (κ_σ+1)/(2√κ_σ)`` with ``κ_σ = κ(K_S+σI)``. The function returns the smaller upper
+    bound. Proof: let ``A = K_S+σI``. The ratio is at most the norm of ``A^{-½} C A^{½}`` for some
+    ``0 ≤ C ≤ I``. The norm is convex in C, so it is largest at a projection, where Wielandt's inequality bounds it.
+    Some kernels come arbitrarily close to this bound, so adding parameters can raise the training error that far.
 
     Args:
         absolute: ``η = ‖(K_S+σI)⁻¹ K_T‖``, the largest singular value.
-        condition_number: ``κ_σ(K_S)``; left out, P9 alone is given.
+        condition_number: ``κ_σ(K_S)``. Without it the second upper bound is not used.
+
+    Returns:
+        The lower and the upper bound.
     """
     perturbed = 1 / (1 - absolute) if absolute < 1 else math.inf
     always = (condition_number + 1) / (2 * math.sqrt(condition_number)) if condition_number < math.inf else math.inf
@@ -108,12 +134,16 @@ def residual_bounds(absolute: float, condition_number: float = math.inf) -> tupl
 
 
 def objective_bounds(relative: float) -> tuple[float, float]:
-    """``1/(1 + η_rel) ≤ o_{S∪T}/o_S ≤ 1`` for the ridge objective ``o = σ r0' (K+σI)⁻¹ r0`` (theory.md P10, P8).
+    """Bound the factor by which the ridge objective changes (docs/theory.md P8 and P10).
 
-    It never rises when blocks are added; the training error ``‖r_S‖²`` can.
+    ``1/(1 + η_rel) ≤ o_{S∪T}/o_S ≤ 1`` for ``o = σ r0' (K+σI)⁻¹ r0``. The objective never rises when parameters are
+    added. The training error ``‖r_S‖²`` can rise.
 
     Args:
         relative: ``η_rel = ‖(K_S+σI)^{-½} K_T (K_S+σI)^{-½}‖``.
+
+    Returns:
+        The lower and the upper bound.
     """
     return 1 / (1 + relative), 1.0
 
@@ -125,17 +155,19 @@ def perturbation(
     strength: float,
     precision: torch.dtype = torch.float64,
 ) -> Perturbation:
-    """What adding K_T to K_S does, in truth and by P6 to P10; five eigendecompositions in float64.
+    """Compare the kernel K_S with K_S + K_T, and the true changes with their bounds (docs/theory.md P6 to P10).
+
+    It takes five eigendecompositions in float64.
 
     Args:
         k_base: K_S, symmetric and positive semi-definite.
-        k_added: K_T, likewise.
-        r0: The initial residual.
-        strength: σ, in the sum convention.
-        precision: In which the kernels' entries were computed.
+        k_added: K_T, symmetric and positive semi-definite.
+        r0: The residual before training.
+        strength: σ, the ridge strength, in the sum convention.
+        precision: The type in which the kernels' entries were computed.
 
     Raises:
-        ValueError: σ is not above 0: without it neither ratio is bounded.
+        ValueError: σ is not above 0. The bounds need σ > 0.
     """
     if not strength > 0:
         raise ValueError(f"strength is {strength}, pass a number above 0")
@@ -173,7 +205,7 @@ def _largest(matrix: Float[Tensor, "N N"]) -> float:
 
 
 def _residual(spectrum: Spectrum, r0: Float[Tensor, " N"], strength: float, power: float) -> float:
-    """``‖(σ (K+σI)⁻¹)^power r0‖``: the ridge residual's norm, and for ½ the root of the ridge objective."""
+    """``‖(σ (K+σI)⁻¹)^power r0‖``: the norm of the ridge residual for power 1, the root of the objective for ½."""
     assert spectrum.eigenvectors is not None
     shares = strength / (spectrum.eigenvalues + strength)
     return float((shares**power * (spectrum.eigenvectors.T @ r0.double())).norm())

@@ -1,4 +1,4 @@
-"""The numbers that sum up a kernel before any training (theory.md section 4)."""
+"""Numbers that describe a kernel before any training (docs/theory.md section 4)."""
 
 import math
 from typing import TypedDict
@@ -11,13 +11,13 @@ from foretune.kernel.bounds import risk_bounds
 from foretune.kernel.kernel import Kernel
 from foretune.kernel.spectrum import Spectrum
 
-MAX_EIGENVALUES = 512  # written in a summary
+MAX_EIGENVALUES = 512  # a summary holds at most this many
 
 
 class Summary(TypedDict):
-    """The numbers of a kernel that result files carry."""
+    """The numbers of a kernel that result files hold."""
 
-    examples: int  # of training, that it is of
+    examples: int  # number of training examples
     condition_number: float
     condition_number_std: float
     regularised_condition_number: float
@@ -29,29 +29,29 @@ class Summary(TypedDict):
 
 
 class RiskBounds(TypedDict):
-    """Squared-loss risks ``½ ‖f(x) - y‖²`` per training example of the linearised model, in centred outputs.
+    """Squared-loss risks ``½ ‖f(x) - y‖²`` of the linearised model in centred outputs, per training example.
 
-    ``lower`` and ``upper`` are P5's for gradient descent without a penalty at its best step. Some targets with as
-    large an initial residual reach each; those at hand lie in between. A run with another loss or optimiser is not
-    bounded.
+    ``lower`` and ``upper`` are the bounds of docs/theory.md P5 for gradient descent without a penalty at its best
+    learning rate. The best and the worst labels with the same initial residual reach them. They do not bound a run with
+    another loss or optimiser.
     """
 
-    steps: int  # of gradient descent
-    initial: float  # before training
-    lower: float  # after the steps
-    upper: float
-    ridge: float  # of ridge regression at the summary's strength, without its penalty
+    steps: int  # steps of gradient descent
+    initial: float  # risk before training
+    lower: float  # lower bound after the steps
+    upper: float  # upper bound after the steps
+    ridge: float  # risk of ridge regression at the summary's strength, without its penalty
 
 
 def alignment(kernel: Kernel) -> float:
-    r"""Centred kernel-target alignment of the training examples, between 0 and 1.
+    r"""Measure how well the kernel fits the targets: the centred kernel-target alignment, between 0 and 1.
 
     .. math:: A = \frac{y^\top H K H y}{\lVert H K H\rVert_F\,\lVert H y\rVert^2},\qquad
               H = (I_n - \tfrac1n 1 1^\top)\otimes I_k
 
-    with the targets y in centred coordinates: the cosine of HKH and ``(Hy)(Hy)'`` (Cortes, Mohri, Rostamizadeh 2012).
-    H takes each output's mean over the examples away, which the head's bias fits anyhow. 0 if the
-    targets or the kernel do not vary.
+    where y are the targets of the training examples in centred coordinates. It is the cosine between HKH and
+    ``(Hy)(Hy)'`` (Cortes, Mohri, Rostamizadeh 2012). H subtracts the mean over the examples from every output, because
+    the head's bias fits that mean. The alignment is 0 if the targets or the kernel do not vary.
     """
     n, k = kernel.y_train.shape
     blocks = kernel.k_train_train.reshape(n, k, n, k)
@@ -65,19 +65,19 @@ def alignment(kernel: Kernel) -> float:
 def subsampled_condition_number(
     kernel: Kernel, fraction: float = 0.5, draws: int = 8, seed: int = 0
 ) -> tuple[float, float]:
-    """Mean and standard deviation of κ over random subsets of the training examples, drawn without replacement.
+    """Mean and standard deviation of κ over random subsets of the training examples.
 
-    κ moves with the examples it is computed on; this is by how much. The outputs of an example stay together. Where the
-    kernel of some subset is singular the mean is ∞ and the deviation not a number.
+    They show how much κ depends on the choice of examples. Subsets are drawn without replacement, and the outputs of an
+    example stay together. If the kernel of a subset is singular, the mean is ∞ and the standard deviation NaN.
 
     Args:
         kernel: The kernel.
-        fraction: Share of the training examples in a subset (at least 2 of them).
-        draws: Subsets, at least 2.
-        seed: Of the draws.
+        fraction: Share of the training examples in a subset. A subset has at least 2 examples.
+        draws: Number of subsets, at least 2.
+        seed: Seed of the random subsets.
 
     Raises:
-        ValueError: Of a fraction that is not above 0 and at most 1, or of fewer than 2 draws.
+        ValueError: The fraction is not above 0 and at most 1, or there are fewer than 2 draws.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction}, pass a number above 0 and at most 1")
@@ -99,7 +99,12 @@ def subsampled_condition_number(
 
 
 def summary(kernel: Kernel, strength: float) -> Summary:
-    """The numbers that belong beside a condition number (theory.md section 4); λ is in the sum convention."""
+    """Compute the numbers that describe a kernel (docs/theory.md section 4).
+
+    Args:
+        kernel: The kernel.
+        strength: λ, the ridge strength, in the sum convention.
+    """
     spectrum = kernel.spectrum()
     return Summary(
         examples=kernel.num_train,
@@ -117,14 +122,16 @@ def summary(kernel: Kernel, strength: float) -> Summary:
 def risk_summary(
     spectrum: Spectrum, coefficients: Float[Tensor, " N"], *, num_train: int, strength: float, steps: int
 ) -> RiskBounds:
-    """What the spectrum says of the training risk after some steps (theory.md P5), and that of ridge regression.
+    """Bound the training risk after some steps of gradient descent, and compute that of ridge regression.
+
+    The bounds are those of docs/theory.md P5.
 
     Args:
-        spectrum: Of the training kernel; its eigenvectors are not needed.
-        coefficients: ``c = V' r0``.
-        num_train: Training examples n, by which risks are divided.
+        spectrum: The spectrum of the training kernel. Its eigenvectors are not used.
+        coefficients: ``c = V' r0``, the initial residual in the basis of the eigenvectors V.
+        num_train: Number of training examples n. Risks are divided by n.
         strength: λ of ridge regression, in the sum convention.
-        steps: Of gradient descent.
+        steps: Number of steps of gradient descent.
     """
     descent = spectrum.remainder(spectrum.descent_gain(0.0, spectrum.best_rate(0.0), steps))
     lower, upper = risk_bounds(descent, float(coefficients.norm()))

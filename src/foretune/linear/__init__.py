@@ -1,4 +1,4 @@
-"""The linearised fine-tune: in closed form, or simulated with the real optimiser."""
+"""Linearised fine-tunes: solved in closed form, or simulated with the real optimiser."""
 
 from foretune.linear.closed_form import Curve as Curve
 from foretune.linear.closed_form import Fit as Fit

@@ -1,4 +1,7 @@
-"""Changes of features along their tangents, for several sets of adapters in one reading of the examples' rows."""
+"""Changes of the features along their tangents, for several sets of adapters at once.
+
+Reading the examples' rows takes most of the time, so they are read once for all sets.
+"""
 
 from collections.abc import Sequence
 
@@ -11,27 +14,29 @@ from foretune.linear.draws import Draws
 from foretune.linear.weights import Weights
 from foretune.tangents import Tangents, product_dtype
 
-AT_ONCE = 2**21  # numbers that are held on the way to a change of the features
+AT_ONCE = 2**21  # about how many numbers are held in memory before they are summed
 
 
 def along_tangents(
     tangents: Tangents, examples: Int[Tensor, " b"], weights: Sequence[Weights], dtype: torch.dtype
 ) -> Float[Tensor, "b q k"]:
-    """Coordinates of the features' changes ``sum_m sum_t g_mqt' dW_mk a_mt`` with k weights each (theory.md section 6).
+    """Compute how far the features of the examples move, for k sets of weights (docs/theory.md section 6).
 
-    Weights with the same dropout drop the same inputs; every layer drops others.
+    The coordinates are ``sum_m sum_t g_mqt' dW_mk a_mt``: a_mt is the input of layer m for token t, g_mqt the gradient
+    of direction q at its output, and dW_mk the change of its weight in set k. Sets with the same dropout probability
+    drop the same inputs of a layer. Different layers drop different inputs.
 
     Args:
-        tangents: Of the network and its examples.
-        examples: By number.
-        weights: Of layers that have tangents.
-        dtype: Of the changes.
+        tangents: The tangents of the network for all examples.
+        examples: Indices of the examples.
+        weights: The k sets of weights. Their layers must have tangents.
+        dtype: The type of the result.
     """
     device = tangents.inputs(0).device
     product = product_dtype(tangents.dtype, device)
-    draws = Draws() if any(share for each in weights for share in each.dropouts.values()) else None
+    draws = Draws() if any(share for member in weights for share in member.dropouts.values()) else None
     change = torch.zeros(len(examples), tangents.num_directions, len(weights), dtype=dtype)
-    adapted = {layer for each in weights for layer in each.now}
+    adapted = {layer for member in weights for layer in member.now}
     read = [
         (number, entry) for number, entry in enumerate(tangents.entries) if entry.simulated and entry.layer in adapted
     ]
@@ -44,10 +49,10 @@ def along_tangents(
                 continue
             if entry.inputs not in inputs:
                 inputs[entry.inputs] = _take(tangents.inputs(number), rows).to(product)
-            gradients, given = _take(tangents.gradients(number), rows).to(product), inputs[entry.inputs]
+            gradients, whole = _take(tangents.gradients(number), rows).to(product), inputs[entry.inputs]
             for share, parts in _parts(entry.layer, weights).items():
-                some = _dropped(given, share, draws.generator(number)) if draws and share else given
-                forms.add(some, gradients, parts)
+                kept = _dropped(whole, share, draws.generator(number)) if draws and share else whole
+                forms.add(kept, gradients, parts)
             if forms.size > AT_ONCE:
                 change, forms = change.index_add(0, owner, forms.sum()), Bilinear(len(weights))
         if forms.size:
@@ -56,23 +61,23 @@ def along_tangents(
 
 
 def _parts(layer: str, weights: Sequence[Weights]) -> dict[float, list[Part]]:
-    """What a layer adds to each change, by the share of its inputs that is dropped."""
-    found: dict[float, list[Part]] = {}
-    for column, each in enumerate(weights):
-        if layer in each.start:
-            found.setdefault(0.0, []).append(Part(column, -each.scalings[layer], *each.start[layer]))
-        if layer in each.now:
-            share = each.dropouts.get(layer, 0.0)
-            found.setdefault(share, []).append(Part(column, each.scalings[layer], *each.now[layer]))
-    return found
+    """The parts of a layer's change of weight for all sets, grouped by the dropout probability of its inputs."""
+    parts: dict[float, list[Part]] = {}
+    for column, member in enumerate(weights):
+        if layer in member.start:
+            parts.setdefault(0.0, []).append(Part(column, -member.scalings[layer], *member.start[layer]))
+        if layer in member.now:
+            share = member.dropouts.get(layer, 0.0)
+            parts.setdefault(share, []).append(Part(column, member.scalings[layer], *member.now[layer]))
+    return parts
 
 
 def _dropped(inputs: Float[Tensor, "rows i"], share: float, generator: torch.Generator) -> Float[Tensor, "rows i"]:
-    """Inputs without a share of them, and the others larger by as much."""
+    """Dropout: set a share of the inputs to zero and scale up the others, so that their mean stays the same."""
     kept = torch.empty_like(inputs, device="cpu").bernoulli_(1 - share, generator=generator).to(inputs.device)
     return inputs * kept.div_(1 - share) if share < 1 else kept
 
 
 def _take(values: Tensor, rows: Int[Tensor, " rows"] | slice) -> Tensor:
-    """Some rows, without a copy where they lie together."""
+    """Select rows. A slice is not copied."""
     return values[rows] if isinstance(rows, slice) else values.index_select(0, rows)

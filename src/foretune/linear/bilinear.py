@@ -1,4 +1,7 @@
-"""What simulating a fine-tune spends its time on: bilinear forms of many rows, in the factors of adapters."""
+"""Sums of bilinear forms ``g' B A a`` over many rows, which take most of the time of a simulated fine-tune.
+
+A and B are the factors of a LoRA adapter, a is a row of a layer's inputs, g a row of gradients at its outputs.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,7 +12,7 @@ from torch import Tensor
 
 
 class Part(NamedTuple):
-    """The factors of a layer in one of several sums, and what their form is multiplied by."""
+    """The factors of one layer's form, its scaling, and the column of the sum to which the form belongs."""
 
     column: int
     scaling: float
@@ -18,22 +21,24 @@ class Part(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """Of one layer: its rows, and where its ranks lie among those of all."""
+    """The rows of one layer, and where its ranks lie among the ranks of all layers."""
 
     inputs: Float[Tensor, "rows i"]
     gradients: Float[Tensor, "rows q o"]
-    ranks: list[int]  # of each part
+    ranks: list[int]  # the rank of every part
     place: slice
 
 
 class Bilinear:
-    """Several sums ``sum_m s_mk g_mq' B_mk A_mk a_m`` over layers m with equally many rows, one in each column k.
+    """Computes ``sum_m s_mk g_mq' B_mk A_mk a_m`` over layers m, for several columns k.
+
+    All layers must have equally many rows. A column belongs to one set of adapters.
 
     Args:
-        columns: How many.
+        columns: Number of columns.
 
     Attributes:
-        size: Numbers that are held on the way to the sums.
+        size: How many numbers are held in memory to compute the sums.
     """
 
     def __init__(self, columns: int) -> None:
@@ -42,14 +47,17 @@ class Bilinear:
         self.parts: list[Part] = []
 
     def add(self, inputs: Float[Tensor, "rows i"], gradients: Float[Tensor, "rows q o"], parts: Sequence[Part]) -> None:
-        """One more layer; of those with the very same inputs, one behind the other, A's products are taken together."""
+        """Add a layer.
+
+        If consecutive layers share the same input tensor, their products with A are computed together.
+        """
         ranks, start = [len(part.a) for part in parts], self.layers[-1].place.stop if self.layers else 0
         self.layers.append(_Layer(inputs, gradients, ranks, slice(start, start + sum(ranks))))
         self.parts += parts
         self.size += gradients.shape[0] * gradients.shape[1] * sum(ranks)
 
     def sum(self) -> Float[Tensor, "rows q k"]:
-        """The sums over the layers, for every row."""
+        """Compute the sums over the layers, for every row."""
         scale = torch.zeros(len(self.parts), self.columns, dtype=self.parts[0].a.dtype)
         columns, scalings, *_ = zip(*self.parts, strict=True)
         scale[torch.arange(len(scale)), torch.tensor(columns)] = torch.tensor(scalings, dtype=scale.dtype)
@@ -58,16 +66,17 @@ class Bilinear:
 
 
 class _Sums(torch.autograd.Function):
-    """A ``Bilinear``'s sums: thin products of long matrices, each read once forward and once back.
+    """The sums of a ``Bilinear``. Every matrix of rows is read once in the forward and once in the backward pass.
 
-    Products are taken in the rows' own type, sums over r, of all layers together, in the factors'.
+    Products with rows are computed in the type of the rows. Sums over the ranks r of all layers are computed in the
+    type of the factors.
     """
 
     @staticmethod
     def forward(
         ctx: Any, layers: list[_Layer], scale: Float[Tensor, "r k"], *factors: Tensor
     ) -> Float[Tensor, "rows q k"]:
-        """The sums of bilinear forms of every row, where the factors are; these are A and B of each part in turn."""
+        """Compute the sums for every row, on the factors' device. ``factors`` are A and B of the parts, alternating."""
         rows, directions, _ = layers[0].gradients.shape
         home, device = scale.device, layers[0].inputs.device
         scale, moved = scale.to(device), _together(factors, device)
@@ -85,49 +94,49 @@ class _Sums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the factors."""
-        kept, kind = ctx.up.dtype, ctx.layers[0].inputs.dtype
+        """Compute the gradients of the factors."""
+        factor_dtype, row_dtype = ctx.up.dtype, ctx.layers[0].inputs.dtype
         outer = _out_of_columns(grads[0].to(ctx.scale.device), ctx.scale)  # (rows, q, r of all)
-        weights, mixed = (outer * ctx.up).sum(1).to(kind), (outer * ctx.down.unsqueeze(1)).to(kind)
+        weights, mixed = (outer * ctx.up).sum(1).to(row_dtype), (outer * ctx.down.unsqueeze(1)).to(row_dtype)
         of_a: list[Tensor] = []
         of_b: list[Tensor] = []
         for group in ctx.groups:
             place = slice(group[0].place.start, group[-1].place.stop)
-            product = (weights[:, place].T @ group[0].inputs).to(kept)
+            product = (weights[:, place].T @ group[0].inputs).to(factor_dtype)
             of_a += product.split([rank for layer in group for rank in layer.ranks])
         for layer in ctx.layers:
             left = mixed[..., layer.place].flatten(0, 1)  # (rows q, r)
-            of_b += (left.T @ layer.gradients.flatten(0, 1)).to(kept).split(layer.ranks)
-        found = [each for a, b in zip(of_a, of_b, strict=True) for each in (a, b.T)]
-        return None, None, *_together(found, grads[0].device)
+            of_b += (left.T @ layer.gradients.flatten(0, 1)).to(factor_dtype).split(layer.ranks)
+        gradients = [gradient for a, b in zip(of_a, of_b, strict=True) for gradient in (a, b.T)]
+        return None, None, *_together(gradients, grads[0].device)
 
 
 def _together(parts: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """Tensors on a device, brought there in one piece where they are not."""
+    """Move tensors to a device in one transfer."""
     if parts[0].device == device:
         return parts
     flat = torch.cat([part.flatten() for part in parts]).to(device)
-    return [each.view(part.shape) for each, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)]
+    return [piece.view(part.shape) for piece, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)]
 
 
 def _into_columns(values: Float[Tensor, "rows q r"], scale: Float[Tensor, "r k"]) -> Float[Tensor, "rows q k"]:
-    """Scaled sums of the ranks that belong to each column; what is no number stays in its own."""
-    found = values @ scale
-    if bool(found.isfinite().all()):
-        return found
+    """Scaled sums over the ranks of every column. NaN and ∞ affect only their own column."""
+    sums = values @ scale
+    if bool(sums.isfinite().all()):
+        return sums
     return torch.stack([values[..., own != 0] @ own[own != 0] for own in scale.T], 2)
 
 
 def _out_of_columns(values: Float[Tensor, "rows q k"], scale: Float[Tensor, "r k"]) -> Float[Tensor, "rows q r"]:
-    """Each rank's share of what its column has, likewise."""
-    found = values @ scale.T
-    if bool(found.isfinite().all()):
-        return found
+    """The transpose of ``_into_columns``: a rank gets the scaled value of its column, and only its NaN and ∞."""
+    spread = values @ scale.T
+    if bool(spread.isfinite().all()):
+        return spread
     return values[..., scale.abs().argmax(1)] * scale.sum(1)
 
 
 def _groups(layers: list[_Layer]) -> list[list[_Layer]]:
-    """The layers that follow each other with the same inputs."""
+    """Group consecutive layers that share the same input tensor."""
     groups: list[list[_Layer]] = []
     for layer in layers:
         if groups and layer.inputs is groups[-1][-1].inputs:

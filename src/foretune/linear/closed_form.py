@@ -1,15 +1,17 @@
-"""Linearised fine-tuning under the squared loss in closed form (theory.md sections 3 and 4).
+"""Linearised fine-tuning under the squared loss in closed form (docs/theory.md sections 3 and 4).
 
-Convention: λ and the loss are **sums**, ``½ Σ ‖f(x_i) - y_i‖² + (λ/2) ‖θ - θ0‖²``; ``sum_strength`` converts a λ that
-goes with a mean loss. Everything is in the centred output coordinates of ``Kernel``. Time t is learning rate × steps of
-gradient descent on that sum (for a mean loss, multiply: dividing λ by a factor multiplies t by it).
+The loss is a **sum**: ``½ Σ ‖f(x_i) - y_i‖² + (λ/2) ‖θ - θ0‖²``. Its second part is the proximal term, a penalty on the
+distance from the parameters before training. ``sum_strength`` converts the λ of a mean loss. All outputs are in the
+centred coordinates of ``Kernel``. Time t is learning rate × steps of gradient descent on this sum. A run on the loss
+divided by s, with strength λ' and time t', is the run on the sum with ``λ = s λ'`` and ``t = t'/s``.
 
-With eigenvalues σ_i and eigenvectors v_i of the training kernel, ``c_i = v_i' r0`` and a *gain* g(σ), the model is
+The training kernel has eigenvalues σ_i and eigenvectors v_i. With ``c_i = v_i' r0``, where r0 is the residual before
+training, and a *gain* g(σ) that depends on the kind of training, the model is
 
     f(X) = f0(X) + K(X, X_train) Σ_i v_i g(σ_i) c_i
 
-where ``μ = σ + λ`` and ``g = (1 - e^{-μt})/μ`` for gradient flow, ``g = (1 - (1-ημ)^k)/μ`` for k steps of gradient
-descent, and ``g = 1/μ`` for ridge regression, the limit of both.
+Let ``μ = σ + λ``. Gradient flow has ``g = (1 - e^{-μt})/μ``, k steps of gradient descent at rate η have
+``g = (1 - (1-ημ)^k)/μ``, and ridge regression, the limit of both, has ``g = 1/μ``.
 """
 
 import math
@@ -25,12 +27,19 @@ from foretune.kernel import Kernel, Spectrum
 
 
 def sum_strength(strength: float, num_examples: int, num_outputs: int, loss: str) -> float:
-    """The λ of the sum convention that gives the minimiser of a mean loss plus ``(strength/2) ‖θ - θ0‖²``.
+    """Convert the strength of a penalty beside a mean loss to the λ of the sum convention, with the same minimiser.
 
-    ``λ = strength · n`` for mean cross-entropy, ``strength · n C / 2`` for ``torch.nn.MSELoss`` (theory.md section 0).
+    ``λ = strength · n`` for mean cross-entropy, ``strength · n C / 2`` for ``torch.nn.MSELoss`` (docs/theory.md
+    section 0).
 
     >>> sum_strength(0.5, 10, 2, "mean_squared_error")
     5.0
+
+    Args:
+        strength: The strength in ``mean loss + (strength/2) ‖θ - θ0‖²``.
+        num_examples: Number of training examples n.
+        num_outputs: Number of outputs of an example C.
+        loss: ``cross_entropy`` or ``mean_squared_error``.
     """
     return strength * num_examples * (num_outputs / 2 if loss == "mean_squared_error" else 1)
 
@@ -40,10 +49,10 @@ class Fit:
     """Predictions of the linearised model at one time, in centred coordinates.
 
     Attributes:
-        fx_train: Outputs for the training examples (n k).
-        fx_eval: Outputs for the evaluation examples (m k).
-        risk: ``½ Σ ‖f(x_i) - y_i‖²`` over the training examples: ``R_t = ½ Σ c_i² φ_t(σ_i)²``, ``φ_t = 1 - σ g``.
-        effective_dimension: ``Σ σ_i g(σ_i)``: the trace of the map from r0 to the change of the training outputs.
+        fx_train: Outputs on the training examples (n k).
+        fx_eval: Outputs on the evaluation examples (m k).
+        risk: ``½ Σ ‖f(x_i) - y_i‖²`` over the training examples. It is ``½ Σ c_i² φ(σ_i)²`` with ``φ = 1 - σ g``.
+        effective_dimension: ``Σ σ_i g(σ_i)``, the trace of the map from r0 to the change of the training outputs.
     """
 
     fx_train: Float[Tensor, "n k"]
@@ -55,12 +64,12 @@ class Fit:
 
 @dataclass(frozen=True, repr=False)
 class Ridge(Fit):
-    """Kernel ridge regression: the linearised model trained to the end with the proximal term.
+    """Kernel ridge regression, that is the linearised model trained to the end with the proximal term.
 
     Attributes:
         strength: λ, in the sum convention.
-        leave_one_out: For each training example, its residual ``y_i - f(x_i)`` under the model fitted to all others
-            with the same λ (n k).
+        leave_one_out: The residual ``y_i - f(x_i)`` of every training example under the model that was fitted to all
+            other examples with the same λ (n k).
     """
 
     strength: float
@@ -68,7 +77,7 @@ class Ridge(Fit):
 
     @property
     def leave_one_out_error(self) -> float:
-        """Mean squared leave-one-out residual, ``1/n Σ ‖r_i‖²``."""
+        """The mean squared leave-one-out residual, ``1/n Σ ‖r_i‖²``."""
         return float(self.leave_one_out.square().sum(1).mean())
 
 
@@ -78,7 +87,7 @@ class Curve:
 
     Attributes:
         t: Times (learning rate × steps).
-        fits: The model at each of them.
+        fits: The model at these times.
     """
 
     t: tuple[float, ...]
@@ -103,12 +112,12 @@ class Curve:
 
 @dataclass(frozen=True, repr=False)
 class Modes:
-    """A kernel factored once: ridge regressions and training runs of any strength and length follow cheaply.
+    """A kernel with its eigendecomposition, from which fits of any strength and length follow cheaply.
 
     Attributes:
         kernel: The kernel.
-        spectrum: Of its training part, with eigenvectors V.
-        coefficients: ``c = V' r0``.
+        spectrum: The spectrum of the training kernel, with eigenvectors V.
+        coefficients: ``c = V' r0``, the initial residual in the basis of the eigenvectors.
         k_eval_modes: ``K(X_eval, X_train) V``.
     """
 
@@ -120,7 +129,7 @@ class Modes:
 
     @classmethod
     def of(cls, kernel: "Kernel | Modes") -> "Modes":
-        """Factor a kernel, if that is not done yet."""
+        """Factor a kernel. ``Modes`` are returned unchanged."""
         if isinstance(kernel, Modes):
             return kernel
         spectrum = kernel.spectrum()
@@ -129,7 +138,7 @@ class Modes:
         return cls(kernel, spectrum, vectors.T @ kernel.r0, kernel.k_eval_train @ vectors)
 
     def fit(self, gain: Float[Tensor, " M"]) -> Fit:
-        """The model with a gain g(σ_i) for every eigenvalue."""
+        """The model whose gain is g(σ_i) for every eigenvalue."""
         kernel, sigma = self.kernel, self.spectrum.eigenvalues
         assert self.spectrum.eigenvectors is not None
         scaled = gain * self.coefficients
@@ -142,10 +151,15 @@ class Modes:
         )
 
     def leave_one_out(self, strength: float) -> Float[Tensor, "n k"]:
-        """``r_i = ([M⁻¹]_ii)⁻¹ [M⁻¹ r0]_i`` with ``M = K + λI`` and k × k blocks (theory.md section 3).
+        """Leave-one-out residuals of ridge regression without refitting (docs/theory.md section 3).
+
+        ``r_i = ([M⁻¹]_ii)⁻¹ [M⁻¹ r0]_i`` with ``M = K + λI``, where ``[M⁻¹]_ii`` is the k × k block of example i.
+
+        Args:
+            strength: λ, in the sum convention.
 
         Raises:
-            ValueError: λ is zero and the kernel is singular: then M has no inverse.
+            ValueError: λ is zero and the kernel is singular, so M has no inverse.
         """
         if strength <= 0 and self.spectrum.rank < len(self.coefficients):
             raise ValueError("strength is 0 and the kernel is singular, pass a strength above 0")
@@ -159,12 +173,12 @@ class Modes:
 
 
 def ridge(kernel: Kernel | Modes, strength: float) -> Ridge:
-    """Kernel ridge regression ``f(X) = f0 + K(X, X_train) (K + λI)⁻¹ r0``, its closed-form leave-one-out included.
+    """Fit kernel ridge regression, ``f(X) = f0 + K(X, X_train) (K + λI)⁻¹ r0``, with leave-one-out residuals.
 
     Args:
-        kernel: The kernel, or its modes where many strengths are tried.
-        strength: λ ≥ 0 in the sum convention. With λ = 0 it is the least-norm interpolation (singular kernels allowed,
-            but then every left-out residual is not a number).
+        kernel: The kernel. Pass its ``Modes`` to try many strengths cheaply.
+        strength: λ ≥ 0, in the sum convention. With λ = 0 the fit interpolates with the smallest norm. If the kernel is
+            also singular, all leave-one-out residuals are NaN.
     """
     modes = Modes.of(kernel)
     fit = modes.fit(modes.spectrum.flow_gain(strength, math.inf))
@@ -174,11 +188,12 @@ def ridge(kernel: Kernel | Modes, strength: float) -> Ridge:
 
 
 def best_strength(kernel: Kernel | Modes, grid: Sequence[float] | None = None) -> float:
-    """The λ (sum convention) of a grid with the least leave-one-out error.
+    """The λ of a grid with the smallest leave-one-out error.
 
     Args:
-        kernel: The kernel, or its modes.
-        grid: Strengths above 0; by default 25 from 10⁻⁶ to 10² times the mean eigenvalue.
+        kernel: The kernel, or its ``Modes``.
+        grid: Strengths above 0, in the sum convention. By default these are 25 values from 10⁻⁶ to 10² times the mean
+            eigenvalue.
 
     Raises:
         ValueError: The grid is empty.
@@ -193,15 +208,28 @@ def best_strength(kernel: Kernel | Modes, grid: Sequence[float] | None = None) -
 
 
 def gradient_flow(kernel: Kernel | Modes, strength: float, t: Sequence[float]) -> Curve:
-    """Gradient flow on the linearised model with the proximal term always on, at times t (0 and ∞ are exact)."""
+    """Gradient flow on the linearised model, with a proximal term that always acts.
+
+    Args:
+        kernel: The kernel, or its ``Modes``.
+        strength: λ, in the sum convention.
+        t: Times, learning rate × steps. 0 and ∞ are exact.
+    """
     modes = Modes.of(kernel)
     return Curve(tuple(t), tuple(modes.fit(modes.spectrum.flow_gain(strength, time)) for time in t))
 
 
 def gradient_descent(kernel: Kernel | Modes, strength: float, rate: float, steps: Sequence[int]) -> Curve:
-    """Full-batch gradient descent ``θ ← θ - η(∇R + λ(θ - θ0))`` on the linearised model, after these numbers of steps.
+    """Full-batch gradient descent ``θ ← θ - η(∇R + λ(θ - θ0))`` on the linearised model.
 
-    It converges for η < 2/(σ_max + λ), and like flow at t = ηk for small η. Times of the curve are η × steps.
+    It converges if η < 2/(σ_max + λ). For small η it equals gradient flow at time t = ηk. The times of the curve are
+    η × steps.
+
+    Args:
+        kernel: The kernel, or its ``Modes``.
+        strength: λ, in the sum convention.
+        rate: η, the learning rate.
+        steps: Numbers of steps k at which the curve is given.
     """
     modes = Modes.of(kernel)
     fits = tuple(modes.fit(modes.spectrum.descent_gain(strength, rate, count)) for count in steps)

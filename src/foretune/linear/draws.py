@@ -1,17 +1,17 @@
-"""Random numbers of one training step that depend on what they are for, and not on who else draws some."""
+"""Random numbers of one training step that do not depend on the order in which they are drawn."""
 
 import torch
 
 
 class Draws:
-    """Generators for each of many purposes, seeded by one number that is drawn from torch's own generator.
+    """Gives a random generator for every purpose. One number from torch's own generator seeds all of them.
 
-    So models that are trained in lockstep draw what each would draw alone.
+    So a model that is trained in lockstep with others draws the same numbers as when it is trained alone.
     """
 
     def __init__(self) -> None:
         self.seed = int(torch.randint(2**31, ()))
 
     def generator(self, purpose: int) -> torch.Generator:
-        """That of a purpose, always from its beginning."""
+        """A new generator for a purpose. The same purpose always gets the same numbers."""
         return torch.Generator().manual_seed(self.seed + purpose)

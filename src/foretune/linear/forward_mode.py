@@ -1,8 +1,8 @@
-"""Forward-mode derivatives of whole models, whatever attention they run.
+"""Forward-mode derivatives of whole models, with any kind of attention.
 
-PyTorch carries a tangent beside every value (``torch.autograd.forward_ad``), but its fused attention kernels have no
-forward derivative. Here their values come from the kernel that the model asked for, and only the tangents from explicit
-attention, through which gradients flow back.
+In forward mode PyTorch carries a tangent, the derivative in one direction, beside every value
+(``torch.autograd.forward_ad``). Its fused attention kernels do not support this. Here the values come from the kernel
+that the model uses. The tangents come from attention in plain operations, so gradients can flow back through them.
 """
 
 import functools
@@ -30,20 +30,21 @@ LOSSES = (
     functional.huber_loss,
     functional.binary_cross_entropy_with_logits,
 )
-FIX = "load the model with attn_implementation='sdpa' or 'eager', and without layers that bring kernels of their own"
+FIX = "load the model with attn_implementation='sdpa' or 'eager', and without layers that use their own kernels"
 
 
 @contextmanager
 def tangents() -> Generator[None]:
-    """Carry tangents inside the block, through fused attention too; losses are taken of value plus tangent.
+    """Carry tangents inside the block, also through fused attention.
 
-    Gradients are recorded inside if they were outside.
+    A loss inside the block is computed from value plus tangent. Gradients are recorded inside the block if they are
+    recorded outside.
 
     Raises:
         InputError: An operation has no forward derivative.
     """
     recording = torch.is_grad_enabled()
-    # in inference mode tangents would be dropped without a word
+    # inference mode would drop the tangents without an error
     with torch.inference_mode(False), torch.set_grad_enabled(recording), forward_ad.dual_level(), _Rules():
         try:
             yield
@@ -56,7 +57,12 @@ def tangents() -> Generator[None]:
 
 @contextmanager
 def replaced(model: nn.Module, values: Mapping[str, Tensor]) -> Generator[None]:
-    """Other tensors in the places of parameters, by name; a parameter that is shared is replaced everywhere."""
+    """Replace parameters by other tensors inside the block. A shared parameter is replaced everywhere.
+
+    Args:
+        model: The model.
+        values: The tensors, by parameter name.
+    """
     stand_ins = {id(model.get_parameter(name)): value for name, value in values.items()}
     places = [
         (module._parameters, key, parameter)
@@ -74,7 +80,7 @@ def replaced(model: nn.Module, values: Mapping[str, Tensor]) -> Generator[None]:
 
 
 class _Rules(TorchFunctionMode):
-    """What is done otherwise than PyTorch would: linear layers, fused attention, and losses."""
+    """Replace PyTorch's own rules for linear layers, fused attention and losses."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -85,20 +91,20 @@ class _Rules(TorchFunctionMode):
         if func is functional.scaled_dot_product_attention:
             values = func(*map(_value, args), **{name: _value(item) for name, item in kwargs.items()})
             return _dual(values, forward_ad.unpack_dual(attention(*args, **kwargs)).tangent)
-        if func is Tensor.requires_grad_:  # as peft does to embeddings for the sake of checkpointing
+        if func is Tensor.requires_grad_:  # peft calls it on embeddings, for gradient checkpointing
             return args[0]
         if func in LOSSES:
             return func(*map(first_order, args), **{name: first_order(item) for name, item in kwargs.items()})
-        found = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         custom = isinstance(func, OpOverload | OpOverloadPacket) and not str(func).startswith("aten.")
-        if custom and any(map(_moves, tree_leaves((args, kwargs)))):  # PyTorch drops their tangents in silence
-            if any(isinstance(x, Tensor) and x.is_floating_point() and not _moves(x) for x in tree_leaves(found)):
+        if custom and any(map(_moves, tree_leaves((args, kwargs)))):  # PyTorch would drop their tangents silently
+            if any(isinstance(x, Tensor) and x.is_floating_point() and not _moves(x) for x in tree_leaves(result)):
                 raise InputError("model", f"the operation {func} has no forward derivative", FIX)
-        return found
+        return result
 
 
 def first_order(item: Any) -> Any:
-    """Value plus tangent of a tensor; other things as they are."""
+    """Value plus tangent of a tensor. Anything else is returned unchanged."""
     if not isinstance(item, Tensor):
         return item
     value, tangent = forward_ad.unpack_dual(item)
@@ -118,7 +124,10 @@ def _dual(value: Tensor, tangent: Tensor | None) -> Tensor:
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x W' + b`` with tangent ``dx W' + x dW' + db``: PyTorch would multiply by zeros where one has no tangent."""
+    """``x W' + b`` with the tangent ``dx W' + x dW' + db``.
+
+    Terms without a tangent are skipped, where PyTorch would multiply by zeros.
+    """
     (x, dx), (w, dw) = forward_ad.unpack_dual(input), forward_ad.unpack_dual(weight)
     b, db = (None, None) if bias is None else forward_ad.unpack_dual(bias)
     value, terms = functional.linear(x, w, b), []
@@ -141,15 +150,18 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Float[Tensor, "*b h t e"]:
-    """``softmax(scale · q k' + mask) v`` in plain operations, with the arguments of PyTorch's fused function.
+    """Attention, ``softmax(scale · q k' + mask) v``, in plain operations.
 
-    A query that may attend to nothing gets 0, as from the fused kernels.
+    The arguments are those of PyTorch's fused function. A query that may attend to nothing gives 0, as in the fused
+    kernels.
 
     Raises:
-        InputError: Dropout is asked for: its mask would not be the kernel's.
+        InputError: The dropout probability is above 0. Its random mask would differ from that of the fused kernel.
     """
     if dropout_p > 0:
-        raise InputError("model", f"its attention drops with probability {dropout_p} in eval mode", "set that to 0")
+        raise InputError(
+            "model", f"its attention uses dropout with probability {dropout_p} in eval mode", "set that dropout to 0"
+        )
     if enable_gqa:
         times = query.shape[-3] // key.shape[-3]
         key, value = (x.repeat_interleave(times, -3) for x in (key, value))

@@ -1,16 +1,17 @@
-r"""Directions of the features along which no tangents were taken: they push a simulated run's adapters as noise.
+r"""Noise that stands for feature directions without tangents in a simulated run.
 
-Many classes have more directions than are taken (``Tangents.span``, ``Tangents.basis``). The loss's gradients along the
-others are known, what they do to the adapters is not. Without them, an optimiser that divides a gradient by its size,
-as Adam does, gives what is left of it the length of all of it, and a simulated run learns too fast (``docs/log.md``).
-So every gradient of an adapter gets normal noise with
+With many classes the loss depends on more directions of the features (``Tangents.span``) than tangents are collected
+for (``Tangents.basis``). The loss's gradient along the left-out directions is known, but its effect on the adapters is
+not. Adam divides a gradient by its size, so a gradient without these directions would be scaled up to the size of the
+whole gradient, and the simulated run would learn too fast (``docs/log.md``). So the gradient g of every adapter
+parameter gets normal noise n with
 
 .. math:: \mathbb E\,\lVert n\rVert^2 = \lVert g\rVert^2\,
     \left(\frac{\sum_x \lVert S_x\,\partial L/\partial h_x\rVert^2}
     {\sum_x \lVert Q_x\,\partial L/\partial h_x\rVert^2} - 1\right)
 
-with Q the directions taken, S all of them, h the features of the batch's examples x: an estimate, as if gradients
-along all directions had adapters' gradients of the same size.
+where Q are the directions with tangents, S all directions, and h the features of the batch's examples x. This is an
+estimate. It assumes that a gradient along any direction moves the adapters equally far.
 """
 
 from collections.abc import Iterable
@@ -24,29 +25,35 @@ from foretune.linear.draws import Draws
 
 
 class LeftOut:
-    """Adds the noise to the gradients of some parameters, in every backward pass of features that are watched.
+    """Adds the noise to the gradients of the adapters in every backward pass.
 
     Args:
-        parameters: Those of the adapters.
+        parameters: The parameters of the adapters.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.ratio = 0.0
-        self.draws: Draws | None = None  # of the backward pass to come
+        self.draws: Draws | None = None  # random numbers for the next backward pass
         for number, parameter in enumerate(parameters):
             parameter.register_hook(partial(self._noisy, number))
 
     def watch(
         self, features: Float[Tensor, "b d"], taken: Float[Tensor, "k q d"], span: Float[Tensor, "m s d"]
     ) -> None:
-        """Measure the ratio where the gradient of these features is known, before those of the adapters are."""
+        """Measure the bracket of the formula in the next backward pass, before that pass reaches the adapters.
+
+        Args:
+            features: The features of the batch.
+            taken: The directions Q, for all examples (k = 1) or for every example.
+            span: The directions S, for all examples (m = 1) or for every example.
+        """
 
         def measure(gradient: Float[Tensor, "b d"]) -> None:
-            known, whole = (
+            along_taken, along_all = (
                 float(torch.einsum("bd,bqd->bq", gradient, rows.to(gradient).expand(len(gradient), -1, -1)).norm()) ** 2
                 for rows in (taken, span)
             )
-            self.ratio = max(whole / known - 1, 0.0) if known else 0.0
+            self.ratio = max(along_all / along_taken - 1, 0.0) if along_taken else 0.0
 
         if features.requires_grad:
             self.draws = Draws()

@@ -1,6 +1,7 @@
-"""The linearised model: a fine-tune's first-order picture, as a module that trains, saves and loads like the model.
+"""The linearised model, as a module that is trained and saved like the model itself.
 
-``f̄(x; θ) = f(x; θ0) + J0(x) (θ - θ0)`` (theory.md section 2), θ the parameters that require gradients.
+``f̄(x; θ) = f(x; θ0) + J0(x) (θ - θ0)`` (docs/theory.md section 2). θ are the parameters that require gradients, θ0
+their values before training. J0 is the Jacobian: the derivative of every output in every such parameter, at θ0.
 """
 
 import copy
@@ -22,12 +23,12 @@ from foretune.tangents import centring, evaluating
 
 
 class Linearised(nn.Module):
-    """What :func:`linearise` adds to a model's class.
+    """The methods that :func:`linearise` adds to a model's class.
 
     Attributes:
-        network: The true network, with which it shares modules and parameters.
-        trained: Names of the parameters θ.
-        start: θ0, parameter after parameter; a buffer, so that it moves and is saved with the rest.
+        network: The true network. The linearised model shares its modules and parameters.
+        trained: The names of the parameters θ.
+        start: θ0, all parameters in one vector. It is a buffer, so it moves to devices and is saved with the model.
     """
 
     network: nn.Module
@@ -35,11 +36,11 @@ class Linearised(nn.Module):
     start: Float[Tensor, " p"]
 
     def theta(self) -> dict[str, nn.Parameter]:
-        """θ by name."""
+        """The parameters θ by name."""
         return {name: self.network.get_parameter(name) for name in self.trained}
 
     def initial(self) -> dict[str, Tensor]:
-        """θ0 by name, each in the type and on the device of its parameter."""
+        """θ0 by name. A value has the type and the device of its parameter."""
         theta = self.theta()
         values = self.start.split([parameter.numel() for parameter in theta.values()])
         return {
@@ -48,21 +49,21 @@ class Linearised(nn.Module):
         }
 
     def displacement(self) -> Float[Tensor, " p"]:
-        """``δ = θ - θ0``, in the order of ``start``."""
+        """The displacement ``δ = θ - θ0``, in the order of ``start``."""
         theta = torch.cat([parameter.detach().flatten() for parameter in self.theta().values()])
         return theta - self.start.to(theta)
 
     def jacobian(
         self, batch: Mapping[str, Tensor], *, centred: bool = False
     ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n c p"]]:
-        """``f0`` and ``J0`` for the examples of a batch; labels are left out.
+        """Compute the outputs ``f0`` and the Jacobian ``J0`` for the examples of a batch.
 
-        Examples go through the network one by one, with a backward pass for each output: exact whatever the parameters
-        are, for the memory of the Jacobian and n small forward and n c small backward passes.
+        The result is exact for any kind of parameters. Examples go through the network one by one: n forward passes and
+        n c backward passes. The whole Jacobian is held in memory.
 
         Args:
-            batch: As the model takes it; the examples are along the first axis of every tensor.
-            centred: Of the centred coordinates of the outputs (:func:`foretune.tangents.centring`), one fewer.
+            batch: The model's inputs. Examples are along the first axis of every tensor. Labels are ignored.
+            centred: Whether to use the c - 1 centred coordinates of the outputs (:func:`foretune.tangents.centring`).
         """
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         leaves = {name: value.clone().requires_grad_() for name, value in self.initial().items()}
@@ -72,19 +73,19 @@ class Linearised(nn.Module):
                 (logits,) = self.network.forward(**{name: value[i : i + 1] for name, value in inputs.items()}).logits
                 logits = centring(len(logits)).to(logits) @ logits if centred else logits
                 gradients = (
-                    torch.autograd.grad(each, list(leaves.values()), retain_graph=True, materialize_grads=True)
-                    for each in logits
+                    torch.autograd.grad(logit, list(leaves.values()), retain_graph=True, materialize_grads=True)
+                    for logit in logits
                 )
                 outputs.append(logits.detach())
-                rows.append(torch.stack([torch.cat([each.flatten() for each in parts]) for parts in gradients]))
+                rows.append(torch.stack([torch.cat([part.flatten() for part in parts]) for parts in gradients]))
         return torch.stack(outputs), torch.stack(rows)
 
     def save_pretrained(
         self, save_directory: str | Path, *args: Any, state_dict: Mapping[str, Tensor] | None = None, **kwargs: Any
     ) -> None:
-        """Write θ as the original writes its weights (a peft model: its adapter), and θ0 to ``start.safetensors``.
+        """Save θ in the format of the original model (for a peft model, its adapter), and θ0 to ``start.safetensors``.
 
-        To go on with both: ``linearise(PeftModel.from_pretrained(base, folder, is_trainable=True),
+        To continue later: ``linearise(PeftModel.from_pretrained(base, folder, is_trainable=True),
         start=safetensors.torch.load_file(folder + "/start.safetensors"))``.
         """
         weights = dict(self.state_dict() if state_dict is None else state_dict)
@@ -97,36 +98,38 @@ class Linearised(nn.Module):
 
 
 def linearise(model: nn.Module, start: Mapping[str, Tensor] | None = None) -> Linearised:
-    """The exact first-order model ``f̄(x; θ) = f(x; θ0) + J0(x) (θ - θ0)``, called, trained and saved like ``model``.
+    """Make the exact first-order model ``f̄(x; θ) = f(x; θ0) + J0(x) (θ - θ0)`` of a model.
 
-    Every tensor that the model puts out is linearised; the loss is the model's own, taken of the linearised outputs.
-    Gradients go to θ, not to inputs. ``f`` is the model in eval mode, whatever the mode is set to: no dropout, LoRA's
-    included, so that J0 is one matrix. Attention stays as it was chosen: values come from its own kernel, tangents from
-    explicit attention, which needs memory for the t × t attention weights. A call costs about twice the model's forward
-    pass and its backward pass about as much as the model's own; neither grows with the number of outputs.
+    It is called, trained and saved like ``model``. Every output tensor is linearised. The loss is the model's own,
+    computed from the linearised outputs. Gradients flow to θ and not to the inputs. f is always the model in eval mode,
+    without any dropout (LoRA's dropout included), so J0 does not change. The attention values come from the model's own
+    kernel. The tangents come from explicit attention, which needs memory for the t × t attention weights. A forward
+    pass costs about two forward passes of the model, and a backward pass about as much as the model's own. The cost
+    does not grow with the number of outputs.
 
     Args:
-        model: A peft model or any other; θ is what requires gradients. It stays the true network and shares θ with the
-            linearised one: training one moves both. Modules are shared too.
-        start: θ0 by parameter name; by default the values that the parameters have now.
+        model: A peft model or any other model. θ are its parameters that require gradients. ``model`` stays the true
+            network. It shares its modules and θ with the linearised model, so training one of them changes both.
+        start: θ0 by parameter name. By default these are the current values of the parameters.
 
     Returns:
         A ``Linearised`` of the model's class, with all its attributes and methods.
 
     Raises:
-        InputError: Nothing requires gradients, the model is linearised already, or ``start`` is of other parameters.
+        InputError: No parameter requires gradients, the model is already linearised, or the names or shapes in
+            ``start`` are not those of the model's parameters.
     """
     if isinstance(model, Linearised):
-        raise InputError("model", "it is linearised already", "pass the model that it was made from")
+        raise InputError("model", "it is already linearised", "pass the original model")
     theta = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not theta:
         fix = "set requires_grad on the parameters to train; load adapters with is_trainable=True"
         raise InputError("model", "none of its parameters requires gradients", fix)
     start = theta if start is None else start
-    shapes, found = ({name: tuple(x.shape) for name, x in each.items()} for each in (theta, start))
-    if shapes != found:
-        odd = sorted(name for name, _ in shapes.items() ^ found.items())
-        listed = ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
+    expected, given = ({name: tuple(x.shape) for name, x in values.items()} for values in (theta, start))
+    if expected != given:
+        differing = sorted(name for name, _ in expected.items() ^ given.items())
+        listed = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
         raise InputError(
             "start",
             f"names or shapes are not those of the model's trained parameters ({listed})",
@@ -146,10 +149,10 @@ def linearise(model: nn.Module, start: Mapping[str, Tensor] | None = None) -> Li
 
     twin: Any = copy.copy(model)
     own = vars(twin)
-    own.update((name, copy.copy(own[name])) for name in vars(nn.Module()))  # hooks and buffers of its own
-    own.pop("forward", None)  # where accelerate has wrapped it
-    own |= {"network": model, "trained": tuple(theta)}  # not registered: its modules are here already
-    twin.__class__ = type(kind.__name__, (Linearised, kind), {"forward": forward})  # the name stays in saved configs
+    own.update((name, copy.copy(own[name])) for name in vars(nn.Module()))  # the copy gets its own hooks and buffers
+    own.pop("forward", None)  # accelerate may have wrapped it
+    own |= {"network": model, "trained": tuple(theta)}  # set without registering: the copy has these modules already
+    twin.__class__ = type(kind.__name__, (Linearised, kind), {"forward": forward})  # saved configs hold the class name
     twin.register_buffer("start", torch.cat([start[name].detach().to(x).flatten() for name, x in theta.items()]))
     return twin
 
@@ -162,7 +165,7 @@ def _linear(output: Any) -> Any:
     if isinstance(output, Tensor) and output.dim() == 0 and forward_ad.unpack_dual(output).tangent is not None:
         raise InputError(
             "labels",
-            "the model's loss is none of torch.nn.functional's common ones, so it would be linearised too",
-            "leave the labels out and take the loss of the outputs",
+            "the model's loss is none of the common ones of torch.nn.functional, so it would be linearised too",
+            "leave the labels out and compute the loss from the outputs",
         )
     return first_order(output)

@@ -1,4 +1,4 @@
-"""Several tangent models that are trained in lockstep: examples' rows are read once for all of them."""
+"""Trains several tangent models in lockstep, so that the examples' rows are read once for all of them."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,17 +14,18 @@ from foretune.linear.weights import change_norms
 
 
 class Lockstep(Unwalked):
-    """Tangent models of the same tangents as one module, whose loss is the sum of theirs.
+    """Tangent models with the same tangents as one module, whose loss is the sum of the members' losses.
 
-    No member gets another's gradients, and each draws the random numbers that it would draw alone, if all draw equally
-    many from torch's own generator: models of which all have dropout in their adapters, or none has.
+    A member gets only the gradients of its own loss. It also draws the same random numbers as when it is trained alone,
+    provided that all members draw equally many numbers from torch's generator. This is so if all members have dropout
+    in their adapters, or none has.
 
     Args:
         members: The models.
 
     Attributes:
         models: The members.
-        losses: Of each member, for the last batch (k).
+        losses: The loss of every member on the last batch (k).
     """
 
     def __init__(self, members: Sequence[TangentModel]) -> None:
@@ -35,30 +36,30 @@ class Lockstep(Unwalked):
         self.know_parameters()
 
     def modules(self, remove_duplicate: bool = True) -> Iterator[nn.Module]:
-        """Those that do anything."""
+        """Yield only the modules that compute something, see :meth:`TangentModel.modules`."""
         yield self
         for member in self.models:
             yield from member.modules()
 
     def train(self, mode: bool = True) -> "Lockstep":
-        """All of them, without a walk either."""
+        """Set the training mode of all members."""
         self.training = mode
         for member in self.models:
             member.train(mode)
         return self
 
     def measure(self) -> None:
-        """Measure every member's ``changes`` at once, for as long as the weights stay as they are."""
-        for member, norms in zip(self.models, change_norms([each.weights() for each in self.models]), strict=True):
+        """Compute and store ``changes()`` of all members at once. The values hold until the weights change."""
+        for member, norms in zip(self.models, change_norms([model.weights() for model in self.models]), strict=True):
             member.known = norms
 
     def forget(self) -> None:
-        """The weights are about to change."""
+        """Delete the values that ``measure`` stored. Call it before the weights change."""
         for member in self.models:
             member.known = None
 
     def forward(self, index: Int[Tensor, " b"], labels: Tensor, **_: object) -> SequenceClassifierOutput:
-        """The sum of the members' losses for the numbered examples."""
+        """The sum of the members' losses on the examples with these indices."""
         first, weights = self.models[0], [member.weights() for member in self.models]
         changes = along_tangents(first.tangents, index, weights, first.dtype).unbind(2)
         losses: list[Tensor] = []

@@ -1,14 +1,16 @@
-"""Linearised fine-tuning under cross-entropy with the proximal term (theory.md section 3).
+"""Linearised fine-tuning under cross-entropy with the proximal term, trained to the end (docs/theory.md section 3).
 
-Convention: the loss is a **sum**, ``Σ -log softmax(f(x_i))[label_i] + (λ/2) ‖θ - θ0‖²`` with ``f = f0 + J δ``; the
-λ of a mean loss is converted by ``sum_strength``. Everything is in the centred output coordinates of ``Kernel``.
+The proximal term is a penalty on the distance from the parameters before training, θ0. The loss is a **sum**:
+``Σ -log softmax(f(x_i))[label_i] + (λ/2) ‖θ - θ0‖²`` with ``f = f0 + J δ`` and ``δ = θ - θ0``. ``sum_strength``
+converts the λ of a mean loss. All outputs are in the centred coordinates of ``Kernel``.
 
-The problem is strictly convex, and Newton's method on any features Φ with ``K = Φ Φ'`` solves it:
+The problem is strictly convex. Newton's method solves it with any features Φ for which ``K = Φ Φ'``:
 
     minimise over w   Σ_i [ log Σ exp(P' z_i) - z_i' y_i ] + (λ/2) ‖w‖²,   z = f0 + Φ w
 
-In *parameter form* Φ is the Jacobian J and w is δ. In *kernel form* Φ is ``V √σ`` from the kernel's eigenvectors: then
-``α = V w / √σ`` are the dual variables of ``f = f0 + K α`` with the penalty ``(λ/2) α'Kα``, and as many as its rank.
+In *parameter form* Φ is the Jacobian J and w is δ. In *kernel form* Φ is ``V √σ``, where V are the kernel's
+eigenvectors and σ its eigenvalues. Then ``α = V w / √σ`` are the dual variables of ``f = f0 + K α`` with the penalty
+``(λ/2) α'Kα``, and w has as many entries as the kernel has rank.
 """
 
 import math
@@ -24,7 +26,7 @@ from foretune.linear.closed_form import Modes
 from foretune.tangents import centring
 
 MAX_STEPS = 100
-NEAR = 0.01  # change of any output from which on full steps shrink the Newton decrement
+NEAR = 0.01  # if no output changes by more than this, full Newton steps converge
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,13 +34,13 @@ class LogisticFit:
     """The minimiser of cross-entropy with the proximal term, for the linearised model.
 
     Attributes:
-        fx_train: Outputs for the training examples, centred (n k).
-        fx_eval: Outputs for the evaluation examples, centred (m k).
+        fx_train: Centred outputs on the training examples (n k).
+        fx_eval: Centred outputs on the evaluation examples (m k).
         loss: ``Σ -log softmax(f(x_i))[label_i]`` over the training examples.
-        objective: The loss with the term, ``loss + (λ/2) ‖δ‖²``.
+        objective: The loss plus the penalty, ``loss + (λ/2) ‖δ‖²``.
         strength: λ, in the sum convention.
-        steps: Newton steps taken.
-        converged: Whether the last ones changed rounding only; otherwise the fit is where they ended.
+        steps: Number of Newton steps.
+        converged: Whether the steps converged up to rounding. If not, the fit is the result of the last step.
     """
 
     fx_train: Float[Tensor, "n k"]
@@ -52,21 +54,21 @@ class LogisticFit:
 
 
 def logistic(kernel: Kernel | Modes, strength: float, jacobian: Float[Tensor, "N p"] | None = None) -> LogisticFit:
-    """Kernel multinomial logistic regression: the linearised model trained to the end under cross-entropy.
+    """Train the linearised model to the end under cross-entropy (kernel multinomial logistic regression).
 
     Args:
-        kernel: The kernel, or its modes where many strengths are tried.
-        strength: λ > 0, in the sum convention. Without the term separable classes have no minimiser.
-        jacobian: J of all examples' centred outputs, training examples first, with ``K = J J'``. Where it has fewer
-            columns than the kernel, the problem is solved in its parameters.
+        kernel: The kernel. Pass its ``Modes`` to try many strengths cheaply.
+        strength: λ > 0, in the sum convention. With λ = 0 separable classes would have no minimiser.
+        jacobian: J of all examples' centred outputs, training examples first, with ``K = J J'``. If it has fewer
+            columns than the kernel, the problem is solved in the parameters, which is cheaper.
 
     Raises:
-        ValueError: The kernel is of a regression, λ is not above 0 or too small for the kernel in float64, or the
-            Jacobian is not of the kernel's examples.
+        ValueError: The kernel belongs to a regression task; or λ is not above 0, or too small for the kernel in
+            float64; or the Jacobian does not have the kernel's examples.
     """
     base = kernel.kernel if isinstance(kernel, Modes) else kernel
     if base.loss != "cross_entropy":
-        raise ValueError(f"kernel is of {base.loss}, use ridge")
+        raise ValueError(f"kernel belongs to the loss {base.loss}, use ridge")
     if not strength > 0:
         raise ValueError(f"strength is {strength}, pass a number above 0")
     num_rows = base.fx_train_0.numel()
@@ -84,7 +86,7 @@ def logistic(kernel: Kernel | Modes, strength: float, jacobian: Float[Tensor, "N
 
 
 def _features(modes: Modes) -> tuple[Float[Tensor, "M r"], Float[Tensor, "E r"]]:
-    """``V √σ`` of the training examples and ``K(X_eval, X_train) V / √σ``, over eigenvalues that are not zero."""
+    """``V √σ`` for training and ``K(X_eval, X_train) V / √σ`` for evaluation examples, over non-zero eigenvalues."""
     rank = modes.spectrum.rank
     assert modes.spectrum.eigenvectors is not None
     roots = modes.spectrum.eigenvalues[:rank].sqrt()
@@ -93,7 +95,7 @@ def _features(modes: Modes) -> tuple[Float[Tensor, "M r"], Float[Tensor, "E r"]]
 
 @dataclass(frozen=True)
 class _Problem:
-    """The objective in w, its derivatives, and the outputs."""
+    """The objective as a function of w, its derivatives, and the outputs."""
 
     features: Float[Tensor, "M r"]
     fx_0: Float[Tensor, "n k"]
@@ -117,7 +119,7 @@ class _Problem:
         An example's Hessian in its outputs is ``P (diag p - p p') P' = S S'`` with ``S = P (diag √p - p √p')``.
 
         Raises:
-            ValueError: λ is too small beside the kernel to factor the Hessian.
+            ValueError: λ is too small for the kernel, so the Hessian cannot be factored.
         """
         probabilities = (self.outputs(weights) @ self.centre).softmax(1)  # (n, c)
         mean = probabilities @ self.centre.T  # (n, k)
@@ -129,17 +131,18 @@ class _Problem:
         hessian.diagonal().add_(self.strength)
         factor, failed = torch.linalg.cholesky_ex(hessian)
         if failed:
-            raise ValueError(f"strength is {self.strength}, too small for this kernel in float64: pass a larger one")
+            raise ValueError(f"strength is {self.strength}, too small for this kernel in float64: pass a larger number")
         direction = -torch.cholesky_solve(gradient.unsqueeze(1), factor).squeeze(1)
         return direction, -float(gradient @ direction)
 
 
 def _minimise(problem: _Problem) -> tuple[Float[Tensor, " r"], int, bool]:
-    """The minimiser, the steps to it, and whether they converged.
+    """The minimiser, the number of steps, and whether they converged.
 
-    Far from it, steps are halved until the objective falls by a quarter of what its slope promises. Where a step
-    moves no output by more than ``NEAR``, the next decrement is a small fraction of this one (the Hessian changes
-    by a factor of at most ``exp(2 NEAR)``), until both are rounding: that is the end.
+    Far from the minimiser a step is halved until the objective falls by at least a quarter of the fall that its slope
+    predicts. Near it, where a step moves no output by more than ``NEAR``, full steps are taken: the Hessian changes by
+    a factor of at most ``exp(2 NEAR)``, so every decrement is a small fraction of the one before. The steps have
+    converged when the decrement stops falling, because it is then only rounding.
     """
     weights, last = problem.features.new_zeros(problem.features.shape[1]), math.inf
     for steps in range(MAX_STEPS):

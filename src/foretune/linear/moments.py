@@ -1,4 +1,4 @@
-"""Tangent models at several moments of their runs, evaluated together."""
+"""Evaluates tangent models at several moments of their runs together."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -15,19 +15,19 @@ from foretune.tangents import evaluating
 
 Moment = tuple[TangentModel, Mapping[str, Tensor]]  # a model, and values of its parameters by name
 
-LOT = 16  # moments in one product: wider ones do not stay near the processor
+LOT = 16  # moments in one product; wider products do not fit the processor's cache
 
 
 class Moments:
-    """Copies of tangent models' parameters; the outputs of all are taken in one pass over the examples' rows.
+    """Keeps copies of tangent models' parameters, and evaluates all copies in one pass over the examples' rows.
 
-    One pass for nine moments costs about as much as two evaluations (``docs/log.md``): reading the rows is what takes
-    the time.
+    Reading the rows takes most of the time. One pass for nine moments costs about as much as two evaluations
+    (``docs/log.md``).
 
     Args:
-        models: Of the same tangents, which must stay the same from one ``take`` to ``recall``.
-        examples: Those that will be asked for, in the order in which their rows are best read.
-        batch: How many at a time.
+        models: Models with the same tangents. These tangents must not change between ``take`` and ``recall``.
+        examples: Indices of the examples to evaluate, in the order in which their rows are read.
+        batch: How many examples are read at a time.
     """
 
     def __init__(self, models: Sequence[TangentModel], examples: Int[Tensor, " n"], batch: int) -> None:
@@ -41,35 +41,44 @@ class Moments:
         )
 
     def recall(self) -> list[list[nn.Module]]:
-        """Stand-ins for the models at each moment that was kept; then these are forgotten."""
-        tables = iter(outputs_at([each for moment in self.kept for each in moment], self.batches))
-        found: list[list[nn.Module]] = [
+        """Evaluate the kept moments and forget them.
+
+        Returns:
+            For every moment, stand-ins for the models that look up the computed outputs.
+        """
+        tables = iter(outputs_at([member for moment in self.kept for member in moment], self.batches))
+        models: list[list[nn.Module]] = [
             [_Recalled(next(tables), model.tangents.loss) for model, _ in moment] for moment in self.kept
         ]
         self.kept.clear()
-        return found
+        return models
 
 
 def outputs_at(moments: Sequence[Moment], batches: Sequence[Tensor]) -> list[Float[Tensor, "n c"]]:
-    """Outputs of models of the same tangents at several moments; of examples that are in no batch they are NaN."""
+    """Compute the outputs of models with the same tangents at several moments.
+
+    Args:
+        moments: Models with values of their parameters.
+        batches: Indices of examples. Outputs of examples in no batch are NaN.
+    """
     tables = [torch.full(model.tangents.outputs.shape, torch.nan, dtype=model.dtype) for model, _ in moments]
     with ExitStack() as stack, torch.no_grad():
         for model in dict.fromkeys(model for model, _ in moments):
             stack.enter_context(evaluating(model))
         for start in range(0, len(moments), LOT):
             lot = moments[start : start + LOT]
-            weights, model = [each.weights(values) for each, values in lot], lot[0][0]
+            weights, model = [member.weights(values) for member, values in lot], lot[0][0]
             norms = change_norms(weights)
             for examples in batches:
                 changes = along_tangents(model.tangents, examples, weights, model.dtype).unbind(2)
-                for number, (each, values) in enumerate(lot):
-                    change = each.grown(changes[number], norms[number])
-                    tables[start + number][examples] = each.outputs_with(values, examples, change)
+                for number, (member, values) in enumerate(lot):
+                    change = member.grown(changes[number], norms[number])
+                    tables[start + number][examples] = member.outputs_with(values, examples, change)
     return tables
 
 
 class _Recalled(nn.Module):
-    """Outputs of numbered examples, looked up."""
+    """A model that looks up the outputs of examples in a table."""
 
     def __init__(self, outputs: Float[Tensor, "n c"], loss: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""θ0 on disk: the parameters before training, beside those that training made of them."""
+"""Saves and loads θ0, the trained parameters as they were before training."""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -12,20 +12,33 @@ from torch import Tensor, nn
 from foretune.errors import InputError
 
 START_FILE = "start.safetensors"
-SAMPLE = 64  # values of each frozen weight that tell one model from another
+SAMPLE = 64  # about this many values of every frozen weight go into the fingerprint
 
 
 def save_start(model: nn.Module, start: Mapping[str, Tensor], folder: str | Path) -> None:
-    """Write θ0, by parameter name, to ``start.safetensors`` in a folder, with the fingerprint of the frozen weights."""
+    """Write θ0 to ``start.safetensors`` in a folder, with the fingerprint of the frozen weights.
+
+    Args:
+        model: The model that trains.
+        start: θ0, by parameter name.
+        folder: The folder.
+    """
     tensors = {name: value.detach().contiguous() for name, value in start.items()}
     save_file(tensors, Path(folder) / START_FILE, {"frozen": fingerprint(model, tensors)})
 
 
 def load_start(model: nn.Module, folder: str | Path) -> dict[str, Tensor]:
-    """Read it for the same model.
+    """Read θ0 from ``start.safetensors`` in a folder.
+
+    Args:
+        model: The model with which θ0 was saved.
+        folder: The folder.
+
+    Returns:
+        θ0, by parameter name.
 
     Raises:
-        InputError: It cannot be read, or was saved with other frozen weights.
+        InputError: The file cannot be read, or was saved with other frozen weights.
     """
     path = Path(folder) / START_FILE
     try:
@@ -36,16 +49,18 @@ def load_start(model: nn.Module, folder: str | Path) -> dict[str, Tensor]:
         raise InputError(str(path), f"cannot be read ({error})", "train the adapter again") from error
     if frozen != fingerprint(model, start):
         raise InputError(
-            str(path), "it was saved with other frozen weights than this model's", "name the model of that training"
+            str(path),
+            "it was saved with a model whose frozen weights differ from this model's",
+            "name the model that was trained then",
         )
     return start
 
 
 def fingerprint(model: nn.Module, trained: Collection[str]) -> str:
-    """A hash of names, shapes and some values of the weights that do not train: equal for equal models.
+    """A hash of the names, the shapes and some values of the frozen weights. Equal models have equal hashes.
 
-    Values are compared in bfloat16. The untrained heads that peft keeps beside trained ones are left out: they are
-    another draw for every seed.
+    Values are rounded to bfloat16 first. peft keeps an untrained copy of a head beside the trained one; it is left out,
+    because it is random and differs from seed to seed.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in model.named_parameters():

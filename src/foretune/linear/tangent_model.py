@@ -1,10 +1,13 @@
-"""The weight-space tangent model: a fine-tune in which only the adapters and the head are computed.
+"""The weight-space tangent model: a stand-in for the network that computes only the adapters and the head.
 
 ``f(x) = head(h0(x) + Q' t(x))`` with ``t_q(x) = sum_m sum_t g_mqt' dW_m a_mt`` and ``dW = s (B A - B0 A0)``
-(theory.md section 6): linear in the weights' change, bilinear in the adapters' factors, exact in the head. With a
-``Growth`` the features change by as much more as the layers multiply each other, and no further than the network's last
-normalisation lets them; of directions that were not taken the adapters get noise (``foretune.linear.left_out``). These
-are estimates.
+(docs/theory.md section 6). h0 are the features before training, Q a basis of feature directions, a_mt the input of
+layer m for token t, and g_mqt the gradient of direction q at that layer's output. The model is linear in the change of
+the weights dW, bilinear in the factors A and B, and exact in the head.
+
+Two estimates are added. With a ``Growth`` the features change further than their tangents say, because layers multiply
+each other's changes; the network's last normalisation limits that. And the gradients of the adapters get noise for
+feature directions without tangents (``foretune.linear.left_out``).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,22 +29,21 @@ from foretune.tangents import Adapter, Head, Tangents
 
 
 class TangentModel(Unwalked):
-    """A stand-in for the adapted network: examples are given by number, outputs and loss are as the network's.
+    """A stand-in for the adapted network. It takes indices of examples and returns the outputs and the loss.
 
-    Its parameters carry the names that they have in the peft model, so that a ``Trainer`` groups, decays and clips
-    them alike.
+    Its parameters have the same names as in the peft model, so ``Trainer`` groups, decays and clips them in the same
+    way.
 
     Args:
-        tangents: Of the network and its examples.
-        adapters: The adapters at the start of training; their values are trained.
-        head: The head at the start of training; likewise.
-        config: The network's, for ``Trainer``.
-        accepts_loss_kwargs: Whether ``Trainer`` leaves the averaging over accumulated batches to the model.
-        growth: How far outputs outgrow their tangents, within the bounds of the last normalisation; by default they
-            are what the tangents say.
+        tangents: The tangents of the network for all examples.
+        adapters: The adapters at the start of training. Copies of their factors are trained.
+        head: The head at the start of training. It is trained.
+        config: The network's config, for ``Trainer``.
+        accepts_loss_kwargs: Whether the model, and not ``Trainer``, averages the loss over accumulated batches.
+        growth: How much further features change than their tangents say. By default they follow the tangents.
 
     Raises:
-        ValueError: An adapted layer has no tangents, or several adapters.
+        ValueError: An adapted layer has no tangents, or has several adapters.
     """
 
     def __init__(
@@ -57,18 +59,18 @@ class TangentModel(Unwalked):
         super().__init__()
         missing = sorted({adapter.layer for adapter in adapters} - set(tangents.layers))
         if missing:
-            raise ValueError(f"no tangents of {', '.join(missing)}: collect them with modules={missing!r}")
+            raise ValueError(f"there are no tangents of {', '.join(missing)}: collect them with modules={missing!r}")
         self.tangents, self.growth = tangents, growth
         self.adapters = {adapter.layer: adapter for adapter in adapters}
         if len(self.adapters) < len(adapters):
-            raise ValueError("several adapters on one layer: train them one at a time")
-        self.config, self.accepts_loss_kwargs = config, accepts_loss_kwargs  # where Trainer looks for them
+            raise ValueError("a layer has several adapters: train them one at a time")
+        self.config, self.accepts_loss_kwargs = config, accepts_loss_kwargs  # Trainer reads both
         self.dtype = torch.promote_types(tangents.dtype, torch.float32)
         self.head = head.to(self.dtype)
         self.scalings = {adapter.layer: adapter.scaling for adapter in adapters}
         self.dropouts = {adapter.layer: adapter.dropout for adapter in adapters}
         self.start: dict[str, tuple[Tensor, Tensor]] = {}
-        self.known: dict[str, Tensor] | None = None  # changes(), while the weights stay as they are
+        self.known: dict[str, Tensor] | None = None  # the value of changes() until the weights change
         self.names = {
             adapter.layer: (adapter.name.format("lora_A"), adapter.name.format("lora_B")) for adapter in adapters
         }
@@ -83,18 +85,27 @@ class TangentModel(Unwalked):
         self.left_out = LeftOut(trained) if tangents.num_left_out else None
 
     def modules(self, remove_duplicate: bool = True) -> Iterator[nn.Module]:
-        """Those that do anything: accelerate looks through them in every step, and this tree's have nothing to find."""
+        """Yield only this module and the head's modules.
+
+        accelerate searches all modules in every step. The other modules of this tree only hold parameters, so searching
+        them would cost time and find nothing.
+        """
         yield self
-        yield from self.head.modules()  # without the argument, which older torch does not know
+        yield from self.head.modules()  # older versions of torch do not have the argument
 
     def train(self, mode: bool = True) -> "TangentModel":
-        """Only the head behaves otherwise while training: no walk through the tree in every step."""
+        """Set the training mode of this module and of the head. No other module depends on it."""
         self.training = mode
         self.head.train(mode)
         return self
 
     def relinearise(self, tangents: Tangents, growth: Growth | None = None) -> None:
-        """Go on with tangents that were taken at the weights where this model is now: ``dW`` counts from here."""
+        """Continue with tangents that were collected at the current weights. ``dW`` is counted from these weights.
+
+        Args:
+            tangents: The new tangents.
+            growth: The growth to use with them.
+        """
         self.tangents, self.growth = tangents, growth
         with torch.no_grad():
             self.start = {
@@ -108,14 +119,23 @@ class TangentModel(Unwalked):
         return self.get_parameter(a), self.get_parameter(b)
 
     def changes(self, since: Factors | None = None) -> dict[str, Float[Tensor, ""]]:
-        """Frobenius norm of every adapted layer's change since these factors, by default since the tangents' own."""
+        """The Frobenius norm of the change of every adapted layer's weight.
+
+        Args:
+            since: The factors from which the change is counted. By default these are the factors at which the tangents
+                were collected.
+        """
         if self.known is not None and (since is None or since is self.start):
             return self.known
         weights = self.weights()
         return change_norms([weights if since is None else replace(weights, start=since)])[0]
 
     def weights(self, values: Mapping[str, Tensor] | None = None) -> Weights:
-        """The factors as they are now, or among other values of the parameters by name; with dropout in training."""
+        """The factors of the adapters, with their dropout while training.
+
+        Args:
+            values: Values of the parameters by name. By default these are the current values.
+        """
         values = dict(self.named_parameters()) if values is None else values
         return Weights(
             now={layer: (values[a], values[b]) for layer, (a, b) in self.names.items()},
@@ -125,13 +145,18 @@ class TangentModel(Unwalked):
         )
 
     def coordinates(self, examples: Int[Tensor, " b"]) -> Float[Tensor, "b q"]:
-        """Change of the features' coordinates."""
+        """How far the features of the examples have moved, in coordinates of the basis."""
         return self.grown(along_tangents(self.tangents, examples, [self.weights()], self.dtype).squeeze(2))
 
     def grown(
         self, change: Float[Tensor, "b q"], norms: Mapping[str, Float[Tensor, ""]] | None = None
     ) -> Float[Tensor, "b q"]:
-        """A change along the tangents, with what layers multiply of each other: by these norms, or ``changes`` now."""
+        """Scale a change along the tangents by the growth.
+
+        Args:
+            change: The change.
+            norms: The norms of the layers' changes. By default these are the current ones, from :meth:`changes`.
+        """
         if self.growth is None:
             return change
         return change * self.growth.factor(self.changes() if norms is None else norms).to(self.dtype)
@@ -139,12 +164,18 @@ class TangentModel(Unwalked):
     def outputs_with(
         self, values: Mapping[str, Tensor], examples: Int[Tensor, " b"], change: Float[Tensor, "b q"]
     ) -> Float[Tensor, "b c"]:
-        """Outputs with other values of the parameters, by name, given the change of the features' coordinates."""
+        """Outputs for other values of the parameters.
+
+        Args:
+            values: Values of the parameters by name.
+            examples: Indices of the examples.
+            change: The change of the features' coordinates for these values.
+        """
         head = {name: values[f"head.{name}"] for name, _ in self.head.named_parameters()}
         return functional_call(self.head, head, (self._features(examples, change),))
 
     def _features(self, examples: Int[Tensor, " b"], change: Float[Tensor, "b q"]) -> Float[Tensor, "b d"]:
-        """The features, given the change of their coordinates."""
+        """The features after a change of their coordinates."""
         tangents = self.tangents
         basis = tangents.directions(tangents.basis, examples).to(self.dtype)
         features = tangents.features[examples].to(self.dtype)
@@ -154,13 +185,13 @@ class TangentModel(Unwalked):
         return features + moved(change, basis)
 
     def forward(self, index: Int[Tensor, " b"], labels: Tensor | None = None, **_: object) -> SequenceClassifierOutput:
-        """Outputs of the numbered examples and, given labels, their mean loss."""
+        """Outputs of the examples with these indices. If labels are given, also their mean loss."""
         return self.moved(index, self.coordinates(index), labels)
 
     def moved(
         self, index: Int[Tensor, " b"], change: Float[Tensor, "b q"], labels: Tensor | None
     ) -> SequenceClassifierOutput:
-        """The same, given the change of the features' coordinates."""
+        """Outputs and mean loss after a change of the features' coordinates."""
         features, tangents = self._features(index, change), self.tangents
         if self.left_out:
             self.left_out.watch(features, *(tangents.directions(q, index) for q in (tangents.basis, tangents.span)))
@@ -170,14 +201,20 @@ class TangentModel(Unwalked):
 
 
 def mean_loss(loss: str, logits: Float[Tensor, "b c"], labels: Tensor) -> Float[Tensor, ""]:
-    """Mean loss over a batch, as transformers' classifiers compute it."""
+    """The mean loss of a batch, computed as in the classifiers of transformers.
+
+    Args:
+        loss: ``cross_entropy`` or ``mean_squared_error``.
+        logits: The outputs.
+        labels: The labels.
+    """
     if loss == "cross_entropy":
         return nn.functional.cross_entropy(logits, labels)
     return nn.functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
 
 
 def _plant(root: nn.Module, path: str, parameter: nn.Parameter) -> None:
-    """Register a parameter under a dotted name, making the modules on the way."""
+    """Register a parameter under a dotted name, and create the modules that the name needs."""
     *folders, name = path.split(".")
     for folder in folders:
         if folder not in root._modules:

@@ -1,4 +1,4 @@
-"""Modules that ``Trainer`` asks for their parameters many times a step."""
+"""A module that lists its parameters quickly, because ``Trainer`` asks for them several times in every step."""
 
 from collections.abc import Iterator
 
@@ -6,18 +6,21 @@ from torch import nn
 
 
 class Unwalked(nn.Module):
-    """A module that gives its parameters, as they were when ``know_parameters`` was called, without a walk."""
+    """A module that stores the list of its parameters, so that listing them needs no search through submodules."""
 
     _known: tuple[tuple[str, nn.Parameter], ...]
 
     def know_parameters(self) -> None:
-        """From here on none is added or replaced."""
+        """Store the list of parameters. After this call no parameter may be added or replaced."""
         self._known = tuple(super().named_parameters())
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """As of any module, without a walk, thrice in every step, through a tree as deep as the peft model's."""
+        """List the parameters by name, as any module does, from the stored list.
+
+        ``Trainer`` calls it three times in every step, and the tree of modules is as deep as the peft model's.
+        """
         if prefix or not recurse:
             return super().named_parameters(prefix, recurse, remove_duplicate)
         return iter(self._known)

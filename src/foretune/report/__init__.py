@@ -1,3 +1,3 @@
-"""One self-contained HTML page from whatever result files a run directory holds."""
+"""Writes one self-contained HTML page from the result files of a run directory."""
 
 from foretune.report.page import write_report as write_report

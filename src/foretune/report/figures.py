@@ -1,8 +1,8 @@
-"""The page's figures; each is ``None`` when there is nothing to draw.
+"""The figures of the report. A figure function returns ``None`` if there is nothing to draw.
 
-Colours are the colour-blind-safe "vibrant" set (Paul Tol); candidates also differ in marker and dash. Text
-takes its colour from the page (light or dark) when drawn. Names are escaped: plotly reads a little HTML in
-every text.
+Colours are Paul Tol's "vibrant" set, which colour-blind readers can tell apart. Candidates also differ in marker and
+dash. Text gets its colour from the page (light or dark) when it is drawn. Names are escaped, because plotly interprets
+some HTML in every text.
 """
 
 from html import escape
@@ -19,19 +19,19 @@ PALETTE = ("#0077BB", "#EE7733", "#009988", "#EE3377", "#33BBEE", "#CC3311")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star", "triangle-down", "hexagon")
 DASHES = ("solid", "dash", "dot", "dashdot")
 GRID, NEUTRAL = "rgba(128,128,128,0.22)", "rgba(128,128,128,0.9)"
-NUM_VISIBLE = 3  # candidates drawn at first in figures that have one line each
-NEGLIGIBLE = 1e-10  # eigenvalues below this share of the largest are rounding, and not drawn
+NUM_VISIBLE = 3  # figures with a line per candidate show this many lines at first
+NEGLIGIBLE = 1e-10  # eigenvalues below this share of the largest are rounding errors and are not drawn
 _CURVES = {"eval_metric": "", "eval_loss": "evaluation loss", "train_loss": "training loss"}
 
 
 def figures(run: Run) -> dict[str, go.Figure]:
-    """Every figure that has data, by the id of its place on the page."""
+    """All figures that have data, by the id of their place on the page."""
     drawn = {"ranking": ranking(run), "truth": truth(run), "curves": curves(run), "spectrum": spectrum(run)}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def ranking(run: Run) -> go.Figure | None:
-    """Predicted metric with its 90% interval for every candidate, true values overlaid."""
+    """Draw the forecast metric of every candidate with its 90% interval, and the real values."""
     rows = list(range(len(run.candidates)))
     predicted = [item.forecast.eval_metric if item.forecast else None for item in run.candidates]
     bands = [item.forecast.band if item.forecast else None for item in run.candidates]
@@ -57,7 +57,7 @@ def ranking(run: Run) -> go.Figure | None:
     baseline = run.task.get("majority_metric")
     if baseline is not None:
         figure.add_scatter(
-            x=[baseline, baseline], y=[-0.6, len(rows) - 0.4], mode="lines", name="commonest class",
+            x=[baseline, baseline], y=[-0.6, len(rows) - 0.4], mode="lines", name="most frequent class",
             line={"color": NEUTRAL, "dash": "dot"}, hovertemplate=f"%{{x:{run.metric.hover_format}}}",
         )  # fmt: skip
     _style(figure, height=130 + 28 * len(rows))
@@ -68,7 +68,7 @@ def ranking(run: Run) -> go.Figure | None:
 
 
 def truth(run: Run) -> go.Figure | None:
-    """Forecast against truth, with the diagonal and, for accuracy-like metrics, a band of ±3 points."""
+    """Draw real values against forecasts, with the diagonal and, for metrics in percent, a band of ±3 points."""
     pairs = [
         (index, item, item.forecast.eval_metric, item.truth.eval_metric)
         for index, item in enumerate(run.candidates)
@@ -111,7 +111,7 @@ def truth(run: Run) -> go.Figure | None:
 
 
 def curves(run: Run) -> go.Figure | None:
-    """Metric and losses by epoch: forecasts as lines with their 90% interval, real runs as solid markers."""
+    """Draw metric and losses by epoch: forecasts as lines with their 90% interval, real runs as solid markers."""
     quantities = [quantity for quantity in _CURVES if any(_has(item, quantity) for item in run.candidates)]
     if not quantities:
         return None
@@ -144,7 +144,7 @@ def curves(run: Run) -> go.Figure | None:
 
 
 def _curve(item: Candidate, index: int, quantity: str, metric: Metric) -> list[go.Scatter]:
-    """One candidate's traces in one panel, the legend's first: line, markers, band."""
+    """The traces of a candidate in one panel: line, markers, band. The first one appears in the legend."""
     shown = metric.hover_format if quantity == "eval_metric" else ".3f"
     base = {"name": _text(_shortened(item.name)), "hovertemplate": f"epoch %{{x:.3~g}}: %{{y:{shown}}}"}
     traces = []
@@ -169,7 +169,7 @@ def _curve(item: Candidate, index: int, quantity: str, metric: Metric) -> list[g
 
 
 def spectrum(run: Run) -> go.Figure | None:
-    """Eigenvalues of each candidate's NTK against their index, both on log axes."""
+    """Draw the eigenvalues of the candidates' NTKs (neural tangent kernels) against their index, on log axes."""
     figure = go.Figure()
     for index, item in enumerate(run.candidates):
         values = item.kernel.spectrum if item.kernel else ()
@@ -196,7 +196,7 @@ def spectrum(run: Run) -> go.Figure | None:
 
 
 def _style(figure: go.Figure, height: int) -> None:
-    """What all figures share: transparent, quiet grid, legend above, no decoration."""
+    """Apply the common style: transparent background, faint grid, legend above, no decoration."""
     figure.update_layout(
         template=go.layout.Template(), height=height, margin={"l": 64, "r": 16, "t": 16, "b": 48},
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", showlegend=True, dragmode=False,
@@ -214,7 +214,7 @@ def _has(item: Candidate, quantity: str) -> bool:
 
 
 def _points(outcome: Outcome | None, quantity: str) -> list[Point]:
-    """The points of a curve where both its time and the quantity are known."""
+    """The points of a curve that have both an epoch and the quantity."""
     curve = outcome.curve if outcome else ()
     return [point for point in curve if point.epoch is not None and getattr(point, quantity) is not None]
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Formats numbers for people."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,11 @@ Number = float | int
 
 @dataclass(frozen=True)
 class Metric:
-    """How to write values and differences of the evaluation metric."""
+    """Formats values and differences of the evaluation metric.
+
+    Args:
+        name: The name of the metric, such as ``accuracy``.
+    """
 
     name: str | None
 
@@ -21,32 +25,32 @@ class Metric:
 
     @property
     def share(self) -> bool:
-        """Whether it is read in percent."""
+        """Whether the metric is shown in percent."""
         return is_share(self.name)
 
     @property
     def sign(self) -> int:
-        """1 where higher is better, otherwise −1."""
+        """1 if higher is better, otherwise −1."""
         return 1 if higher_is_better(self.name) else -1
 
     @property
     def tick_format(self) -> str:
-        """The d3 format of its axis."""
+        """The d3 format string for an axis."""
         return ".2~%" if self.share else ".3~g"
 
     @property
     def hover_format(self) -> str:
-        """The d3 format of one value."""
+        """The d3 format string for a value."""
         return ".1%" if self.share else ".3f"
 
     def value(self, value: Number | None) -> str:
-        """``0.8734`` as ``87.3%`` for accuracy-like metrics, ``0.873`` for others."""
+        """Format a value: ``0.8734`` is ``87.3%`` for a metric in percent, otherwise ``0.873``."""
         if value is None:
             return NONE
         return f"{100 * value:.1f}%" if self.share else fixed(value)
 
     def difference(self, value: Number | None, signed: bool = False) -> str:
-        """A difference, in points for accuracy-like metrics."""
+        """Format a difference. For a metric in percent the unit is points (hundredths)."""
         if value is None:
             return NONE
         if not self.share:
@@ -55,17 +59,17 @@ class Metric:
         return f"{text} {'point' if text.strip('+−') == '1.0' else 'points'}"
 
     def short_difference(self, value: Number | None, signed: bool = False) -> str:
-        """A difference without its unit, for tables."""
+        """Format a difference without its unit, for tables."""
         return self.difference(value, signed).partition(" ")[0]
 
 
 def fixed(value: Number | None, signed: bool = False) -> str:
-    """Three decimals."""
+    """Format a number with three decimals."""
     return NONE if value is None else _minus(f"{value:{'+' if signed else ''}.3f}")
 
 
 def scientific(value: Number | None) -> str:
-    """Two digits and a power of ten, ``1.2e4``, where plain digits would be long; otherwise three digits."""
+    """Format a number with three digits, or as two digits and a power of ten, ``1.2e4``, if it is large or small."""
     if value is None:
         return NONE
     if value == 0 or 0.01 <= abs(value) < 999.5:
@@ -75,12 +79,12 @@ def scientific(value: Number | None) -> str:
 
 
 def count(value: Number | None) -> str:
-    """A whole number with thousands separated."""
+    """Format a whole number with separators between thousands."""
     return NONE if value is None else f"{value:,.0f}"
 
 
 def seconds(value: Number | None) -> str:
-    """``0.42 s``, ``12 s``, ``3.3 min`` or ``2.1 h``."""
+    """Format a duration: ``0.42 s``, ``12 s``, ``3.3 min`` or ``2.1 h``."""
     if value is None:
         return NONE
     if value < 59.5:
@@ -89,17 +93,17 @@ def seconds(value: Number | None) -> str:
 
 
 def correlation(value: Number | None) -> str:
-    """Two decimals."""
+    """Format a correlation with two decimals."""
     return NONE if value is None else _minus(f"{value:.2f}")
 
 
 def ratio(value: Number | None) -> str:
-    """A cost ratio with two digits."""
+    """Format a ratio of costs with two digits."""
     return NONE if value is None else f"{value:.2g}×"
 
 
 def size(value: Number | None) -> str:
-    """Bytes in binary units."""
+    """Format a number of bytes in binary units, such as MiB."""
     if value is None:
         return NONE
     for unit in ("B", "KiB", "MiB", "GiB"):

@@ -1,4 +1,4 @@
-"""Results and figures as one HTML page that needs nothing but itself."""
+"""Renders results and figures as one HTML page that loads nothing else."""
 
 import json
 from pathlib import Path
@@ -18,10 +18,10 @@ from foretune.results import write_text
 
 
 def write_report(directory: Path) -> Path:
-    """Write ``report.html`` from whatever result files are in a run directory.
+    """Write ``report.html`` from the result files in a run directory.
 
-    The page holds its styles, scripts and data; a content security policy in it forbids any request. An
-    empty directory or an unreadable result is an ``InputError`` that names the command to run.
+    The page contains its styles, scripts and data. Its content security policy forbids all requests. If the directory
+    has no results or a file cannot be read, an ``InputError`` names the command to run.
 
     Args:
         directory: The run directory.
@@ -37,7 +37,7 @@ def write_report(directory: Path) -> Path:
 
 
 def render(run: Run) -> str:
-    """The page as text. Jinja escapes every string of the user; only our own files are put in as they are."""
+    """Render the page as text. Jinja escapes all text except foretune's own styles and scripts."""
     environment = Environment(
         loader=PackageLoader("foretune.report", "template"),
         autoescape=True,
@@ -65,7 +65,7 @@ def render(run: Run) -> str:
 
 
 def _embedded(drawn: dict[str, go.Figure]) -> Markup:
-    """The figures as JSON that cannot end the script element it is put in."""
+    """The figures as JSON, escaped so that no text in them can end the surrounding script element."""
     text = json.dumps({name: json.loads(figure.to_json()) for name, figure in drawn.items()})
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
@@ -76,7 +76,7 @@ def _own_file(environment: Environment, name: str) -> Markup:
 
 
 def _rankers(run: Run) -> dict[str, dict[str, Any]]:
-    """How well the forecast and each trivial ranker order the trained candidates, under readable names."""
+    """How well the forecast and simple rankers order the trained candidates, under readable names."""
     if run.comparison is None:
         return {}
     names = {
@@ -90,7 +90,7 @@ def _rankers(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _configuration(candidate: Candidate) -> str:
-    """What the user would write in the YAML file for this candidate."""
+    """The YAML that describes this candidate in a ``run.yaml``."""
     parts: dict[str, Any] = {"peft": candidate.peft, "training": candidate.training}
     if candidate.proximal.get("strength"):
         parts["proximal"] = candidate.proximal
@@ -98,9 +98,9 @@ def _configuration(candidate: Candidate) -> str:
 
 
 def _machine(header: dict[str, Any]) -> str:
-    """The machine of a result header in one line."""
+    """The machine named in the header of a result file, in one line."""
     machine = header.get("machine") or {}
     if not isinstance(machine, dict):
         return str(machine)
-    known = [(key, value) for key, value in machine.items() if value is not None]
-    return ", ".join(str(value) if key == "platform" else f"{value} {key}" for key, value in known)
+    parts = [(key, value) for key, value in machine.items() if value is not None]
+    return ", ".join(str(value) if key == "platform" else f"{value} {key}" for key, value in parts)

@@ -1,4 +1,4 @@
-"""Result files of a run directory as plain objects; the page and its figures see nothing else."""
+"""Reads the result files of a run directory into plain objects. The page and its figures use only these objects."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +10,12 @@ from foretune.forecast.truths import LINEARISED, UNKNOWN, real_runs, result_path
 from foretune.report.numbers import Metric
 from foretune.results import read_json
 
-ALONE = (LINEARISED, UNKNOWN)  # why a real run is shown by itself, without a forecast beside it
+ALONE = (LINEARISED, UNKNOWN)  # real runs that are skipped for these reasons are shown without a forecast
 
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation on a training curve; time in epochs."""
+    """One evaluation on a training curve. Time is in epochs."""
 
     epoch: float | None
     train_loss: float | None
@@ -27,7 +27,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a fine-tune ends and how it gets there, forecast or real."""
+    """The final values and the training curve of a fine-tune, forecast or real."""
 
     eval_metric: float | None
     eval_loss: float | None
@@ -37,13 +37,13 @@ class Outcome:
 
     @property
     def band(self) -> float | None:
-        """Half the width of the 90% interval of the metric, 1.645 · std."""
+        """Half the width of the metric's 90% interval, 1.645 · std."""
         return None if self.eval_metric_std is None else Z_90 * self.eval_metric_std
 
 
 @dataclass(frozen=True)
 class RiskBounds:
-    """Squared-loss risks of one candidate's linearisation, per training example (theory.md P5)."""
+    """Squared-loss risks of a candidate's linearised model, per training example (docs/theory.md P5)."""
 
     steps: float | None
     initial: float | None
@@ -54,7 +54,7 @@ class RiskBounds:
 
 @dataclass(frozen=True)
 class Kernel:
-    """The numbers of one candidate's NTK (theory.md §4)."""
+    """The numbers of a candidate's NTK, its neural tangent kernel (docs/theory.md section 4)."""
 
     condition_number: float | None
     condition_number_std: float | None
@@ -69,7 +69,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Everything known about one candidate."""
+    """Everything that the result files say about a candidate."""
 
     name: str
     peft: dict[str, Any]
@@ -85,7 +85,7 @@ class Candidate:
 
     @property
     def error(self) -> float | None:
-        """Predicted − true metric."""
+        """The forecast metric minus the real one."""
         if not self.forecast or not self.truth:
             return None
         predicted, true = self.forecast.eval_metric, self.truth.eval_metric
@@ -94,7 +94,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class LayerLinearity:
-    """One layer's part in a fine-tune, all others being as they were."""
+    """How linear a fine-tune was in one layer, with all other layers at their values before training."""
 
     layer: str
     nonlinearity: float | None
@@ -104,7 +104,7 @@ class LayerLinearity:
 
 @dataclass(frozen=True)
 class Linearity:
-    """How linear one adapter was (theory.md P4), and what is certified about its run (P3)."""
+    """How linear a trained adapter is (docs/theory.md P4), and the certified bounds of its run (docs/theory.md P3)."""
 
     name: str
     adapter: str
@@ -122,7 +122,7 @@ class Linearity:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory: candidates best first, and where each number came from."""
+    """The contents of a run directory. Candidates are sorted, best first."""
 
     directory: str
     task: dict[str, Any]
@@ -133,18 +133,17 @@ class Run:
     sources: dict[str, dict[str, Any]]
     notes: list[str] = field(default_factory=list)
     linearity: tuple[Linearity, ...] = ()
-    roles: dict[str, Candidate] = field(default_factory=dict)  # of a search: recommended, base, lighter
+    roles: dict[str, Candidate] = field(default_factory=dict)  # results of a search: recommended, base, lighter
 
 
 _KERNEL_NUMBERS = [key for key in Kernel.__dataclass_fields__ if key not in {"spectrum", "risk_bounds"}]
 
 
 def read_run(directory: Path) -> Run:
-    """Read every result file in a run directory.
+    """Read all result files in a run directory.
 
     Raises:
-        InputError: The directory holds neither a forecast nor a training result nor a certificate, or a file is
-            unreadable.
+        InputError: The directory has no forecast, training result or certificate, or a file cannot be read.
     """
     forecast_path, comparison_path = directory / "forecast.json", directory / "comparison.json"
     certificate_paths = sorted([*directory.glob("certificate.json"), *directory.glob("train/**/certificate.json")])
@@ -179,7 +178,7 @@ def read_run(directory: Path) -> Run:
     ranked = tuple(candidates.values()) if forecast else _by_truth(list(candidates.values()), metric)
 
     comparison, sources = None, {"forecast.json": forecast} if forecast else {}
-    sources |= {str(path.relative_to(directory)): each for path, each in (results | certificates).items()}
+    sources |= {str(path.relative_to(directory)): content for path, content in (results | certificates).items()}
     if comparison_path.exists() and forecast:
         content = read_json(comparison_path, f"run: foretune compare {directory}")
         if _describes(content, ranked):
@@ -221,7 +220,7 @@ def _forecast(item: dict[str, Any]) -> Candidate:
 
 
 def _truth(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """What real runs of a candidate give: their mean outcome with the first one's curve, and the first one's time."""
+    """The mean final values of a candidate's real runs, with the curve and the time of the first run."""
     cost = results[0].get("cost") or {}
     seconds = [_number(cost.get(key)) for key in ("seconds", "eval_seconds")]
     total = None if seconds == [None, None] else sum(value or 0.0 for value in seconds)
@@ -229,7 +228,7 @@ def _truth(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _without_forecast(result: dict[str, Any]) -> Candidate:
-    """A real run that no forecast is held against."""
+    """A real run that no forecast belongs to."""
     name, cost = str(result["candidate"]), result.get("cost") or {}
     return Candidate(
         name=f"{name} (linearised)" if result.get("linearised") else name,
@@ -251,7 +250,7 @@ def _outcome(final: dict[str, Any], curve: list[dict[str, Any]] | None) -> Outco
 
 
 def _linearity(certificate: dict[str, Any], folder: Path) -> Linearity:
-    """A certificate found in a folder of the run directory."""
+    """The certificate in a folder of the run directory."""
     quantiles, bound = certificate.get("quantiles") or {}, certificate.get("bound") or {}
     name = str(certificate["name"])
     return Linearity(
@@ -282,7 +281,7 @@ def _by_truth(candidates: list[Candidate], metric: Metric) -> tuple[Candidate, .
 
 
 def _describes(comparison: dict[str, Any], candidates: tuple[Candidate, ...]) -> bool:
-    """Whether a comparison was made from the numbers shown here."""
+    """Whether a comparison was made from the numbers that this page shows."""
     compared = {
         str(row["name"]): (row["predicted"].get("eval_metric"), row["true"].get("eval_metric"))
         for row in comparison.get("candidates") or []

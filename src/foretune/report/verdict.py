@@ -1,4 +1,4 @@
-"""What the numbers say, in plain words and no stronger than they are."""
+"""Says in plain words what the numbers show, and no more than they show."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from foretune.report.read import Candidate, Outcome, Run
 
 
 def verdict(run: Run) -> list[str]:
-    """The opening paragraph as sentences: who is first, by how much, and how far that was tested."""
+    """The opening paragraph as sentences: which candidate is first, its lead, and how well the forecast was tested."""
     forecasts = [item for item in run.candidates if item.forecast]
     if not forecasts:
         return _truth_only(run)
@@ -19,7 +19,7 @@ def verdict(run: Run) -> list[str]:
 
 def _truth_only(run: Run) -> list[str]:
     if not run.candidates:
-        return ["There is neither a forecast nor a real run in this directory, only how linear a fine-tune was."]
+        return ["This directory has neither a forecast nor a real run. It only says how linear a fine-tune was."]
     best = run.candidates[0]
     value = best.truth.eval_metric if best.truth else None
     number = len(run.candidates)
@@ -27,15 +27,15 @@ def _truth_only(run: Run) -> list[str]:
     return [
         f"{runs} is “{best.name}”"
         + (f", with a measured {run.metric.label} of {run.metric.value(value)}." if value is not None else "."),
-        "There is no forecast in this directory, so nothing here was predicted: "
-        f"run foretune forecast run.yaml -o {run.directory} to see what it would have said.",
+        "This directory has no forecast: "
+        f"run foretune forecast run.yaml -o {run.directory} to compare these runs with one.",
     ]
 
 
 def _first(run: Run, forecasts: list[Candidate]) -> list[str]:
     name, outcome = forecasts[0].name, forecasts[0].forecast
     if outcome is None or outcome.eval_metric is None:
-        return [f"“{name}” is listed first, but its {run.metric.label} could not be estimated."]
+        return [f"“{name}” is listed first, but its {run.metric.label} could not be forecast."]
     value = run.metric.value(outcome.eval_metric)
     if outcome.band is None:
         return [f"“{name}” is forecast first, with an estimated {run.metric.label} of {value} and no error bar."]
@@ -54,7 +54,7 @@ def _lead(run: Run, forecasts: list[Candidate]) -> list[str]:
     second, bar = forecasts[1], _bar(first, forecasts[1].forecast)
     text = f"Its lead over “{second.name}” is {run.metric.difference(lead)}"
     if bar is None:
-        return [f"{text}; without error bars there is no telling whether that lead is real."]
+        return [f"{text}. Without error bars nobody can tell whether that lead is real."]
     close = sum(_within(run, first, item.forecast) for item in forecasts[1:])
     if close == 0:
         return [f"{text}, more than the error bar of that difference ({run.metric.difference(bar)})."]
@@ -67,25 +67,25 @@ def _lead(run: Run, forecasts: list[Candidate]) -> list[str]:
 
 
 def lead_over_second(run: Run) -> float | None:
-    """By how much the first forecast is better than the second, in the metric's unit."""
+    """How much better the first forecast is than the second, in the unit of the metric."""
     values = [item.forecast.eval_metric for item in run.candidates if item.forecast][:2]
     if len(values) < 2 or values[0] is None or values[1] is None:
         return None
     return run.metric.sign * (values[0] - values[1])
 
 
-def _bar(one: Outcome, other: Outcome | None) -> float | None:
-    """Half the 90% interval of a difference between two independent estimates."""
-    if other is None or one.eval_metric_std is None or other.eval_metric_std is None:
+def _bar(first: Outcome, second: Outcome | None) -> float | None:
+    """Half the width of the 90% interval of the difference between two independent estimates."""
+    if second is None or first.eval_metric_std is None or second.eval_metric_std is None:
         return None
-    return Z_90 * math.hypot(one.eval_metric_std, other.eval_metric_std)
+    return Z_90 * math.hypot(first.eval_metric_std, second.eval_metric_std)
 
 
-def _within(run: Run, one: Outcome, other: Outcome | None) -> bool:
-    bar = _bar(one, other)
-    if bar is None or other is None or one.eval_metric is None or other.eval_metric is None:
+def _within(run: Run, first: Outcome, second: Outcome | None) -> bool:
+    bar = _bar(first, second)
+    if bar is None or second is None or first.eval_metric is None or second.eval_metric is None:
         return False
-    return run.metric.sign * (one.eval_metric - other.eval_metric) <= bar
+    return run.metric.sign * (first.eval_metric - second.eval_metric) <= bar
 
 
 def _baseline(run: Run, first: Candidate) -> list[str]:
@@ -93,33 +93,38 @@ def _baseline(run: Run, first: Candidate) -> list[str]:
     value = first.forecast.eval_metric if first.forecast else None
     if baseline is None or value is None:
         return []
-    guessing = f"always guessing the commonest class scores {run.metric.value(baseline)}"
+    guessing = f"always guessing the most frequent class scores {run.metric.value(baseline)}"
     if run.metric.sign * (value - baseline) <= 0:
         return [f"That is no better than guessing: {guessing}."]
-    return [f"For scale, {guessing}."]
+    return [f"For comparison, {guessing}."]
 
 
 def _recommended(run: Run) -> list[str]:
-    """What a search recommends, against what the file describes, and what does nearly as well with less."""
+    """What a search recommends, compared with the user's own configuration and with a smaller alternative."""
     if "recommended" not in run.roles:
         return []
     first, base = run.roles["recommended"], run.roles["base"]
     if first.name == base.name:
-        text = [f"The search found nothing better than “{base.name}”, which the file describes."]
+        text = [f"The search found nothing better than “{base.name}”, the configuration in your file."]
     else:
-        text = [f"Recommended is “{first.name}”, {_better(run, first, base)} “{base.name}”, which the file describes."]
+        lead = _lead_over(run, first, base)
+        better = f": it is forecast {lead} better" if lead else ""
+        text = [f"The search recommends “{first.name}” over “{base.name}”, the configuration in your file{better}."]
     lighter = run.roles.get("lighter")
     if lighter and lighter.trainable_parameters and first.trainable_parameters:
-        share = f"{100 * lighter.trainable_parameters / first.trainable_parameters:.0f}% of its parameters"
-        text.append(f"It is {_better(run, first, lighter)} “{lighter.name}”, which has {share}.")
+        lead = _lead_over(run, first, lighter)
+        worse = f" and is forecast {lead} worse" if lead else ""
+        share = f"{100 * lighter.trainable_parameters / first.trainable_parameters:.0f}%"
+        text.append(f"“{lighter.name}” has {share} of its parameters{worse}.")
     return text
 
 
-def _better(run: Run, one: Candidate, other: Candidate) -> str:
-    values = [each.forecast.eval_metric if each.forecast else None for each in (one, other)]
+def _lead_over(run: Run, first: Candidate, second: Candidate) -> str | None:
+    """How much better one forecast is than another, or None if one of them is missing."""
+    values = [candidate.forecast.eval_metric if candidate.forecast else None for candidate in (first, second)]
     if values[0] is None or values[1] is None:
-        return "instead of"
-    return f"forecast {run.metric.difference(run.metric.sign * (values[0] - values[1]))} better than"
+        return None
+    return run.metric.difference(run.metric.sign * (values[0] - values[1]))
 
 
 def _tested(run: Run) -> list[str]:
@@ -128,7 +133,7 @@ def _tested(run: Run) -> list[str]:
         text = ["This forecast has not yet been compared with a real run."]
         if trained:
             runs = "1 candidate was" if trained == 1 else f"{trained} candidates were"
-            text.append(f"{runs} really trained: run foretune compare {run.directory} to measure the error.")
+            text.append(f"{runs} trained: run foretune compare {run.directory} to measure the error.")
         return text
     return _measured(run, run.comparison["summary"])
 
@@ -136,7 +141,7 @@ def _tested(run: Run) -> list[str]:
 def _measured(run: Run, summary: dict[str, Any]) -> list[str]:
     number, error = summary["n"], summary["mean_absolute_error"]
     if not number or error is None:
-        return ["It was compared with real runs, but none of them has a metric to compare."]
+        return ["It was compared with real runs, but they have no metric to compare."]
     runs = "1 real run" if number == 1 else f"{number} real runs"
     share = summary["share_within_3_points"]
     within = f"; {100 * share:.0f}% were within 3 points" if share is not None and number > 1 else ""
@@ -151,7 +156,7 @@ def _measured(run: Run, summary: dict[str, Any]) -> list[str]:
         text.append(f"Its ranking of them has a Spearman correlation of {spearman} with the truth.")
     if number > 1 and summary["regret"] is not None:
         regret = run.metric.difference(summary["regret"])
-        text.append(f"Following it among them cost {regret} against the best choice.")
+        text.append(f"The run that it ranked first was {regret} behind the best run.")
     lead = lead_over_second(run)
     if lead is not None and lead < error:
         text.append("The first candidate's lead is smaller than that measured error.")
