@@ -134,7 +134,7 @@ def test_what_may_collapse_is_begun_unless_it_is_not_to_be(
     assert json.loads((tmp_path / "forecast.json").read_text())["candidates"][0]["beginning"] is None
     monkeypatch.setattr("foretune.forecast.calibration.LITTLE", -1.0)
     assert foretune(monkeypatch, "forecast", run, "-o", tmp_path, "--details") == 0
-    assert "Begun for real for 5 of 12 steps, this one is" in " ".join(capsys.readouterr().out.split())
+    assert "Its real run was begun: after 5 of 12 steps it is" in " ".join(capsys.readouterr().out.split())
     (row,) = json.loads((tmp_path / "forecast.json").read_text())["candidates"]
     assert row["beginning"]["steps"] == math.ceil(BEGIN * 12), "the command line has the library's default"
     assert foretune(monkeypatch, "forecast", run, "-o", tmp_path, "--begin", "0", "--details") == 0

@@ -141,4 +141,6 @@ def test_only_runs_whose_steps_lead_too_far_are_begun(tmp_path: Path, monkeypatc
         strong.beginning.followed > 0.25 and not strong.unstable and ranked[0] is strong and strong.eval_metric > fallen
     )
     assert strong.to_json()["beginning"]["followed"] == strong.followed
-    assert other.to_json()["beginning"] is None and any("Begun for real" in warning.text for warning in strong.warnings)
+    assert other.to_json()["beginning"] is None and any(
+        "was begun: after" in warning.text for warning in strong.warnings
+    )
