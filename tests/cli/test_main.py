@@ -107,7 +107,7 @@ def test_ctrl_c_is_said_in_a_line(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "interrupted: nothing half-written was left" in said and "Traceback" not in said
+    assert "interrupted: no unfinished file was left" in said and "Traceback" not in said
 
 
 def test_nothing_of_the_users_is_markup(

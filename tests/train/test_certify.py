@@ -228,7 +228,7 @@ WRONG: list[tuple[Damage, str]] = [
     (lambda run, adapter: (adapter / "adapter_config.json").write_text("{}"), "does not fit this model"),
     (overwrite("start.safetensors"), "cannot be read"),
     (another_model, "other frozen weights"),
-    (other_rank, "it is of another model: "),
+    (other_rank, "it belongs to another model: "),
     (other_modules, "does not fit this model"),
     (no_start, "its start is not known"),
 ]

@@ -69,7 +69,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
         notify=said.append,
     )
     assert run.final["step"] == 12
-    assert said == ["the tracker _Failing failed (the server is gone): the run goes on without it"]
+    assert said == ["the tracker _Failing failed (the server is gone): the run continues without it"]
 
 
 def test_an_adapter_that_cannot_be_uploaded_is_kept(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_linear_network_has_no_gap() -> None:
         (lambda p: torch.optim.Adam(p), "Adam, not plain SGD"),
         (lambda p: SGD(p, lr=0.1, momentum=0.9), "momentum"),
         (lambda p: SGD([{"params": p[:1], "lr": 0.2}, {"params": p[1:]}], lr=0.1), "several rates"),
-        (lambda p: SGD(p[:2], lr=0.1), "not all trained parameters"),
+        (lambda p: SGD(p[:2], lr=0.1), "does not have all trained parameters"),
         (lambda p: SGD(p, lr=1e3), r"step 1 is too long"),
         (lambda p: proximal(SGD(p, lr=0.1), strength=1.0, rule="selective"), "selectively"),
     ],
