@@ -27,11 +27,11 @@ def foretune(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_wrong_input_exits_2_with_one_message_and_leaves_nothing(
+def test_wrong_input_exits_with_2_and_one_message_and_leaves_no_files(
     case: BadInput, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = case.write(tmp_path)
-    capsys.readouterr()  # what writing the files said
+    capsys.readouterr()  # drop what was printed while the files were written
     assert foretune(monkeypatch, "forecast", path, "-o", tmp_path / "out") == 2
     message = capsys.readouterr().err
     assert message.startswith("error:") and message.count("error:") == 1 and "Traceback" not in message
@@ -39,7 +39,7 @@ def test_wrong_input_exits_2_with_one_message_and_leaves_nothing(
     assert [file for file in (tmp_path / "out").rglob("*") if file.is_file()] == []
 
 
-def test_a_disk_that_fills_up_is_said_in_a_line(
+def test_a_full_disk_gives_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: object) -> int:
@@ -96,7 +96,7 @@ def test_forecast_train_compare_report(
     assert "query" in (out / "report.html").read_text()
 
 
-def test_what_is_recommended_can_be_trained_and_compared(
+def test_a_recommendation_can_be_trained_and_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = write_tiny_run(tmp_path, candidates=[{"name": "base", "peft": {"r": 3}}], training={"learning_rate": 1e-4})
@@ -123,18 +123,18 @@ def test_what_is_recommended_can_be_trained_and_compared(
     assert "bias" in capsys.readouterr().err
 
 
-def test_what_may_collapse_is_begun_unless_it_is_not_to_be(
+def test_a_run_that_may_collapse_is_begun_unless_the_user_asks_not_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for limit in ("STEP", "TRAVEL"):
         monkeypatch.setattr(f"foretune.forecast.calibration.{limit}", 1e-6)
     run = write_tiny_run(tmp_path)
     assert foretune(monkeypatch, "forecast", run, "-o", tmp_path, "--details") == 0
-    assert "gains little over guessing even as simulated" in " ".join(capsys.readouterr().out.split())
+    assert "Even the simulation gains little over guessing" in " ".join(capsys.readouterr().out.split())
     assert json.loads((tmp_path / "forecast.json").read_text())["candidates"][0]["beginning"] is None
     monkeypatch.setattr("foretune.forecast.calibration.LITTLE", -1.0)
     assert foretune(monkeypatch, "forecast", run, "-o", tmp_path, "--details") == 0
-    assert "Begun for real for 5 of 12 steps, this one is" in " ".join(capsys.readouterr().out.split())
+    assert "Its real run was begun: after 5 of 12 steps it is" in " ".join(capsys.readouterr().out.split())
     (row,) = json.loads((tmp_path / "forecast.json").read_text())["candidates"]
     assert row["beginning"]["steps"] == math.ceil(BEGIN * 12), "the command line has the library's default"
     assert foretune(monkeypatch, "forecast", run, "-o", tmp_path, "--begin", "0", "--details") == 0
@@ -182,7 +182,7 @@ def test_a_result_of_other_settings_is_moved_away_and_made_again(
     assert foretune(monkeypatch, "train", run, "-o", out) == 0
     run = write_tiny_run(tmp_path, training={"max_steps": 3})
     assert foretune(monkeypatch, "train", run, "-o", out) == 0
-    assert "it is of another run (training.max_steps was 2, now 3); it was moved to" in capsys.readouterr().err
+    assert "it belongs to another run (training.max_steps was 2, now 3); it was moved to" in capsys.readouterr().err
     result = json.loads((out / "train" / "base" / "result.json").read_text())
     assert result["final"]["step"] == 3
     before = json.loads((out / "replaced" / "base-1" / "result.json").read_text())
@@ -214,14 +214,14 @@ def test_adapters_without_tangents_are_refused(
     assert word.lower() in capsys.readouterr().err.lower()
 
 
-def test_a_linearised_run_stands_beside_the_true_one(
+def test_a_linearised_run_is_kept_beside_the_real_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = write_tiny_run(tmp_path), tmp_path / "out"
     assert foretune(monkeypatch, "forecast", run, "-o", out, "--seeds", 1) == 0
     assert foretune(monkeypatch, "train", run, "--linearised", "-o", out) == 0
-    assert foretune(monkeypatch, "compare", out) == 2  # there is no truth yet
-    assert "a linearised run is not the truth" in capsys.readouterr().err.replace("\n", " ")
+    assert foretune(monkeypatch, "compare", out) == 2  # there is no real run yet
+    assert "it is a linearised run, not a real one" in capsys.readouterr().err.replace("\n", " ")
     assert foretune(monkeypatch, "train", run, "-o", out) == 0
     capsys.readouterr()
     assert foretune(monkeypatch, "train", run, "--linearised", "-o", out) == 0
@@ -262,7 +262,7 @@ def test_certify_and_report(
     assert "How linear the fine-tunes were" in page and "Certified: after its 4 steps" in page
 
 
-def test_what_cannot_be_certified_is_the_users_mistake(
+def test_runs_that_cannot_be_certified_are_the_users_mistake(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, out = write_tiny_run(tmp_path, training={"max_steps": 1}), tmp_path / "out"
@@ -275,5 +275,5 @@ def test_what_cannot_be_certified_is_the_users_mistake(
     assert "no such folder" in refused("certify", run, "--adapter", tmp_path / "nowhere")
     assert not (out / "certificate.json").exists()
     assert foretune(monkeypatch, "train", run, "-o", out) == 0
-    assert "trained without recording" in refused("train", run, "--certify")
+    assert "trained without --certify" in refused("train", run, "--certify")
     assert "linear by construction" in refused("train", run, "--certify", "--linearised")

@@ -1,4 +1,4 @@
-"""Tables: on a narrow screen it is the names that give way, and never the numbers."""
+"""Tables: on a narrow screen names are wrapped, and numbers never."""
 
 import io
 

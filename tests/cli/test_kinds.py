@@ -1,4 +1,4 @@
-"""Forecast, train and compare through the command line, for every kind of task and model that is supported."""
+"""Forecast, train and compare through the command line, for every supported kind of task and model."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ GENTLE = {"learning_rate": 2e-3, "optim": "sgd", "lr_scheduler_type": "constant"
 
 
 def saved(folder: Path, model: PreTrainedModel) -> Path:
-    """A model folder with the tokenizer of the synthetic reviews, in single precision."""
+    """Save a model in single precision, with the tokenizer of the synthetic reviews."""
     model.float().save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
@@ -56,7 +56,7 @@ DEVICES = [True, pytest.param(False, marks=pytest.mark.skipif(not torch.cuda.is_
 
 @pytest.mark.parametrize("use_cpu", DEVICES, ids=["cpu", "gpu"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_forecast_is_of_the_run_that_is_made(
+def test_the_forecast_describes_the_run_that_is_trained(
     kind: str, use_cpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build, model, targets = KINDS[kind]

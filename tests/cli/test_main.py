@@ -1,4 +1,4 @@
-"""What the system refuses is said in a line: full disks, little memory, Ctrl-C, terminals that know only ASCII."""
+"""Errors of the system give one line: full disks, too little memory, Ctrl-C, terminals that have only ASCII."""
 
 import errno
 import io
@@ -20,12 +20,12 @@ from foretune.cli.main import _said, main
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
+    """Run the command line in a process of its own."""
     command = [sys.executable, "-c", "from foretune.cli import main; main()", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
 
 
-def test_version_and_help_load_nothing_heavy() -> None:
+def test_version_and_help_load_no_large_libraries() -> None:
     code = (
         "import sys, foretune.cli.app; print(sorted({'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules)))"
     )
@@ -59,12 +59,12 @@ def full() -> OSError:
         (OSError(errno.EBADF, "Bad file descriptor"), None),
     ],
 )
-def test_what_the_system_refuses_is_no_fault_of_ours(error: Exception, words: str | None) -> None:
+def test_errors_of_the_system_are_not_reported_as_faults_of_foretune(error: Exception, words: str | None) -> None:
     said = _said(error)
     assert (said is None) if words is None else (said is not None and words in said)
 
 
-def test_a_cause_behind_another_error_is_seen() -> None:
+def test_the_cause_of_another_error_is_recognised() -> None:
     try:
         try:
             raise full()
@@ -74,7 +74,7 @@ def test_a_cause_behind_another_error_is_seen() -> None:
         assert "No space left" in str(_said(error))
 
 
-def test_a_disk_that_fills_up_in_training_is_said_in_a_line(
+def test_a_full_disk_during_training_gives_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_tiny_run(tmp_path)
@@ -90,27 +90,27 @@ def test_a_disk_that_fills_up_in_training_is_said_in_a_line(
     assert stop.value.code == 2 and said.startswith("error: ") and "make room" in said
 
 
-def test_a_terminal_that_knows_only_ascii_gets_question_marks(tmp_path: Path) -> None:
+def test_an_ascii_terminal_gets_question_marks(tmp_path: Path) -> None:
     path = write_tiny_run(tmp_path)
     done = run("doctor", path, PYTHONIOENCODING="ascii", LC_ALL="C")
     assert done.returncode == 0 and "base" in done.stdout and "Traceback" not in done.stderr
 
 
-def test_ctrl_c_is_said_in_a_line(tmp_path: Path) -> None:
+def test_ctrl_c_gives_one_line(tmp_path: Path) -> None:
     path = write_tiny_run(tmp_path, training={"num_train_epochs": 5000})
     command = [sys.executable, "-c", "from foretune.cli import main; main()", "train"]
     command += [str(path), "-o", str(tmp_path / "out")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         deadline = time.monotonic() + 60
-        while not (tmp_path / "out").exists() and time.monotonic() < deadline:  # the libraries are being imported
+        while not (tmp_path / "out").exists() and time.monotonic() < deadline:  # wait while the libraries are imported
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "interrupted: nothing half-written was left" in said and "Traceback" not in said
+    assert "interrupted: no unfinished file was left" in said and "Traceback" not in said
 
 
-def test_nothing_of_the_users_is_markup(
+def test_names_of_the_user_are_not_read_as_markup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_tiny_run(tmp_path, training={"max_steps": 1})
@@ -132,7 +132,7 @@ def test_nothing_of_the_users_is_markup(
         assert arguments[0] != "forecast" or "[red]" in shown
 
 
-def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_without_a_terminal_is_a_line_from_time_to_time(monkeypatch: pytest.MonkeyPatch) -> None:
     file, clock = io.StringIO(), [0.0]
     monkeypatch.setattr(console, "errors", Console(file=file, width=80))
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
@@ -148,7 +148,7 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch: pytest.
     ("value", "name", "shown"),
     [(0.0423, "accuracy", "+4.2 points"), (0.0423, "pearson", "+0.042"), (None, "accuracy", "–")],
 )
-def test_points_are_of_shares_only(value: Any, name: str, shown: str) -> None:
+def test_only_shares_are_shown_in_points(value: Any, name: str, shown: str) -> None:
     assert console.difference(value, name, "+") == shown
 
 

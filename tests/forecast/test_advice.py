@@ -1,4 +1,4 @@
-"""Warnings name what happens, once."""
+"""Warnings: which of them a forecast has, and what they say."""
 
 import dataclasses
 import math
@@ -57,7 +57,7 @@ ASTRAY = Reach(
             [0.7, 0.6, 0.5],
             0.3,
             WILD,
-            ["may lead 90% of the weights' size away by the end. Above 57%"],
+            ["may move them by 90% of their size. Above 57%"],
         ),
         (
             [0.7, 0.6, 0.5],
@@ -73,7 +73,7 @@ ASTRAY = Reach(
         ),
     ],
 )
-def test_the_curve_the_error_bar_and_the_gaps_decide(
+def test_warnings_follow_from_curve_error_bar_and_reach(
     losses: list[float], metric_std: float | None, reach: Reach, words: list[str], tmp_path: Path
 ) -> None:
     task = load_task(write_tiny_run(tmp_path))
@@ -82,7 +82,7 @@ def test_the_curve_the_error_bar_and_the_gaps_decide(
     assert len(said) == len(words) and all(word in text for word, text in zip(words, said, strict=True))
 
 
-def test_accumulation_that_adds_up_is_named(tmp_path: Path) -> None:
+def test_a_warning_for_losses_that_trainer_adds_up(tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path, training={"gradient_accumulation_steps": 4}))
     said = advice(curve_of([0.7, 0.6], 0.02), task.candidates[0], task, LINEAR, fitted_loss=0.4, frozen=0.6)
     assert [warning.kind for warning in said] == ["accumulation"]
@@ -91,7 +91,7 @@ def test_accumulation_that_adds_up_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schedule", "told"), [("constant", True), ("constant_with_warmup", True), ("linear", False), ("cosine", False)]
 )
-def test_a_learning_rate_that_does_not_fall_is_named(schedule: str, told: bool, tmp_path: Path) -> None:
+def test_a_warning_for_a_learning_rate_that_does_not_fall(schedule: str, told: bool, tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path, training={"lr_scheduler_type": schedule}))
     said = advice(curve_of([0.7, 0.6], 0.02), task.candidates[0], task, LINEAR, fitted_loss=0.4, frozen=0.6)
     assert [warning.kind for warning in said] == (["constant"] if told else [])
@@ -100,25 +100,25 @@ def test_a_learning_rate_that_does_not_fall_is_named(schedule: str, told: bool, 
 @pytest.mark.parametrize(
     ("loss", "word"), [(0.69, "is collapsing (training loss 0.69,"), (0.3, "is not collapsing so far (training")]
 )
-def test_a_real_beginning_is_told(loss: float, word: str, tmp_path: Path) -> None:
+def test_the_warning_says_what_the_beginning_of_the_real_run_did(loss: float, word: str, tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path))
     beginning = Beginning(16, 64, loss, simulated_loss=0.4, guess_loss=0.69, seconds=1.0)
     (said,) = advice(curve_of([0.7, 0.6, 0.5], 0.3), task.candidates[0], task, WILD, 0.3, 0.6, beginning)
-    assert "for 16 of 64 steps" in said.text and word in said.text
+    assert "after 16 of 64 steps it is" in said.text and word in said.text
 
 
-def test_of_little_gain_nothing_is_to_be_lost(tmp_path: Path) -> None:
+def test_the_warning_says_that_a_run_with_little_gain_was_not_begun(tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path))
     (said,) = advice(curve_of([0.7, 0.6, 0.5], 0.3), task.candidates[0], task, WILD, 0.3, 0.6, gains_little=True)
-    assert said.kind == "collapse" and "gains little over guessing even as simulated" in said.text
+    assert said.kind == "collapse" and "Even the simulation gains little over guessing" in said.text
 
 
 @pytest.mark.parametrize(("fitted_loss", "outputs", "expected"), [(0.9, 8, True), (0.8, 8, False), (0.65, 2, False)])
-def test_several_classes_must_be_learnt_by_the_end(fitted_loss: float, outputs: int, expected: bool) -> None:
+def test_a_run_of_several_classes_is_unlearnt_above_a_loss(fitted_loss: float, outputs: int, expected: bool) -> None:
     assert unlearnt(fitted_loss, outputs) is expected
 
 
-def test_a_run_that_ends_before_it_has_learnt_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_for_a_run_that_ends_before_it_has_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "SEVERAL", 1)
     task = load_task(write_tiny_run(tmp_path))
     (said,) = advice(curve_of([0.7, 0.6], 0.02), task.candidates[0], task, LINEAR, fitted_loss=0.5, frozen=0.6)
@@ -127,15 +127,15 @@ def test_a_run_that_ends_before_it_has_learnt_is_warned_of(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(("frozen", "changes", "told"), [(0.3, 2.0, True), (0.7, 2.0, False), (0.3, 0.3, False)])
-def test_what_features_leave_open_is_warned_of(frozen: float, changes: float, told: bool, tmp_path: Path) -> None:
+def test_a_warning_for_features_that_predict_little(frozen: float, changes: float, told: bool, tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path))
     reach = dataclasses.replace(LINEAR, layer_changes=changes)
     said = advice(curve_of([0.7, 0.6], 0.02), task.candidates[0], task, reach, 0.5, frozen)
     assert [warning.kind for warning in said] == (["open"] if told else [])
-    assert not told or ("correlation of 0.30" in said[0].text and "add up to 2)" in said[0].text)
+    assert not told or ("correlation of only 0.30" in said[0].text and "add up to 2)" in said[0].text)
 
 
-def test_the_worst_comes_first(tmp_path: Path) -> None:
+def test_the_worst_warning_comes_first(tmp_path: Path) -> None:
     training = {"lr_scheduler_type": "constant", "gradient_accumulation_steps": 2}
     task = load_task(write_tiny_run(tmp_path, training=training))
     said = advice(curve_of([0.7, 0.5, math.nan], 0.3), task.candidates[0], task, WILD, fitted_loss=0.4, frozen=0.6)

@@ -1,4 +1,4 @@
-"""A real run is begun as it would begin, where its steps are too large, and what it does there counts."""
+"""The beginning of a real run: which runs are begun, that its steps are those of the real run, and how it is used."""
 
 import math
 from dataclasses import replace
@@ -31,32 +31,32 @@ def beginning(train: float, simulated: float, guess: float = 0.7) -> Beginning:
         (0.9, 0.3, 0.0),
         (0.5, 0.3, 0.5),
         (0.1, 0.3, 1.0),
-        (0.7 - 0.035, 0.7, 0.5),  # little was promised: a tenth of guessing's loss is asked for
+        (0.7 - 0.035, 0.7, 0.5),  # the simulation learnt little: a tenth of the loss of guessing counts instead
         (0.6, 0.9, 1.0),
         (math.nan, 0.3, 0.0),
         (math.inf, 0.3, 0.0),
         (0.7, math.nan, 0.0),
     ],
 )
-def test_what_the_real_run_learnt_is_held_against_its_simulation(
+def test_the_real_run_is_compared_with_what_its_simulation_learnt(
     train: float, simulated: float, followed: float
 ) -> None:
     assert beginning(train, simulated).followed == pytest.approx(followed)
 
 
 @given(*[st.floats(allow_nan=True, allow_infinity=True)] * 2)
-def test_a_share_is_between_nothing_and_all(train: float, simulated: float) -> None:
+def test_the_share_followed_is_between_0_and_1(train: float, simulated: float) -> None:
     assert 0 <= beginning(train, simulated).followed <= 1
 
 
 @pytest.mark.parametrize("training", [{}, SCHEDULE], ids=["plain", "schedule"])
-def test_a_beginning_makes_the_first_steps_of_the_real_run(training: dict[str, Any], tmp_path: Path) -> None:
-    """Past the evaluations, which are left out, but draw random numbers."""
+def test_a_beginning_takes_the_same_first_steps_as_the_real_run(training: dict[str, Any], tmp_path: Path) -> None:
+    """Also after evaluations, which are left out but draw their random numbers."""
     task, candidate, _ = loaded(tmp_path, num_train_epochs=3, **training)
     real, _, _ = real_run(task, candidate, tmp_path / "real")
     total = len(real.step_losses)
     assert total == real.final["step"]
-    last = real.step_losses[real.curve[-2]["step"] :]  # of the last epoch
+    last = real.step_losses[real.curve[-2]["step"] :]  # losses of the last epoch
     assert np.mean(last) == pytest.approx(real.final["train_loss"], rel=1e-4)
     told: list[tuple[int, int]] = []
     found = begin(task, candidate, [1.0] * total, share=0.5, progress=lambda *at: told.append(at))
@@ -75,7 +75,7 @@ def test_a_beginning_is_kept_for_the_same_task_and_configuration(tmp_path: Path,
     with monkeypatch.context() as patched:
         patched.setattr("foretune.forecast.beginning.run_trainer", lambda *_, **__: pytest.fail("begun again"))
         assert again(share=0.5) == replace(first, seconds=round(first.seconds, 3))
-    assert again(share=0.25).steps < first.steps  # another share, and in its place
+    assert again(share=0.25).steps < first.steps  # another share, which replaces the kept one
     faster = replace(candidate, training=candidate.training | {"learning_rate": 0.5})
     assert begin(task, faster, [1.0] * 9, share=0.25, directory=tmp_path).train_loss != again(share=0.25).train_loss
     said: list[str] = []
@@ -88,7 +88,7 @@ def test_a_beginning_is_kept_for_the_same_task_and_configuration(tmp_path: Path,
     assert math.isnan(again(share=0.5).train_loss)
 
 
-def test_guessing_has_the_least_loss_of_any_constant(tmp_path: Path) -> None:
+def test_guessing_has_the_smallest_loss_of_all_constant_predictions(tmp_path: Path) -> None:
     task, _, _ = loaded(tmp_path)
     labels = torch.tensor(task.train["labels"])
     assert task.guess_loss == pytest.approx(least_loss_of_a_constant(nn.functional.cross_entropy, 2, labels), rel=1e-6)
@@ -98,7 +98,7 @@ def test_guessing_has_the_least_loss_of_any_constant(tmp_path: Path) -> None:
 
 
 def least_loss_of_a_constant(loss: Any, outputs: int, labels: torch.Tensor) -> float:
-    """The least loss of the same outputs for all examples, found by descent."""
+    """The smallest loss of the same outputs for all examples, found by gradient descent."""
     constant = torch.zeros(1, outputs, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([constant], max_iter=100, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
 
@@ -112,7 +112,7 @@ def least_loss_of_a_constant(loss: Any, outputs: int, labels: torch.Tensor) -> f
     return float(closure().detach())
 
 
-def test_only_runs_whose_steps_lead_too_far_are_begun(tmp_path: Path, monkeypatch: Any) -> None:
+def test_only_runs_that_may_collapse_are_begun(tmp_path: Path, monkeypatch: Any) -> None:
     for limit in ("ASTRAY", "TRAVEL"):
         monkeypatch.setattr(f"foretune.forecast.calibration.{limit}", math.inf)
     task, candidate, tangents = loaded(tmp_path, learning_rate=0.004, num_train_epochs=12)
@@ -123,10 +123,10 @@ def test_only_runs_whose_steps_lead_too_far_are_begun(tmp_path: Path, monkeypatc
     before = strong.seconds
     monkeypatch.setattr("foretune.forecast.calibration.TRAVEL", strong.reach.travel - 1e-9)
     assert strong.unstable and [each.beginning for each in begun([strong, other], task, 0.0)] == [None, None]
-    with monkeypatch.context() as patched:  # of which nothing else was ever seen
+    with monkeypatch.context() as patched:  # all such runs were seen to collapse
         patched.setattr("foretune.forecast.calibration.LOST", strong.reach.travel - 1e-9)
         assert [each.beginning for each in begun([strong, other], task, 0.5)] == [None, None] and strong.unstable
-    with monkeypatch.context() as patched:  # which gains nothing even so
+    with monkeypatch.context() as patched:  # the simulation gains too little
         patched.setattr("foretune.forecast.calibration.LITTLE", strong.known.eval_metric - strong.guess + 1e-9)
         assert [each.beginning for each in begun([strong, other], task, 0.5)] == [None, None] and strong.unstable
         assert not strong.to_begin
@@ -141,4 +141,6 @@ def test_only_runs_whose_steps_lead_too_far_are_begun(tmp_path: Path, monkeypatc
         strong.beginning.followed > 0.25 and not strong.unstable and ranked[0] is strong and strong.eval_metric > fallen
     )
     assert strong.to_json()["beginning"]["followed"] == strong.followed
-    assert other.to_json()["beginning"] is None and any("Begun for real" in warning.text for warning in strong.warnings)
+    assert other.to_json()["beginning"] is None and any(
+        "was begun: after" in warning.text for warning in strong.warnings
+    )

@@ -1,4 +1,4 @@
-"""The correction of simulated runs: scales, evidence, what it does to a curve, and that what is packaged fits."""
+"""The correction of simulated runs: its scales, its evidence, its effect on a curve, and the packaged weights."""
 
 import math
 from pathlib import Path
@@ -35,7 +35,7 @@ POINT = MeanPoint(
 @pytest.mark.parametrize("quantity", QUANTITIES)
 @pytest.mark.parametrize("metric_name", ["accuracy", "pearson"])
 @given(value=st.floats(0.01, 0.99))
-def test_a_scale_goes_there_and_back(quantity: str, metric_name: str, value: float) -> None:
+def test_a_scale_and_its_inverse_cancel(quantity: str, metric_name: str, value: float) -> None:
     on = scale(quantity, metric_name)
     assert on.back(on.to(value)) == pytest.approx(value, rel=1e-9)
     z, step = on.to(value), 1e-6
@@ -44,7 +44,7 @@ def test_a_scale_goes_there_and_back(quantity: str, metric_name: str, value: flo
 
 @pytest.mark.parametrize("metric_name", ["accuracy", "pearson"])
 @given(low=st.floats(0.02, 0.95), gap=st.floats(1e-3, 0.04), shift=st.floats(-3, 3), share=st.floats(0.01, 1))
-def test_a_correction_moves_every_value_its_own_way_and_keeps_their_order(
+def test_a_correction_moves_values_in_its_direction_and_keeps_their_order(
     metric_name: str, low: float, gap: float, shift: float, share: float
 ) -> None:
     one, other = (
@@ -94,7 +94,7 @@ NOTHING = {
 }
 
 
-def test_evidence_counts_up_to_its_bounds() -> None:
+def test_evidence_stays_within_its_bounds() -> None:
     far = LINEAR._replace(linearity_gap=3.0, layer_changes=math.inf, fitted_loss=0.0, eval_loss=5.0)
     assert evidence(far) == NOTHING | {"gap": 1.0, "changes": 3.0, "overfit": 4.0, "learnt": 0.8}
     assert evidence(far._replace(outputs=3)) == NOTHING | {"gap": 1.0, "learnt": pytest.approx(3.7 / 5)}
@@ -103,18 +103,18 @@ def test_evidence_counts_up_to_its_bounds() -> None:
     fitted = LINEAR._replace(layer_changes=3.0, fitted_loss=0.1, eval_loss=0.1 * math.exp(1.5))
     regression = fitted._replace(metric_name="pearson", outputs=1)
     assert evidence(regression) == pytest.approx(NOTHING | {"correlation": 1.0, "changes": 3.0, "learnt": 0.75 * 0.6})
-    blind = evidence(fitted._replace(eval_metric=0.51))  # what it fits does not carry over
+    blind = evidence(fitted._replace(eval_metric=0.51))  # what it fits does not carry over to new texts
     assert blind["learnt"] == pytest.approx(evidence(fitted)["learnt"] / 5)
-    known = evidence(regression._replace(frozen=0.75))  # and leaves the less to be learnt
+    known = evidence(regression._replace(frozen=0.75))  # features that predict the labels leave less to learn
     assert known == pytest.approx(evidence(regression) | {"learnt": 0.25 * 0.75 * 0.6})
-    hasty = evidence(regression._replace(travel=0.45))  # what steps too far loses what it would gain
+    hasty = evidence(regression._replace(travel=0.45))  # steps that are too large gain nothing
     assert hasty == pytest.approx(evidence(regression) | {"learnt": 0.0})
-    shallow = evidence(regression._replace(depth=0.5))  # as do layers that stay as they are
+    shallow = evidence(regression._replace(depth=0.5))  # layers without adapters learn nothing
     assert shallow == pytest.approx(evidence(regression) | {"learnt": 0.25 * 0.75 * 0.6})
 
 
 @pytest.mark.parametrize(("ratio", "learnt"), [(0.0, 0.0), (0.3, 0.0), (2.0, 1.7 / 3)])
-def test_runs_of_several_classes_are_ahead_once_they_are_learnt(ratio: float, learnt: float) -> None:
+def test_real_runs_of_several_classes_learn_more_once_the_simulation_fits(ratio: float, learnt: float) -> None:
     found = LINEAR._replace(layer_changes=3.0, fitted_loss=1.0, eval_loss=math.exp(ratio), outputs=5)
     assert evidence(found) == pytest.approx(NOTHING | {"learnt": 0.75 * learnt})
 
@@ -126,7 +126,9 @@ def test_runs_of_several_classes_are_ahead_once_they_are_learnt(ratio: float, le
         ("pearson", 0.0, 0.6, -math.atanh(0.6)),
     ],
 )
-def test_what_may_collapse_falls_towards_guessing(metric_name: str, guess: float, metric: float, fall: float) -> None:
+def test_runs_that_may_collapse_are_corrected_towards_guessing(
+    metric_name: str, guess: float, metric: float, fall: float
+) -> None:
     wild = LINEAR._replace(
         largest_step=0.02,
         travel=0.7,
@@ -145,15 +147,15 @@ def test_what_may_collapse_falls_towards_guessing(metric_name: str, guess: float
     assert evidence(wild._replace(followed=0.25)) == pytest.approx(known | half)
     caught_up = {"blind": 0.0, "followed": 0.6, "fall": 0.0, "loss_fall": 0.0}
     assert evidence(wild._replace(followed=0.6)) == pytest.approx(known | caught_up)
-    lost = {"blind": 0.0, "followed": 0.0}  # whatever a beginning said
+    lost = {"blind": 0.0, "followed": 0.0}  # whatever the beginning did
     for followed in (None, 0.0, 1.0):
         assert evidence(wild._replace(travel=2.0, followed=followed)) == pytest.approx(known | lost)
-        for metric, most in ((guess + 0.04, 0.2), (math.nan, 0.0)):  # little gained, or nothing known
+        for metric, most in ((guess + 0.04, 0.2), (math.nan, 0.0)):  # a small gain, or an unknown one
             foregone = evidence(wild._replace(eval_metric=metric, followed=followed))
             assert (foregone["blind"], foregone["followed"]) == (0.0, 0.0) and abs(foregone["fall"]) <= most
 
 
-def test_long_ways_may_collapse_unless_the_run_learns_all_the_same() -> None:
+def test_runs_with_large_steps_may_collapse_unless_their_beginning_learns() -> None:
     step, far, way = calibration.STEP, calibration.TRAVEL, calibration.ASTRAY
     harmless = ((1.0, far, way), (step, math.inf, way))
     harmful = ((2 * step, 2 * far, 0.0), (0.0, 0.0, 2 * way), (math.inf, math.inf, 0.0))
@@ -173,7 +175,7 @@ def test_long_ways_may_collapse_unless_the_run_learns_all_the_same() -> None:
         ("pearson", 2.0, 1.0, 0.0),
     ],
 )
-def test_over_fitting_starts_when_training_examples_are_learnt(
+def test_over_fitting_counts_only_once_training_examples_are_learnt(
     metric_name: str, fitted_loss: float, eval_loss: float, overfit: float
 ) -> None:
     found = LINEAR._replace(linearity_gap=1.0, fitted_loss=fitted_loss, eval_loss=eval_loss)
@@ -182,18 +184,18 @@ def test_over_fitting_starts_when_training_examples_are_learnt(
 
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
-def test_evidence_about_a_run_that_diverged_is_numbers(loss: float) -> None:
+def test_evidence_about_a_run_that_diverged_is_finite(loss: float) -> None:
     found = LINEAR._replace(linearity_gap=math.inf, layer_changes=math.inf, eval_loss=loss)
     for each in (found, found._replace(largest_step=math.inf, travel=math.inf, fitted_loss=loss, eval_metric=math.nan)):
         assert all(map(math.isfinite, evidence(each).values()))
 
 
-def test_a_linear_run_is_not_moved() -> None:
+def test_a_linear_run_is_not_corrected() -> None:
     for quantity, each in corrections(evidence(LINEAR)).items():
         assert each.shift == 0 and 0 < each.spread < 1, quantity
 
 
-def test_what_is_packaged_is_of_known_evidence() -> None:
+def test_the_packaged_weights_are_for_existing_evidence() -> None:
     known = evidence(LINEAR)
     assert set(calibration.learnt()) == set(QUANTITIES)
     assert all(set(terms) <= set(known) for parts in calibration.learnt().values() for terms in parts.values())
@@ -211,13 +213,13 @@ def test_the_correction_grows_along_the_curve() -> None:
     assert end["train_loss"] == pytest.approx(0.5 * math.exp(0.4))
 
 
-def test_what_is_not_a_number_stays_so() -> None:
+def test_values_that_are_not_finite_are_not_corrected() -> None:
     known = {name: Correction(0.4, 0.1) for name in QUANTITIES}
     point = corrected(MeanPoint(**(POINT | {"train_loss": None, "eval_loss": math.nan})), known, 1.0, "accuracy")
     assert point["train_loss"] is None and math.isnan(point["eval_loss"]) and point["eval_loss_std"] is None
 
 
-def test_looking_at_steps_changes_nothing_of_the_run(tmp_path: Path) -> None:
+def test_measuring_steps_does_not_change_the_run(tmp_path: Path) -> None:
     task, candidate, tangents = loaded(tmp_path)
     starts, movement = Starts(task, tangents), Movement(1.0)
     adapters, head = starts.draw(candidate, candidate.seed)

@@ -1,4 +1,4 @@
-"""Forecast against truth, on numbers worked out by hand."""
+"""Comparison of forecasts with real runs, on numbers computed by hand."""
 
 import json
 import warnings
@@ -19,7 +19,7 @@ HEADER = provenance(0, 1.0)
 
 
 def forecast(name: str, metric: float | None, *, loss: float | None = 0.5, std: float | None = None, **more: Any):
-    """One candidate of forecast.json; ``more``: trace, condition_number, alignment, parameters, …"""
+    """An entry of forecast.json; ``more`` may have trace, condition_number, alignment, parameters, …"""
     return {
         "name": name,
         "peft": {"type": "lora", "r": more.get("r", 8)},
@@ -39,7 +39,7 @@ def forecast(name: str, metric: float | None, *, loss: float | None = 0.5, std: 
 
 
 def truth(name: str, metric: float | None, *, loss: float | None = 0.5, **more: Any):
-    """One result.json."""
+    """The content of a result.json."""
     return {
         "candidate": name,
         "peft": {"type": "lora", "r": more.get("r", 8)},
@@ -143,7 +143,7 @@ def test_a_metric_where_lower_is_better(tmp_path: Path) -> None:
     assert result["rankers"]["trace"]["spearman"] == pytest.approx(0.5)
 
 
-def test_nulls_and_two_candidates_warn_about_nothing(tmp_path: Path) -> None:
+def test_missing_values_and_two_candidates_cause_no_warnings(tmp_path: Path) -> None:
     write(
         tmp_path,
         [forecast("a", None, loss=None), forecast("b", 0.5)],
@@ -157,8 +157,8 @@ def test_nulls_and_two_candidates_warn_about_nothing(tmp_path: Path) -> None:
     assert all(row["within_interval"] is None for row in result["candidates"])
 
 
-def test_what_may_collapse_is_chosen_last(tmp_path: Path) -> None:
-    """Its forecast is the highest, and its truth the lowest: no regret, and a perfect order."""
+def test_candidates_expected_to_collapse_are_chosen_last(tmp_path: Path) -> None:
+    """Its forecast is the highest and its real metric the lowest, so there is no regret and a perfect order."""
     forecasts = [forecast("a", 0.7), forecast("b", 0.6), forecast("c", 0.8) | {"unstable": True}]
     write(tmp_path, forecasts, [truth("a", 0.7), truth("b", 0.6), truth("c", 0.5)])
     summary = compare(tmp_path)["summary"]
@@ -166,7 +166,7 @@ def test_what_may_collapse_is_chosen_last(tmp_path: Path) -> None:
     assert summary["mean_absolute_error"] == pytest.approx(0.1)
 
 
-def test_what_may_collapse_is_chosen_by_the_worse_end_of_its_error_bar(tmp_path: Path) -> None:
+def test_candidates_that_may_collapse_are_ranked_by_the_worse_end_of_their_error_bar(tmp_path: Path) -> None:
     risky = forecast("c", 0.8) | {"may_collapse": True}
     risky["predicted"]["eval_metric_std"] = 0.1
     for b, best in ((0.63, "c"), (0.64, "b")):
@@ -179,7 +179,7 @@ def test_what_may_collapse_is_chosen_by_the_worse_end_of_its_error_bar(tmp_path:
     assert worth(0.3, None, True, True, higher=False) > 1e5
 
 
-def test_several_seeds_of_the_truth_are_averaged(tmp_path: Path) -> None:
+def test_several_seeds_of_real_runs_are_averaged(tmp_path: Path) -> None:
     write(tmp_path, [forecast("a", 0.7), forecast("b", 0.5)], [truth("a", 0.60), truth("b", 0.5)])
     for seed, metric in ((1, 0.64), (2, 0.62)):
         folder = tmp_path / "train" / "run0" / f"seed-{seed}"
@@ -199,7 +199,7 @@ def test_several_seeds_of_the_truth_are_averaged(tmp_path: Path) -> None:
     assert shown.candidates[0].truth is not None and shown.candidates[0].truth.eval_metric == pytest.approx(0.62)
 
 
-def test_a_seed_without_the_metric_leaves_no_mean_in_either_place(tmp_path: Path) -> None:
+def test_there_is_no_mean_if_a_seed_lacks_the_metric(tmp_path: Path) -> None:
     write(tmp_path, [forecast("a", 0.7), forecast("b", 0.5)], [truth("a", 0.60), truth("b", 0.5)])
     folder = tmp_path / "train" / "run0" / "seed-1"
     folder.mkdir()
@@ -231,7 +231,7 @@ def test_stale_results_are_never_compared(tmp_path: Path, change: dict[str, Any]
     assert str(next(iter(change.values()))) in str(caught.value)
 
 
-def test_another_proximal_term_is_stale_and_none_is_strength_zero(tmp_path: Path) -> None:
+def test_another_proximal_strength_is_stale_and_no_term_equals_strength_zero(tmp_path: Path) -> None:
     off = {"strength": 0.0, "rule": "always", "scope": "global"}
     write(tmp_path, [forecast("a", 0.5) | {"proximal": off}], [truth("a", 0.5)])
     assert compare(tmp_path)["summary"]["n"] == 1
@@ -250,7 +250,7 @@ def test_other_runs_are_listed_as_skipped(tmp_path: Path) -> None:
     values=st.lists(st.floats(0, 1).map(lambda x: round(x, 3)), min_size=3, max_size=8, unique=True),
     name=st.sampled_from(["accuracy", "mse"]),
 )
-def test_a_perfect_forecast_is_perfect(values: list[float], name: str) -> None:
+def test_a_perfect_forecast_has_no_error_and_no_regret(values: list[float], name: str) -> None:
     with TemporaryDirectory() as folder:
         write(
             Path(folder),
@@ -280,7 +280,7 @@ def test_statistics_stay_in_range(pairs: list[tuple[float, float]]) -> None:
     assert summary["spearman"] is None or abs(summary["spearman"]) <= 1 + 1e-12
 
 
-def test_what_a_metric_name_means() -> None:
+def test_metric_names_tell_direction_and_share() -> None:
     assert is_share("accuracy") and is_share("macro_f1") and not is_share("r2") and not is_share(None)
     assert higher_is_better("accuracy") and higher_is_better("pearson") and higher_is_better(None)
     assert not higher_is_better("mse") and not higher_is_better("eval_loss") and higher_is_better("neg_mse")

@@ -54,7 +54,7 @@ def test_warnings_about_the_data(tmp_path: Path) -> None:
     assert "1 training texts occur more than once" in text
 
 
-def test_nothing_is_changed_by_the_timing(tmp_path: Path) -> None:
+def test_timing_steps_does_not_change_the_model(tmp_path: Path) -> None:
     path = write_tiny_run(tmp_path)
     torch.manual_seed(0)
     before = sorted(file.name for file in tmp_path.iterdir())
@@ -73,7 +73,7 @@ def test_nothing_is_changed_by_the_timing(tmp_path: Path) -> None:
         {"num_train_epochs": 2, "gradient_accumulation_steps": 100_000},
     ],
 )
-def test_steps_and_examples_are_those_of_trainer(keys: dict[str, float], tmp_path: Path) -> None:
+def test_steps_and_examples_are_counted_as_by_trainer(keys: dict[str, float], tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path))
     arguments = task.candidates[0].training_arguments(
         tmp_path / "out", save_strategy="no", disable_tqdm=True, logging_strategy="no", **keys

@@ -1,4 +1,4 @@
-"""What doctor passes, forecast takes: candidates that cannot be forecast are left out by name, before the pass."""
+"""Doctor and forecast accept the same files; candidates that cannot be forecast are left out by name."""
 
 import json
 from dataclasses import replace
@@ -36,7 +36,9 @@ UNFORECASTABLE = [
 @pytest.mark.parametrize(
     ("keys", "word"), UNFORECASTABLE, ids=[word + str(i) for i, (_, word) in enumerate(UNFORECASTABLE)]
 )
-def test_one_that_cannot_be_forecast_is_left_out_by_name(keys: dict[str, Any], word: str, tmp_path: Path) -> None:
+def test_a_candidate_that_cannot_be_forecast_is_left_out_by_name(
+    keys: dict[str, Any], word: str, tmp_path: Path
+) -> None:
     run = write_tiny_run(tmp_path, candidates=[GOOD, {"name": "odd", **keys}])
     examined = examine(load_run(run), run)
     assert [candidate.name for candidate in examined.loaded.task.candidates] == ["good"]
@@ -45,7 +47,7 @@ def test_one_that_cannot_be_forecast_is_left_out_by_name(keys: dict[str, Any], w
 
 
 @pytest.mark.parametrize(("keys", "word"), UNFORECASTABLE[:1] + UNFORECASTABLE[10:])
-def test_if_none_is_left_the_reason_is_the_error(keys: dict[str, Any], word: str, tmp_path: Path) -> None:
+def test_if_no_candidate_is_left_the_reason_is_raised(keys: dict[str, Any], word: str, tmp_path: Path) -> None:
     run = write_tiny_run(tmp_path, **keys)
     with pytest.raises(InputError, match=word) as refusal:
         examine(load_run(run), run)

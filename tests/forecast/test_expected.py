@@ -1,4 +1,4 @@
-"""The smoothed accuracy: a slow oracle, what it does not depend on, and what it is for."""
+"""The smoothed accuracy: against a slow reference, its invariances, and its purpose."""
 
 import math
 
@@ -42,15 +42,15 @@ def test_scale_and_shift_of_logits_do_not_matter(seed: int, factor: float, shift
     assert smoothed_accuracy(factor * logits + shift, labels) == pytest.approx(smoothed_accuracy(logits, labels))
 
 
-def test_what_is_clear_is_counted() -> None:
+def test_clear_examples_are_counted() -> None:
     labels = np.arange(60) % 3
     sure = np.eye(3)[labels] + 0.01 * drawn(0, 60)[0]
     assert smoothed_accuracy(sure, labels) == 1
     assert smoothed_accuracy(-sure, labels) == 0
 
 
-def test_the_level_stays_and_accidents_go() -> None:
-    """Of runs whose outputs scatter, the smoothed accuracy scatters by less around the same mean."""
+def test_smoothing_keeps_the_mean_and_reduces_the_scatter() -> None:
+    """If the outputs of runs scatter, the smoothed accuracy scatters less, around the same mean."""
     logits, labels = drawn(1, 600, 2)
     generator = np.random.default_rng(2)
     runs = [logits + 0.3 * generator.normal(size=logits.shape) for _ in range(200)]
@@ -59,7 +59,7 @@ def test_the_level_stays_and_accidents_go() -> None:
     assert np.std(smooth) < 0.9 * np.std(counts)
 
 
-def test_what_cannot_be_smoothed_is_counted() -> None:
+def test_outputs_that_cannot_be_smoothed_are_counted() -> None:
     task = tiny_task("bert")
     logits, labels = drawn(3)
     logits[5] = math.nan

@@ -1,4 +1,4 @@
-"""What frozen features tell: against regressions that are really fitted without the example they are asked of."""
+"""The correlation of frozen features: against regressions that are fitted without the example that they predict."""
 
 import math
 
@@ -20,7 +20,7 @@ def drawn(seed: int, n: int = 14, d: int = 4, c: int = 2) -> tuple[Tensor, Tenso
 
 
 def left_out_error(x: Tensor, y: Tensor, penalty: float) -> float:
-    """Each example predicted by a ridge regression of the others, whose intercept is free."""
+    """Predict every example by a ridge regression on the others, with a free intercept."""
     total = 0.0
     for number in range(len(x)):
         rest = [i for i in range(len(x)) if i != number]
@@ -48,7 +48,7 @@ def test_scales_and_shifts_do_not_matter(seed: int, factor: float, shift: float)
     assert correlation(x, factor * y + shift) == pytest.approx(correlation(x, y), abs=1e-6)
 
 
-def test_from_nothing_to_everything() -> None:
+def test_the_correlation_runs_from_0_to_1() -> None:
     x, y = drawn(1, n=200, d=3)
     assert correlation(x, x @ torch.ones(3, 1).double()) > 0.999
     assert 0.5 < correlation(x, y) < 0.95
@@ -58,7 +58,7 @@ def test_from_nothing_to_everything() -> None:
 
 
 @pytest.mark.parametrize("num_labels", [1, 3])
-def test_of_tangents(num_labels: int) -> None:
+def test_the_frozen_correlation_of_tangents(num_labels: int) -> None:
     task = tiny_task("bert", n=30, num_train=24, num_labels=num_labels)
     tangents = collect(task)
     labels = torch.tensor(task.train["labels"])

@@ -1,4 +1,4 @@
-"""What a forecast keeps on disk: damaged or of another task it is named and made again; other candidates stay."""
+"""Files that a forecast keeps: damaged or foreign ones are named and made again, and other candidates stay."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ PAIR = [{"name": "a", "peft": {"target_modules": ["query"]}}, {"name": "b", "pef
 
 
 def forecast(run: Path, out: Path, **options: Any) -> tuple[dict[str, Any], list[str]]:
-    """What is forecast, and what is said on the way."""
+    """The forecast of a run file, and the notes that it gives."""
     said: list[str] = []
     return forecast_run(run, out, bar=progress_bar, notify=said.append, **options), said
 
@@ -38,7 +38,7 @@ def test_one_changed_byte_of_the_tangents_is_noticed(name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "null", ""])
-def test_a_manifest_that_says_nothing_is_made_again(content: str, tmp_path: Path) -> None:
+def test_tangents_without_a_valid_manifest_are_made_again(content: str, tmp_path: Path) -> None:
     run, out = write_tiny_run(tmp_path), tmp_path / "out"
     forecast(run, out)
     (path,) = (out / "tangents").glob("*/manifest.json")
@@ -47,7 +47,7 @@ def test_a_manifest_that_says_nothing_is_made_again(content: str, tmp_path: Path
     assert said and not result["collect"]["reused"]
 
 
-def test_one_candidate_is_forecast_beside_the_others(tmp_path: Path) -> None:
+def test_forecasting_one_candidate_keeps_the_others(tmp_path: Path) -> None:
     run, out = write_tiny_run(tmp_path, candidates=PAIR), tmp_path / "out"
     both, _ = forecast(run, out)
     again, said = forecast(run, out, names=["b"])
@@ -67,7 +67,7 @@ def test_forecasts_of_other_data_are_not_mixed(tmp_path: Path) -> None:
     assert [row["name"] for row in again["candidates"]] == ["a"] and "other data" in said[0]
 
 
-def test_truth_of_other_data_is_never_compared(tmp_path: Path) -> None:
+def test_real_runs_of_other_data_are_never_compared(tmp_path: Path) -> None:
     run, out = write_tiny_run(tmp_path, candidates=PAIR, training={"max_steps": 2}), tmp_path / "out"
     task = load_task(run)
     for candidate in task.candidates:
@@ -80,7 +80,7 @@ def test_truth_of_other_data_is_never_compared(tmp_path: Path) -> None:
     assert [(item["name"], "other data" in item["reason"]) for item in found["skipped"]] == [("b", True)]
 
 
-def test_a_forecast_is_held_against_its_own_seeds(tmp_path: Path) -> None:
+def test_a_forecast_is_compared_with_its_own_seeds(tmp_path: Path) -> None:
     run, out = write_tiny_run(tmp_path, training={"learning_rate": 0.02}), tmp_path / "out"
     forecast(run, out)
     task = load_task(run)
@@ -94,7 +94,7 @@ def test_a_forecast_is_held_against_its_own_seeds(tmp_path: Path) -> None:
     assert compare(out)["candidates"][0]["true"]["eval_metric"] == pytest.approx(sum(metrics) / 2)
 
 
-def test_another_seed_alone_is_not_its_truth(tmp_path: Path) -> None:
+def test_a_run_of_another_seed_alone_is_not_compared(tmp_path: Path) -> None:
     run, out = write_tiny_run(tmp_path, candidates=PAIR, training={"max_steps": 2}), tmp_path / "out"
     forecast(run, out)
     task = load_task(run)
@@ -109,7 +109,7 @@ def entry(name: str, metric: float, std: float | None, metric_name: str = "accur
     return {"name": name, "predicted": {"eval_metric": metric, "eval_metric_std": std, "metric_name": metric_name}}
 
 
-def test_a_lead_and_how_sure_it_is() -> None:
+def test_the_lead_and_its_probability() -> None:
     ahead = lead([entry("a", 0.80, 0.03), entry("b", 0.75, 0.04)])
     assert ahead is not None and ahead.second == "b" and ahead.margin == pytest.approx(0.05)
     assert ahead.chance == pytest.approx(0.8413, abs=1e-4)  # one standard deviation of the difference

@@ -1,4 +1,4 @@
-"""Simulations in lockstep are those that each candidate has alone."""
+"""Simulations in lockstep give the results that every candidate has alone."""
 
 import math
 from dataclasses import replace
@@ -51,7 +51,7 @@ def starts(task: Task, tangents: Tangents, seed: int = 0) -> list[Start]:
     found, draw = [], Starts(task, tangents).draw
     for candidate in task.candidates:
         adapters, head = draw(candidate, seed)
-        if candidate.name == "moved":  # does not start from zero
+        if candidate.name == "moved":  # the change of its weights does not start from zero
             adapters = [replace(each, b=torch.ones_like(each.b) / 9) for each in adapters]
         found.append(Start(candidate, adapters, head, watch=(Movement(10.0),)))
     return found
@@ -74,7 +74,7 @@ def assert_same(run: Run, other: Run) -> None:
     ],
     ids=str,
 )
-def test_each_is_simulated_as_it_is_alone(tmp_path: Path, training: dict[str, Any]) -> None:
+def test_lockstep_gives_the_results_of_single_simulations(tmp_path: Path, training: dict[str, Any]) -> None:
     task, tangents = loaded(tmp_path, CANDIDATES, **training)
     tangents.head.dropouts = (0.1,)
     found = assert_each_as_alone(task, tangents)
@@ -83,7 +83,7 @@ def test_each_is_simulated_as_it_is_alone(tmp_path: Path, training: dict[str, An
 
 
 @pytest.mark.parametrize("taken", [1, 9], ids=["with-noise", "without-noise"])
-def test_each_drops_inputs_and_gets_noise_as_it_does_alone(
+def test_dropout_and_noise_in_lockstep_are_those_of_single_simulations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int
 ) -> None:
     monkeypatch.setattr(basis, "directions_taken", lambda span: taken)
@@ -116,7 +116,7 @@ def assert_each_as_alone(task: Task, tangents: Tangents) -> list[Run]:
     return [run for run, _ in found]
 
 
-def test_one_that_gives_no_numbers_leaves_the_others_alone(tmp_path: Path) -> None:
+def test_a_run_that_diverges_does_not_change_the_others(tmp_path: Path) -> None:
     task, tangents = loaded(tmp_path, [{"name": "base"}, {"name": "wild"}])
     base, wild = task.candidates  # a run file may not have such a rate
     task.candidates = (base, replace(wild, training=wild.training | {"learning_rate": 1e200}))
@@ -127,7 +127,9 @@ def test_one_that_gives_no_numbers_leaves_the_others_alone(tmp_path: Path) -> No
     assert_same(tame[0], single)
 
 
-def test_who_trains_otherwise_goes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_with_other_training_arguments_are_simulated_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, tangents = loaded(tmp_path, CANDIDATES[:2] + DROPPING + OTHERS)
     names = [[each.candidate.name for each in group] for group in together(starts(task, tangents))]
     assert names == [["base", "faster"], ["tenth", "half", "twice"], *([each["name"]] for each in OTHERS)]
@@ -136,14 +138,14 @@ def test_who_trains_otherwise_goes_alone(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(len(group) == 1 for group in together(starts(task, tangents)))
 
 
-def test_candidates_of_one_name_stay_apart(tmp_path: Path) -> None:
+def test_candidates_with_the_same_name_are_kept_apart(tmp_path: Path) -> None:
     task, tangents = loaded(tmp_path, CANDIDATES[:2])
     base, faster = task.candidates
     found = forecast(tangents, task, [base, replace(faster, name="base")])
     assert {each.candidate.training["learning_rate"] for each in found} == {1e-3, 5e-2}
 
 
-def test_forecasts_do_not_depend_on_who_is_forecast_beside_them(tmp_path: Path) -> None:
+def test_a_forecast_does_not_depend_on_the_other_candidates(tmp_path: Path) -> None:
     task, tangents = loaded(tmp_path, CANDIDATES)
     several = {each.candidate.name: each for each in forecast(tangents, task, task.candidates)}
     for candidate in task.candidates[1:3]:

@@ -1,4 +1,4 @@
-"""Simulated weights in the network: it becomes what the real run would be, and itself again afterwards."""
+"""The simulated weights in the network: what is measured on it, and that it is unchanged afterwards."""
 
 import math
 from collections.abc import Sequence
@@ -48,14 +48,14 @@ def distance(one: Run, other: Run) -> float:
     return max(abs(a["eval_loss"] - b["eval_loss"]) for a, b in zip(one.curve, other.curve, strict=True))
 
 
-def test_the_network_has_the_simulated_weights_inside_and_its_own_afterwards(tmp_path: Path) -> None:
+def test_the_network_has_the_simulated_weights_only_inside_the_block(tmp_path: Path) -> None:
     task, candidate, tangents = loaded(tmp_path)
     model = moved(task, tangents, 0.1)
     before = {name: value.clone() for name, value in task.model.state_dict().items()}
     real = build_peft_model(task, candidate, 0)
     real.load_state_dict(
         {name: value for name, value in model.state_dict().items() if "lora_" in name}, strict=False
-    )  # the names are peft's
+    )  # the names are those of peft
     expected = outputs(real, task)
     assert not torch.allclose(outputs(task.model, task), expected, atol=1e-3)
     with simulated_weights(task, model):
@@ -63,13 +63,13 @@ def test_the_network_has_the_simulated_weights_inside_and_its_own_afterwards(tmp
     assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
 
 
-def test_a_network_that_gives_no_numbers_has_left_its_tangents(tmp_path: Path) -> None:
+def test_the_gap_is_infinite_if_the_network_gives_no_finite_numbers(tmp_path: Path) -> None:
     task, _, tangents = loaded(tmp_path)
     sample = gap_sample(tangents)
     assert linearity_gap(task, moved(task, tangents, 1e30), sample, tangents.outputs[sample]) == float("inf")
 
 
-def test_the_change_of_the_weights_is_that_of_the_network(tmp_path: Path) -> None:
+def test_the_change_of_weights_equals_that_of_the_network(tmp_path: Path) -> None:
     task, _, tangents = loaded(tmp_path)
     model = moved(task, tangents, 0.1)
     names = [f"{layer}.weight" for layer in model.adapters]
@@ -84,7 +84,7 @@ def test_the_change_of_the_weights_is_that_of_the_network(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("layers", "share"), [(None, 1.0), ([1], 0.5)])
-def test_how_many_of_the_layers_have_adapters(layers: list[int] | None, share: float, tmp_path: Path) -> None:
+def test_the_share_of_layers_with_adapters(layers: list[int] | None, share: float, tmp_path: Path) -> None:
     mine = [{"name": "mine", "peft": {"target_modules": ["query"], "layers_to_transform": layers}}]
     task = load_task(write_tiny_run(tmp_path, candidates=mine))
     (found,) = forecast(collect(task), task, task.candidates)
@@ -92,7 +92,7 @@ def test_how_many_of_the_layers_have_adapters(layers: list[int] | None, share: f
 
 
 class Norms(TrainerCallback):
-    """What the network's linear weights are before training and after every step."""
+    """Records the network's linear weights before training and after every step."""
 
     def __init__(self, task: Task, heads: Sequence[str]) -> None:
         self.task, self.layers = task, sorted(select_layers(task.model, "all-linear", heads))
@@ -112,9 +112,7 @@ class Norms(TrainerCallback):
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
-def test_the_largest_step_is_that_of_the_network_while_it_is_early_at_the_full_rate(
-    warmup: int, tmp_path: Path
-) -> None:
+def test_the_largest_early_step_equals_that_of_the_network_at_the_full_rate(warmup: int, tmp_path: Path) -> None:
     task, candidate, tangents = loaded(tmp_path, **FAR, warmup_steps=warmup)
     heads = tangents.head.names
     movement, norms = Movement(linear_norm(task, heads)), Norms(task, heads)
@@ -130,7 +128,7 @@ def test_the_largest_step_is_that_of_the_network_while_it_is_early_at_the_full_r
     assert movement.changes == pytest.approx(ways, rel=1e-4) and len(ways) == len(run.step_losses)
 
 
-def test_learning_begins_when_the_mean_loss_has_fallen_by_a_tenth() -> None:
+def test_a_run_begins_to_learn_when_the_mean_loss_has_fallen_by_a_tenth() -> None:
     changes = [float(step) for step in range(1, 33)]
     falls = [1.0] * 20 + [0.7] * 12
     assert change_before_learning(changes, falls, guess_loss=1.0) == 21  # two steps are a sixteenth of the run
@@ -140,9 +138,9 @@ def test_learning_begins_when_the_mean_loss_has_fallen_by_a_tenth() -> None:
     assert change_before_learning([7.0], [0.3], guess_loss=1.0) == 7  # a run of one step
 
 
-def test_layers_without_a_weight_of_their_own_do_not_count(tmp_path: Path) -> None:
+def test_layers_without_their_own_weight_do_not_count(tmp_path: Path) -> None:
     class Scaling(nn.Module):
-        """Something that a rule can be registered for."""
+        """A layer type for which a rule can be registered."""
 
     task, _, tangents = loaded(tmp_path)
     before = linear_norm(task, tangents.head.names)
@@ -151,7 +149,7 @@ def test_layers_without_a_weight_of_their_own_do_not_count(tmp_path: Path) -> No
     assert linear_norm(task, tangents.head.names) == before > 0
 
 
-def test_a_step_to_no_numbers_is_infinitely_large(tmp_path: Path) -> None:
+def test_a_step_to_weights_that_are_not_finite_is_infinitely_large(tmp_path: Path) -> None:
     task, _, tangents = loaded(tmp_path)
     movement = Movement(1.0)
     args, state, control = TrainingArguments(str(tmp_path)), TrainerState(max_steps=1, global_step=1), TrainerControl()
@@ -160,7 +158,7 @@ def test_a_step_to_no_numbers_is_infinitely_large(tmp_path: Path) -> None:
     assert movement.largest_step == math.inf and movement.changes == [math.inf]
 
 
-def test_the_gap_vanishes_with_the_distance(tmp_path: Path) -> None:
+def test_the_gap_goes_to_zero_with_the_distance(tmp_path: Path) -> None:
     task, _, tangents = loaded(tmp_path)
     sample = gap_sample(tangents)
     gaps = []
@@ -181,7 +179,7 @@ def simulated_with_refreshes_everywhere(task: Task, tangents: Tangents, steps: i
     return simulate(tangents, task, candidate, *start, candidate.seed, refreshes=steps)[0]
 
 
-def test_refreshed_at_every_step_the_simulation_is_the_real_run(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_simulation_refreshed_at_every_step_equals_the_real_run(tmp_path: Path, monkeypatch: Any) -> None:
     task, candidate, tangents = loaded(tmp_path, **FAR)
     real, _, _ = real_run(task, candidate, tmp_path)
     start = Starts(task, tangents).draw(candidate, candidate.seed)
@@ -191,7 +189,7 @@ def test_refreshed_at_every_step_the_simulation_is_the_real_run(tmp_path: Path, 
     assert distance(ours, real) < 1e-4
 
 
-def test_so_it_is_for_a_model_that_is_run_on_one_example_at_a_time(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_model_run_on_one_example_at_a_time_equals_the_real_run_too(tmp_path: Path, monkeypatch: Any) -> None:
     few = {"train_samples": 8, "eval_samples": 4}
     steps = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 2e-2}
     run = write_tiny_run(tmp_path, data=few, peft={"target_modules": ["query_proj", "value_proj"]}, training=steps)
@@ -204,7 +202,7 @@ def test_so_it_is_for_a_model_that_is_run_on_one_example_at_a_time(tmp_path: Pat
     assert distance(ours, real) < 1e-4
 
 
-def test_refreshing_comes_closer_and_is_spread_over_the_path(tmp_path: Path) -> None:
+def test_refreshes_bring_the_simulation_closer_and_are_spread_over_the_path(tmp_path: Path) -> None:
     task, candidate, tangents = loaded(tmp_path, **FAR | {"learning_rate": 5e-3})
     real, _, _ = real_run(task, candidate, tmp_path)
     starts, errors = Starts(task, tangents), []

@@ -1,4 +1,4 @@
-"""Training sets that are too large to keep tangents of: some examples stand for all."""
+"""A sample of the training examples stands for all, if there are too many to keep their tangents."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def tiny(folder: Path) -> Task:
     return load_task(write_tiny_run(folder, training={"num_train_epochs": 2}))
 
 
-def test_the_same_examples_are_drawn_each_time(tmp_path: Path) -> None:
+def test_a_sample_is_always_the_same(tmp_path: Path) -> None:
     task = tiny(tmp_path)
     rows = [tuple(ids) for ids in task.train["input_ids"]]
     drawn = [tuple(ids) for ids in task.sampled(20).train["input_ids"]]
@@ -34,7 +34,7 @@ def test_the_same_examples_are_drawn_each_time(tmp_path: Path) -> None:
     assert task.sampled(48) is task and task.sampled(100) is task
 
 
-def test_a_sample_is_simulated_as_if_the_others_were_its_copies(tmp_path: Path) -> None:
+def test_a_sample_is_simulated_as_if_its_examples_were_repeated(tmp_path: Path) -> None:
     task = tiny(tmp_path)
     candidate, kept = task.candidates[0], 20
     few = collect(task, dtype=torch.float32, sample=kept)
@@ -44,7 +44,7 @@ def test_a_sample_is_simulated_as_if_the_others_were_its_copies(tmp_path: Path) 
     for tangents, told in ((few, task), (collect(copies, dtype=torch.float32), copies)):
         start = Starts(told, tangents).draw(candidate, candidate.seed)
         curves.append(simulate(tangents, told, candidate, *start, candidate.seed)[0].curve)
-    assert [point["step"] for point in curves[0]] == [0, 6, 12]  # of the 48 examples, in batches of 8
+    assert [point["step"] for point in curves[0]] == [0, 6, 12]  # 48 examples in batches of 8
     for ours, theirs in zip(*curves, strict=True):
         assert ours["epoch"] == theirs["epoch"]
         assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-5)
@@ -52,7 +52,7 @@ def test_a_sample_is_simulated_as_if_the_others_were_its_copies(tmp_path: Path) 
     assert train["index"][18:22] == [18, 19, 0, 1] and train["labels"][20:] == train["labels"][:28]
 
 
-def test_refreshed_tangents_are_of_the_same_sample(tmp_path: Path) -> None:
+def test_refreshed_tangents_use_the_same_sample(tmp_path: Path) -> None:
     task = tiny(tmp_path)
     tangents = collect(task, dtype=torch.float32, sample=20)
     slow = replace(task.candidates[0], training=task.candidates[0].training | {"learning_rate": 1e-9})
@@ -61,7 +61,7 @@ def test_refreshed_tangents_are_of_the_same_sample(tmp_path: Path) -> None:
         assert one["eval_loss"] == pytest.approx(other["eval_loss"], abs=1e-6)
 
 
-def test_error_bars_hold_what_a_sample_leaves_open(tmp_path: Path) -> None:
+def test_error_bars_include_the_error_of_sampling(tmp_path: Path) -> None:
     whole = Correction(0.1, 0.3)
     assert Sample(50, 50).widened(whole) == whole
     assert Sample(50, 100).widened(whole) == pytest.approx((0.1, (0.3**2 + OPEN**2 / 100) ** 0.5))
@@ -71,7 +71,7 @@ def test_error_bars_hold_what_a_sample_leaves_open(tmp_path: Path) -> None:
     assert (found.curve[-1]["eval_metric_std"] or 0) > (alone.curve[-1]["eval_metric_std"] or 1)
 
 
-def test_losses_of_a_sample_come_together() -> None:
+def test_the_losses_of_a_sample_are_brought_together() -> None:
     half = Sample(1000, 2000)
     assert half.excess(0.5, 0.3) == pytest.approx(0.1) and half.excess(0.3, 0.5) == 0
     assert Sample(2000, 2000).excess(0.5, 0.3) == 0
@@ -81,7 +81,7 @@ def test_losses_of_a_sample_come_together() -> None:
     assert without(0.1, {"train_loss": None})["train_loss"] is None
 
 
-def test_through_the_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sample_through_the_run_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_tiny_run(tmp_path)
     found = forecast_run(run, tmp_path / "out", sample=20, bar=progress_bar)
     assert found["collect"]["train_examples"] == 20 and found["task"]["train_examples"] == 48

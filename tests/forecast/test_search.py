@@ -1,4 +1,4 @@
-"""The search for what to run instead: its rounds, what it recommends, and forecasts that are those of ``forecast``."""
+"""The search for a better fine-tune: its rounds, its recommendation, and forecasts that equal those of ``forecast``."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def searched(folder: Path, rate: float, **training: Any) -> tuple[Search, Recomm
     return search, search.run()
 
 
-def test_a_learning_rate_far_too_low_is_left(tmp_path: Path) -> None:
+def test_the_search_moves_away_from_a_learning_rate_that_is_far_too_low(tmp_path: Path) -> None:
     search, found = searched(tmp_path, 1e-5, num_train_epochs=2)
     rates = {candidate.training["learning_rate"] for candidate in (each.candidate for each in found.searched)}
     assert max(rates) > 20 * 1e-5
@@ -42,7 +42,7 @@ def test_a_learning_rate_far_too_low_is_left(tmp_path: Path) -> None:
     assert any("layers" in point.placement.label for point in search.found)
 
 
-def test_what_is_recommended_is_the_best_that_is_safe(tmp_path: Path) -> None:
+def test_the_best_run_that_is_not_at_risk_is_recommended(tmp_path: Path) -> None:
     mine = [{"name": "mine", "peft": {"r": 7}}, {"name": "longer", "training": {"num_train_epochs": 3}}]
     tangents, space = prepared(tmp_path, 1e-3, mine, max_steps=6)
     found, task = tangents.recommend(space), tangents.task  # the Python interface
@@ -62,14 +62,14 @@ def test_what_is_recommended_is_the_best_that_is_safe(tmp_path: Path) -> None:
         assert alone.eval_loss == pytest.approx(each.eval_loss, rel=1e-4)
 
 
-def test_where_all_may_collapse_the_best_of_these_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_run_is_recommended_if_all_may_collapse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for limit in ("STEP", "TRAVEL"):
         monkeypatch.setattr(f"foretune.forecast.calibration.{limit}", 1e-9)
     _, found = searched(tmp_path, 1e-3, max_steps=4)
     assert found.recommended is found.searched[0] and found.recommended.may_collapse
 
 
-def test_a_space_is_around_the_tasks_own_arguments(tmp_path: Path) -> None:
+def test_the_space_is_built_around_the_arguments_of_the_task(tmp_path: Path) -> None:
     task = ft.load_task(write_tiny_run(tmp_path, training={"max_steps": 4}))
     space = ft.search_space(task, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
     assert space.base.training == task.candidates[0].training and space.base.peft.r == 4

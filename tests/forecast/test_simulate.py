@@ -37,7 +37,7 @@ def loaded(folder: Path, **training: Any) -> tuple[Task, Candidate, Tangents]:
 
 
 def real_run(task: Task, candidate: Candidate, folder: Path) -> tuple[Any, list[list[int]], Any]:
-    """The real run and the examples of its training batches, found by their tokens."""
+    """Train for real, and record the examples of every training batch, recognised by their tokens."""
     known = {tuple(row["input_ids"]): number for number, row in enumerate(task.train)}
     seen: list[list[int]] = []
 
@@ -51,8 +51,8 @@ def real_run(task: Task, candidate: Candidate, folder: Path) -> tuple[Any, list[
     return run, [batch for batch in seen if -1 not in batch], model
 
 
-def test_batches_are_those_of_all_gpus_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``Trainer`` gives each GPU of a process its own part (``DataParallel``), and so takes fewer steps."""
+def test_a_batch_covers_all_gpus_of_the_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``Trainer`` gives every GPU of a process a batch (``DataParallel``), so a run has fewer steps."""
     task, candidate, tangents = loaded(tmp_path, per_device_train_batch_size=2, num_train_epochs=2, use_cpu=False)
     start = Starts(task, tangents).draw(candidate, 0)
     alone = simulate(tangents, task, candidate, *start, seed=0)[0].final["step"]
@@ -63,7 +63,7 @@ def test_batches_are_those_of_all_gpus_together(tmp_path: Path, monkeypatch: pyt
     assert arguments.train_batch_size == 4 and num_steps(len(task.train), arguments) == on_two == math.ceil(alone / 2)
 
 
-def test_start_is_that_of_the_real_run(tmp_path: Path) -> None:
+def test_a_simulation_starts_where_the_real_run_starts(tmp_path: Path) -> None:
     task, candidate, tangents = loaded(tmp_path)
     for seed in (3, 4):
         real = build_peft_model(task, candidate, seed)
@@ -75,7 +75,7 @@ def test_start_is_that_of_the_real_run(tmp_path: Path) -> None:
         torch.testing.assert_close(head.steps[0].get_parameter("weight"), wrapped, rtol=0, atol=0)
 
 
-def test_parameters_have_the_names_they_have_in_the_peft_model(tmp_path: Path) -> None:
+def test_parameters_have_the_same_names_as_in_the_peft_model(tmp_path: Path) -> None:
     task, candidate, tangents = loaded(tmp_path)
     adapters, head = Starts(task, tangents).draw(candidate, 0)
     ours = {name for name, _ in TangentModel(tangents, adapters, head).named_parameters() if "lora" in name}
@@ -84,7 +84,9 @@ def test_parameters_have_the_names_they_have_in_the_peft_model(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("training", [{}, SCHEDULE, {"train_sampling_strategy": "group_by_length"}], ids=str)
-def test_batches_are_those_of_the_real_run(tmp_path: Path, training: dict[str, Any], monkeypatch: Any) -> None:
+def test_a_simulation_sees_the_batches_of_the_real_run(
+    tmp_path: Path, training: dict[str, Any], monkeypatch: Any
+) -> None:
     task, candidate, tangents = loaded(tmp_path, num_train_epochs=2, **training)
     _, real, _ = real_run(task, candidate, tmp_path)
     seen: list[list[int]] = []
@@ -98,7 +100,7 @@ def test_batches_are_those_of_the_real_run(tmp_path: Path, training: dict[str, A
     assert [batch for batch in seen if max(batch) < tangents.num_train] == real
 
 
-def test_before_the_first_step_both_are_the_same_model(tmp_path: Path) -> None:
+def test_both_models_agree_before_the_first_step(tmp_path: Path) -> None:
     task, candidate, tangents = loaded(tmp_path, num_train_epochs=1)
     real, _, _ = real_run(task, candidate, tmp_path)
     start = Starts(task, tangents).draw(candidate, candidate.seed)
@@ -113,7 +115,7 @@ def test_before_the_first_step_both_are_the_same_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("training", [{}, SCHEDULE], ids=str)
 def test_small_steps_agree_with_the_real_run(tmp_path: Path, training: dict[str, Any]) -> None:
-    """The first change of the eval loss is of the size of the rate; the disagreement is of its square."""
+    """The first change of the eval loss is proportional to the learning rate, the disagreement to its square."""
     keys = {"num_train_epochs": 2, "optim": "sgd", "lr_scheduler_type": "constant_with_warmup"} | training
     task, candidate, tangents = loaded(tmp_path, learning_rate=1e-2, **keys)
     real, _, _ = real_run(task, candidate, tmp_path)
@@ -124,7 +126,11 @@ def test_small_steps_agree_with_the_real_run(tmp_path: Path, training: dict[str,
     assert ours.final["eval_loss"] - ours.curve[0]["eval_loss"] == pytest.approx(moved, rel=0.05)
 
 
-EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1, "num_train_epochs": 6}  # more than are evaluated together
+EVERY_STEP = {
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "num_train_epochs": 6,
+}  # more evaluations than are made together
 
 
 @pytest.mark.parametrize(
@@ -137,7 +143,9 @@ EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1, "num_train_epochs": 6} 
     ],
     ids=str,
 )
-def test_evaluations_put_off_change_nothing(tmp_path: Path, training: dict[str, Any], monkeypatch: Any) -> None:
+def test_postponed_evaluations_give_the_same_results(
+    tmp_path: Path, training: dict[str, Any], monkeypatch: Any
+) -> None:
     task, candidate, tangents = loaded(tmp_path, **{"num_train_epochs": 1} | training)
     curves = []
     for at_once in (False, True):
@@ -152,7 +160,7 @@ def test_evaluations_put_off_change_nothing(tmp_path: Path, training: dict[str, 
 
 
 def test_a_schedule_that_needs_evaluations_gets_them(tmp_path: Path) -> None:
-    """A plateau of the loss (none falls by 100%) lowers the rate, so that later steps are small."""
+    """A plateau of the loss (no loss falls by 100%) lowers the learning rate, so later steps are small."""
     plateau = {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "loss", "greater_is_better": False}
     kwargs = {"lr_scheduler_kwargs": {"patience": 0, "threshold": 1.0, "factor": 1e-6}}
     task, candidate, tangents = loaded(tmp_path, **EVERY_STEP | plateau | kwargs)
@@ -182,7 +190,7 @@ def test_forecast_ranks_best_first_and_is_reproducible(tmp_path: Path) -> None:
 
 
 def test_every_seed_is_simulated_with_tangents_of_its_own_head(tmp_path: Path) -> None:
-    """Whether it is the first of a candidate or a further one, or the candidate's own."""
+    """This holds for the first and for further seeds of a candidate, and for candidates with their own seed."""
     task, candidate, tangents = loaded(tmp_path)
     starts = Starts(task, tangents, lambda task, seed: collect(task, dtype=tangents.dtype))
     (found,) = forecast(starts, task, [candidate], seeds=2)
@@ -199,7 +207,7 @@ def test_every_seed_is_simulated_with_tangents_of_its_own_head(tmp_path: Path) -
         forecast(tangents, task, [other])
 
 
-def test_what_may_collapse_is_ranked_last(tmp_path: Path, monkeypatch: Any) -> None:
+def test_runs_that_may_collapse_are_ranked_last(tmp_path: Path, monkeypatch: Any) -> None:
     task, candidate, tangents = loaded(tmp_path, learning_rate=3e-3, num_train_epochs=6)
     monkeypatch.setattr("foretune.forecast.calibration.ASTRAY", 1.0)
     weak = Candidate("weak", candidate.peft, candidate.training | {"learning_rate": 1e-4})
@@ -221,11 +229,11 @@ def test_index_datasets_number_the_examples(tmp_path: Path) -> None:
     assert sorted(numbers) == list(range(len(task.eval)))
     assert evaluation["labels"] == [task.eval["labels"][i] for i in numbers]
     rows, _ = tangents.rows(torch.tensor(list(evaluation["index"])), None)
-    assert isinstance(rows, slice)  # read as they lie
+    assert isinstance(rows, slice)  # a slice: rows are read in the order in which they are stored
     assert train["length"] == [len(ids) for ids in task.train["input_ids"]]
 
 
-def test_further_seeds_take_a_pass_each_once(tmp_path: Path) -> None:
+def test_every_further_seed_takes_one_pass(tmp_path: Path) -> None:
     run, out = write_tiny_run(tmp_path), tmp_path / "out"
     one, two, again = (forecast_run(run, out, seeds=seeds, bar=progress_bar) for seeds in (1, 2, 2))
     assert two["collect"]["bytes"] == 2 * one["collect"]["bytes"] and not two["collect"]["reused"]

@@ -1,4 +1,4 @@
-"""P4 against its formula, verdicts, and adapters that are read back with their start."""
+"""Certificates: docs/theory.md P4 against its formula, verdicts, and adapters that are loaded with their start."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from foretune.train.certify import DistanceBound, _same_label
 
 
 def adapted(task: Task, size: float = 0.1) -> Linearised:
-    """The linearised model of adapters that have moved away from their start by ``size``."""
+    """The linearised model of adapters that were moved away from their start by ``size``."""
     torch.manual_seed(0)
     linear = linearise(get_peft_model(task.model, lora_config("bert")).double().eval())
     with torch.no_grad():
@@ -32,7 +32,7 @@ def adapted(task: Task, size: float = 0.1) -> Linearised:
 
 
 @pytest.mark.parametrize("labels", [1, 3], ids=["regression", "classification"])
-def test_the_measure_is_its_formula(labels: int) -> None:
+def test_the_nonlinearity_equals_its_formula(labels: int) -> None:
     task = tiny_task("bert", n=40, num_train=3, num_labels=labels)
     linear = adapted(task)
     batch = task.collator(list(task.eval))
@@ -42,7 +42,7 @@ def test_the_measure_is_its_formula(labels: int) -> None:
         linear.load_state_dict(start, strict=False)
         f0 = linear(**batch).logits
         linear.load_state_dict(theta, strict=False)
-    if labels > 1:  # what softmax does not see does not count
+    if labels > 1:  # a change that softmax ignores does not count
         f, f_linear, f0 = (x - x.mean(1, keepdim=True) for x in (f, f_linear, f0))
     found = certify(task, linear)
     assert found.nonlinearity == pytest.approx(float((f - f_linear).norm() / (f - f0).norm()), rel=1e-10)
@@ -109,7 +109,7 @@ def test_verdicts(nonlinearity: float, change: float, verdict: str) -> None:
     assert found.to_json()["thresholds"] == {"lazy": 0.1, "nearly linear": 0.5}
 
 
-def test_a_bound_beyond_the_distance_moved_says_that_it_says_nothing() -> None:
+def test_a_bound_above_the_distance_moved_is_said_to_say_nothing() -> None:
     for relative, words in ((0.2, "0.2 times the distance it moved"), (1.5, "says nothing"), (None, "says nothing")):
         bound = DistanceBound(True, None, 3.0, relative, 1.0, None, 4, True, 0.1)
         found = Certificate(0.1, {}, 1.0, 1.0, None, None, "pearson", {}, (), bound)
@@ -117,14 +117,14 @@ def test_a_bound_beyond_the_distance_moved_says_that_it_says_nothing() -> None:
         assert "without dropout" in found.sentences[1]
 
 
-def test_labels_are_the_same_where_limits_do_not_overlap() -> None:
+def test_labels_provably_agree_if_limits_do_not_overlap() -> None:
     outputs = torch.tensor([[1.0, 0.0], [0.4, 0.5], [3.0, 1.0]])
     limits = torch.tensor([[0.4, 0.4], [0.1, 0.1], [1.0, 1.5]])
     assert_close(_same_label(outputs, limits), 1 / 3)
 
 
 def trained(folder: Path, certify: bool = False, **training: Any) -> tuple[Path, Path]:
-    """A tiny run and the adapter that it ended with."""
+    """Train a tiny run; returns its file and its adapter."""
     run = write_tiny_run(folder, training={"max_steps": 6} | training)
     task = load_task(run)
     fine_tune(task, task.candidates[0], folder, certify=certify)
@@ -150,7 +150,7 @@ def test_the_outputs_bound_holds_for_the_linear_model_that_was_trained(tmp_path:
     assert bound.same_label <= float((f.argmax(1) == f_linear.argmax(1)).double().mean())
 
 
-def test_a_record_of_other_parameters_is_no_certificate(tmp_path: Path) -> None:
+def test_a_record_of_other_parameters_gives_no_bound(tmp_path: Path) -> None:
     run, adapter = trained(tmp_path / "one", True, optim="sgd")
     _, other = trained(tmp_path / "two", learning_rate=0.01)
     shutil.copy(adapter / "gap.json", other / "gap.json")
@@ -158,16 +158,19 @@ def test_a_record_of_other_parameters_is_no_certificate(tmp_path: Path) -> None:
     assert not bound.certified and bound.reason is not None and "other parameters" in bound.reason
 
 
-def test_the_best_model_of_a_run_is_not_the_one_that_was_bounded(tmp_path: Path) -> None:
+def test_there_is_no_bound_for_the_best_model_of_a_run(tmp_path: Path) -> None:
     best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 3}
     sgd = {"optim": "sgd", "learning_rate": 0.3, "max_steps": -1, "num_train_epochs": 3}
-    worst = {"metric_for_best_model": "eval_loss", "greater_is_better": True}  # so it is surely not the last
+    worst = {
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": True,
+    }  # so the best model is certainly not the last one
     run, adapter = trained(tmp_path, True, **sgd, **best, **worst)
     bound = certify(load_task(run), adapter).bound
     assert not bound.certified and bound.reason is not None and "other parameters" in bound.reason
 
 
-def test_the_start_is_drawn_again_from_the_seed_where_it_was_not_saved(tmp_path: Path) -> None:
+def test_a_start_that_was_not_saved_is_drawn_again_from_the_seed(tmp_path: Path) -> None:
     run, adapter = trained(tmp_path)
     task = load_task(run)
     saved = load_adapter(task, adapter)
@@ -209,7 +212,7 @@ def other_modules(run: Path, adapter: Path) -> None:
 
 
 def overwrite(name: str, *, trained_here: bool = False) -> Damage:
-    """Overwrite a file of the adapter, whose ``result.json`` knows what it was if it was trained here."""
+    """Overwrite a file of the adapter; ``result.json`` with its checksums stays only if it was trained here."""
 
     def damage(run: Path, adapter: Path) -> None:
         (adapter / name).write_bytes(b"no")
@@ -228,7 +231,7 @@ WRONG: list[tuple[Damage, str]] = [
     (lambda run, adapter: (adapter / "adapter_config.json").write_text("{}"), "does not fit this model"),
     (overwrite("start.safetensors"), "cannot be read"),
     (another_model, "other frozen weights"),
-    (other_rank, "it is of another model: "),
+    (other_rank, "it belongs to another model: "),
     (other_modules, "does not fit this model"),
     (no_start, "its start is not known"),
 ]

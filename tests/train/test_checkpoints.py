@@ -1,4 +1,4 @@
-"""A run goes on from the last whole checkpoint of this very run, whatever happened to the others."""
+"""A run continues from its last whole checkpoint, whatever happened to other checkpoints."""
 
 import json
 import signal
@@ -16,11 +16,11 @@ from foretune.task import Task, load_task
 from foretune.train import fine_tune
 from foretune.train.checkpoints import fault
 
-EPOCHS = 3  # of six steps
+EPOCHS = 3  # an epoch has six steps
 
 
 def cut_short(folder: Path, **training: Any) -> Path:
-    """A run that was interrupted after two checkpoints; gives the folder with them."""
+    """Interrupt a run after two checkpoints, and return the folder with them."""
     task = load_task(write_tiny_run(folder, training={"num_train_epochs": EPOCHS, **training}))
 
     def pull_the_plug(step: int, steps: int) -> None:
@@ -36,7 +36,7 @@ def cut_short(folder: Path, **training: Any) -> Path:
 
 
 def go_on(folder: Path, task: Task | None = None) -> tuple[int, list[str], dict[str, Any]]:
-    """The first step that is made, what is said, and the result, when the run of a folder is started again."""
+    """Start the run of a folder again; returns its first step, its notes and its result."""
     task = task or load_task(folder / "run.yaml")
     steps: list[int] = []
     said: list[str] = []
@@ -64,7 +64,7 @@ DAMAGES: list[tuple[str, Callable[[Path], Any]]] = [
 
 
 @pytest.mark.parametrize(("words", "damage"), DAMAGES, ids=[words for words, _ in DAMAGES])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(
     words: str, damage: Callable[[Path], Any], tmp_path: Path
 ) -> None:
     damage(cut_short(tmp_path) / "checkpoint-12")
@@ -73,7 +73,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert len(result["curve"]) == EPOCHS + 1
 
 
-def test_an_empty_checkpoint_beside_a_good_one_is_no_obstacle(tmp_path: Path) -> None:
+def test_an_empty_checkpoint_beside_a_good_one_does_no_harm(tmp_path: Path) -> None:
     (cut_short(tmp_path) / "checkpoint-18").mkdir()
     first, said, _ = go_on(tmp_path)
     assert first == 13 and "checkpoint-18" in said[0]
@@ -95,9 +95,7 @@ def test_an_empty_checkpoint_beside_a_good_one_is_no_obstacle(tmp_path: Path) ->
     ],
     ids=["rate", "rank", "train", "eval"],
 )
-def test_checkpoints_of_another_run_are_not_gone_on_from(
-    change: Callable[[Path], Any], words: str, tmp_path: Path
-) -> None:
+def test_checkpoints_of_another_run_are_not_used(change: Callable[[Path], Any], words: str, tmp_path: Path) -> None:
     cut_short(tmp_path)
     change(tmp_path)
     first, said, result = go_on(tmp_path)
@@ -117,7 +115,7 @@ def test_results_of_other_data_are_moved_away_and_made_again(tmp_path: Path) -> 
     assert result["task"] != read_json(tmp_path / "out" / "replaced" / "base-1" / "result.json", "")["task"]
 
 
-def test_further_seeds_stay_where_they_are(tmp_path: Path) -> None:
+def test_runs_of_other_seeds_are_not_moved(tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path, training={"max_steps": 2}))
     for seed in (0, 1):
         fine_tune(task, task.candidates[0], tmp_path / "out", seed=seed)
@@ -154,7 +152,7 @@ fine_tune(task, task.candidates[0], __import__("pathlib").Path(sys.argv[2]))
 """
 
 
-def test_killed_while_a_checkpoint_is_saved_it_goes_on_from_the_one_before(tmp_path: Path) -> None:
+def test_a_run_killed_while_saving_continues_from_the_previous_checkpoint(tmp_path: Path) -> None:
     run = write_tiny_run(tmp_path, training={"num_train_epochs": EPOCHS})
     done = subprocess.run([sys.executable, "-c", KILLED, run, tmp_path / "out"], check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""Which model a run keeps: forecast and real run choose by the rule of Trainer, and report that one model."""
+"""Which model a run keeps: forecast and real run choose by the rule of Trainer, and describe that model."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ BEST: dict[str, Any] = {"load_best_model_at_end": True, "eval_strategy": "epoch"
 
 
 def curve(*values: tuple[float, float]) -> list[Any]:
-    """Points of six steps each, with an eval loss and a metric."""
+    """Points that are six steps apart, with an eval loss and a metric."""
     return [
         {"step": 6 * k, "epoch": k, "train_loss": None, "eval_loss": loss, "eval_metric": metric}
         for k, (loss, metric) in enumerate(values)
@@ -30,20 +30,20 @@ POINTS = curve((0.1, 0.9), (0.7, 0.5), (0.5, 0.6), (0.6, 0.8), (0.9, 0.7))
     ("given", "expected"),
     [
         ({}, 4),
-        (BEST, 2),  # the point before training is the best, but no checkpoint
+        (BEST, 2),  # the point before training is the best one, but has no checkpoint
         (BEST | {"metric_for_best_model": "accuracy"}, 3),
         (BEST | {"metric_for_best_model": "eval_metric", "greater_is_better": False}, 1),
         (BEST | {"metric_for_best_model": "loss", "greater_is_better": True}, 4),
-        (BEST | {"save_strategy": "steps", "save_steps": 18}, 4),  # the best so far was not saved when others were
+        (BEST | {"save_strategy": "steps", "save_steps": 18}, 4),  # the best one so far has no checkpoint
         (BEST | {"save_strategy": "best"}, 2),
     ],
 )
-def test_the_rule_is_that_of_trainer(given: dict[str, Any], expected: int) -> None:
+def test_the_checkpoint_is_chosen_by_the_rule_of_trainer(given: dict[str, Any], expected: int) -> None:
     assert kept_point(POINTS, given) == expected
 
 
 @pytest.mark.parametrize("by", ["loss", "accuracy", "eval_accuracy"])
-def test_the_result_is_of_the_model_that_is_saved(by: str, tmp_path: Path) -> None:
+def test_the_result_describes_the_model_that_is_saved(by: str, tmp_path: Path) -> None:
     training = {"learning_rate": 0.05, "num_train_epochs": 4, "metric_for_best_model": by, **BEST}
     task = load_task(write_tiny_run(tmp_path, training=training))
     (candidate,) = task.candidates
@@ -57,7 +57,7 @@ def test_the_result_is_of_the_model_that_is_saved(by: str, tmp_path: Path) -> No
     assert metrics["eval_metric"] == pytest.approx(best["eval_metric"])
 
 
-def test_the_forecast_is_of_the_model_that_is_kept(tmp_path: Path) -> None:
+def test_the_forecast_describes_the_model_that_is_kept(tmp_path: Path) -> None:
     training = {"learning_rate": 0.05, "num_train_epochs": 4, **BEST}
     task = load_task(write_tiny_run(tmp_path, training=training))
     (found,) = forecast(collect(task), task, task.candidates)

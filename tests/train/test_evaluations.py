@@ -1,4 +1,4 @@
-"""Evaluations are foretune's own: of all examples, at the end too, whatever the arguments say about them."""
+"""Evaluations always use all examples, and there is one at the end, whatever the training arguments say."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ SILENT: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("training", SILENT, ids=lambda value: next(iter(value)))
-def test_settings_of_evaluations_change_no_number(training: dict[str, Any], tmp_path: Path) -> None:
+def test_evaluation_arguments_do_not_change_results(training: dict[str, Any], tmp_path: Path) -> None:
     plain = load_task(write_tiny_run(tmp_path / "plain"))
     task = load_task(write_tiny_run(tmp_path / "own", training=training))
     expected, _ = fine_tune(plain, plain.candidates[0], tmp_path / "plain")
@@ -39,7 +39,9 @@ def test_settings_of_evaluations_change_no_number(training: dict[str, Any], tmp_
 
 
 @pytest.mark.parametrize("strategy", [{}, {"eval_strategy": "steps", "eval_steps": 5}])
-def test_a_delay_beyond_the_run_leaves_an_evaluation_at_the_end(strategy: dict[str, Any], tmp_path: Path) -> None:
+def test_there_is_an_evaluation_at_the_end_if_the_first_one_is_delayed_too_far(
+    strategy: dict[str, Any], tmp_path: Path
+) -> None:
     task = load_task(write_tiny_run(tmp_path, training={"eval_delay": 100, **strategy}))
     result, _ = fine_tune(task, task.candidates[0], tmp_path / "out")
     assert [point["step"] for point in result["curve"]] == [0, 12]
@@ -69,7 +71,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
         notify=said.append,
     )
     assert run.final["step"] == 12
-    assert said == ["the tracker _Failing failed (the server is gone): the run goes on without it"]
+    assert said == ["the tracker _Failing failed (the server is gone): the run continues without it"]
 
 
 def test_an_adapter_that_cannot_be_uploaded_is_kept(tmp_path: Path) -> None:
@@ -99,11 +101,11 @@ def test_eva_is_initialised_from_the_training_examples(tmp_path: Path) -> None:
     ("keys", "expected"),
     [
         ({}, False),
-        ({"optim": "schedule_free_adamw"}, True),  # it evaluates at other weights than it trains
+        ({"optim": "schedule_free_adamw"}, True),  # it evaluates other weights than it trains
         ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"}, True),
         ({"lr_scheduler_type": "greedy", "eval_strategy": "epoch"}, True),
         ({"lr_scheduler_type": "cosine"}, False),
     ],
 )
-def test_which_runs_depend_on_their_evaluations(keys: dict[str, Any], expected: bool) -> None:
+def test_runs_that_depend_on_their_evaluations(keys: dict[str, Any], expected: bool) -> None:
     assert depends_on_evaluations(TrainingArguments("unused", report_to="none", **keys)) is expected

@@ -1,4 +1,4 @@
-"""Real runs: finished ones are kept, interrupted ones go on, and end where they would have ended."""
+"""Real runs: finished ones are kept, and interrupted ones continue and end where they would have ended."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from foretune.task import load_task
 from foretune.train import fine_tune
 
 
-def test_interrupted_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+def test_an_interrupted_run_continues_and_ends_the_same(tmp_path: Path) -> None:
     run = write_tiny_run(tmp_path, training={"num_train_epochs": 3})
     task = load_task(run)
     whole, _ = fine_tune(task, task.candidates[0], tmp_path / "whole")

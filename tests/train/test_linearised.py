@@ -1,4 +1,4 @@
-"""Training the linearised model: the same loop, its own folder, an adapter that loads, and no harm to the true run."""
+"""Training the linearised model: the same loop, a folder of its own, an adapter that loads, and an unharmed run."""
 
 import dataclasses
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_the_adapter_is_the_trained_one_and_its_start_is_kept(tmp_path: Path) ->
             assert model(**batch).logits.shape == (8, 2)
 
 
-def test_small_steps_agree_with_the_true_run(tmp_path: Path) -> None:
+def test_small_steps_agree_with_those_of_the_real_run(tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path, training=SMALL))
     runs = [fine_tune(task, task.candidates[0], tmp_path, linearised=linearised)[0] for linearised in (False, True)]
     true, linear = ([point["eval_loss"] for point in run["curve"]] for run in runs)
@@ -65,7 +65,7 @@ def test_noise_on_the_embeddings_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "train").exists()
 
 
-def test_a_candidate_of_that_name_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_a_candidate_named_like_a_linearised_run_is_not_confused_with_it(tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path, candidates=[{"name": "one"}], training={"max_steps": 2}))
     (one,) = task.candidates
     fine_tune(task, dataclasses.replace(one, name="one-linearised"), tmp_path)

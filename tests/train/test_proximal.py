@@ -1,4 +1,4 @@
-"""The proximal term against loops written by hand, around any optimiser."""
+"""The proximal term around any optimiser, against loops written by hand."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import foretune as ft
 from foretune.errors import InputError
 from train.proximal_cases import EXACT, RULES, gradient, learn, starts
 
-RATES, STRENGTHS = (0.05, 0.02), (3.0, 1.0)  # of two groups
+RATES, STRENGTHS = (0.05, 0.02), (3.0, 1.0)  # of the two parameter groups
 SGD, AdamW = torch.optim.SGD, torch.optim.AdamW
 
 
@@ -24,7 +24,7 @@ def schedule(step: int) -> float:
 
 
 def groups(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """The last tensor in a group with its own rate and strength."""
+    """Put the last tensor into a group with its own learning rate and strength."""
     return [
         {"params": parameters[:2], "lr": RATES[0]},
         {"params": parameters[2:], "lr": RATES[1], "proximal_strength": STRENGTHS[1]},
@@ -44,12 +44,12 @@ def adamw(state: dict[str, Any], theta: Tensor, g: Tensor, rate: float) -> Tenso
     k = state["k"] = state.get("k", 0) + 1
     state["m"] = 0.9 * state.get("m", 0) + 0.1 * g
     state["v"] = 0.999 * state.get("v", 0) + 0.001 * g**2
-    theta = theta - rate * 0.1 * theta  # its own decay, toward 0
+    theta = theta - rate * 0.1 * theta  # AdamW's own decay toward 0
     return theta - rate * (state["m"] / (1 - 0.9**k)) / ((state["v"] / (1 - 0.999**k)).sqrt() + 1e-8)
 
 
 def by_hand(step_of: Callable[..., Tensor], rule: str, scope: str, steps: int) -> tuple[list[Tensor], int]:
-    """Where a loop over single numbers ends, and how many pulls the selective rule left out."""
+    """The end of a loop over single numbers, and how many pulls the selective rule left out."""
     thetas, anchors, left_out = starts(), starts(), 0
     states: list[dict[str, Any]] = [{} for _ in thetas]
     for step in range(steps):
@@ -84,7 +84,9 @@ def by_hand(step_of: Callable[..., Tensor], rule: str, scope: str, steps: int) -
     ],
     ids=["sgd", "momentum", "adamw", "fused"],
 )
-def test_it_is_the_loop_written_by_hand(make: Any, step_of: Callable[..., Tensor], rule: str, scope: str) -> None:
+def test_the_term_equals_a_loop_written_by_hand(
+    make: Any, step_of: Callable[..., Tensor], rule: str, scope: str
+) -> None:
     parameters = [nn.Parameter(start) for start in starts()]
     optimizer = ft.proximal(make(groups(parameters)), strength=STRENGTHS[0], rule=rule, scope=scope)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
@@ -99,8 +101,8 @@ def test_it_is_the_loop_written_by_hand(make: Any, step_of: Callable[..., Tensor
     assert (left_out > 0) == (rule == "selective")
 
 
-def test_sgd_is_descent_on_the_penalised_loss() -> None:
-    """theory.md P3: θ ← θ - η(g + λδ)."""
+def test_sgd_descends_the_penalised_loss() -> None:
+    """docs/theory.md P3: θ ← θ - η(g + λδ)."""
     ours, theirs = (nn.Parameter(starts()[0]) for _ in range(2))
     optimizer, plain = ft.proximal(SGD([ours], lr=0.1), strength=0.7), SGD([theirs], lr=0.1)
     for _ in range(20):
@@ -121,7 +123,7 @@ def test_sgd_is_descent_on_the_penalised_loss() -> None:
     ],
     ids=["sgd", "adamw", "fused"],
 )
-def test_strength_zero_is_the_inner_optimiser_bit_for_bit(make: Any) -> None:
+def test_strength_zero_equals_the_inner_optimiser_bit_for_bit(make: Any) -> None:
     ours, theirs = ([nn.Parameter(start.float()) for start in starts()] for _ in range(2))
     learn(ft.proximal(make(ours), strength=0.0, rule="selective"), ours, range(10))
     learn(make(theirs), theirs, range(10))
@@ -129,7 +131,7 @@ def test_strength_zero_is_the_inner_optimiser_bit_for_bit(make: Any) -> None:
 
 
 @pytest.mark.parametrize("name", "SGD Adagrad RMSprop Adadelta Adam Adamax NAdam RAdam Rprop ASGD Adafactor".split())
-def test_any_optimiser_of_torch_takes_the_term_and_a_checkpoint(name: str, tmp_path: Path) -> None:
+def test_every_optimiser_of_torch_works_with_the_term_and_a_checkpoint(name: str, tmp_path: Path) -> None:
     def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         inner = getattr(torch.optim, name)(parameters, lr=0.01)
         return ft.proximal(inner, strength=20.0, rule="selective", scope="tensor")
@@ -168,7 +170,7 @@ def test_a_parameter_is_anchored_at_its_first_step_with_a_gradient() -> None:
     optimizer = ft.proximal(SGD([early, late, frozen], lr=0.1), strength=1.0)
     learn(optimizer, [early], range(3))
     with torch.no_grad():
-        late.fill_(5.0)  # loaded, say, or broadcast to this process
+        late.fill_(5.0)  # as if it were loaded, or broadcast to this process
     optimizer.add_param_group({"params": [added], "lr": 0.2})
     learn(optimizer, [late, added], range(3))
     anchors = [optimizer.state[each].get("proximal_anchor") for each in (early, late, added)]
@@ -182,7 +184,7 @@ def test_a_parameter_is_anchored_at_its_first_step_with_a_gradient() -> None:
     assert torch.equal(early.detach(), still)
 
 
-def test_maximising_turns_the_selective_rule() -> None:
+def test_maximising_reverses_the_selective_rule() -> None:
     def run(maximize: bool) -> Tensor:
         parameter = nn.Parameter(starts()[0])
         optimizer = ft.proximal(SGD([parameter], lr=0.05, maximize=maximize), strength=3.0, rule="selective")

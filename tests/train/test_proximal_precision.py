@@ -1,4 +1,4 @@
-"""The proximal term and what lies between the loss and the step: accumulation, clipping, autocast, loss scaling."""
+"""The proximal term with gradient accumulation, clipping, autocast and loss scaling."""
 
 import math
 
@@ -19,7 +19,7 @@ def regression() -> tuple[nn.Module, Tensor, Tensor]:
     return model, torch.randn(8, 3, dtype=torch.float64), torch.randn(8, 1, dtype=torch.float64)
 
 
-def test_accumulated_batches_are_the_joint_batch() -> None:
+def test_accumulated_batches_equal_the_joint_batch() -> None:
     ends = []
     for parts in (1, 4):
         model, x, y = regression()
@@ -34,8 +34,8 @@ def test_accumulated_batches_are_the_joint_batch() -> None:
 
 
 @pytest.mark.parametrize(("rule", "scope"), RULES)
-def test_clipping_and_loss_scaling_leave_the_selective_rule_alone(rule: str, scope: str) -> None:
-    """With a learning rate so small that only the pull is seen, the gradient's length makes no difference."""
+def test_clipping_and_loss_scaling_do_not_change_the_selective_rule(rule: str, scope: str) -> None:
+    """The learning rate is so small that only the pull matters; the length of the gradient makes no difference."""
     ends = []
     for scale, clip in ((1.0, math.inf), (2.0**16, math.inf), (1.0, 1e-6)):
         model, x, y = regression()
@@ -93,14 +93,18 @@ def test_the_selective_rule_does_not_overflow_in_half_precision() -> None:
     optimizer.step()
     with torch.no_grad():
         parameter.add_(torch.tensor([3.0, 2.0]))
-    parameter.grad = torch.tensor([6e4, -6e4], dtype=torch.float16)  # times 3 and 2 is beyond the type's 65504
+    # times 3 and 2 the gradient exceeds the largest number of the type, 65504
+    parameter.grad = torch.tensor([6e4, -6e4], dtype=torch.float16)
     optimizer.step()
-    assert_close(parameter.detach(), torch.ones(2, dtype=torch.float16), rtol=0.0, atol=0.07)  # back, and η g
+    # the parameter is back at its start, up to a step of η g
+    assert_close(parameter.detach(), torch.ones(2, dtype=torch.float16), rtol=0.0, atol=0.07)
 
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(("rule", "scope"), RULES)
-def test_a_gradient_scaler_changes_nothing_and_what_it_skips_is_skipped(fused: bool, rule: str, scope: str) -> None:
+def test_a_gradient_scaler_changes_nothing_and_skips_the_term_with_its_steps(
+    fused: bool, rule: str, scope: str
+) -> None:
     ends = []
     for scaled in (False, True):
         parameters = [nn.Parameter(start.float()) for start in starts()]
@@ -108,7 +112,7 @@ def test_a_gradient_scaler_changes_nothing_and_what_it_skips_is_skipped(fused: b
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000, enabled=scaled)
         for step in range(9):
             optimizer.zero_grad()
-            overflow = step in {0, 4}  # the first step, too
+            overflow = step in {0, 4}  # also in the first step
             if overflow and not scaled:
                 continue
             loss = torch.stack([(gradient(p.detach(), step) * p).sum() for p in parameters]).sum()

@@ -1,4 +1,4 @@
-"""What theory.md sections 0 and 1 say about the proximal term."""
+"""The statements of docs/theory.md sections 0 and 1 about the proximal term."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ SGD = torch.optim.SGD
 
 
 def network(seed: int) -> tuple[list[nn.Parameter], Callable[[], Tensor], float]:
-    """Parameters, ``½ Σ (f - y)²`` and its ρ0 for a random network of one hidden layer."""
+    """Parameters of a random network with one hidden layer, its risk ``½ Σ (f - y)²``, and ρ0."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -60,8 +60,8 @@ def test_under_the_selective_rule_the_loss_never_rises(seed: int, strength: floa
     assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(risks))
 
 
-def test_under_the_rule_always_it_may_rise() -> None:
-    """From a warm start that has moved far, the pull outweighs the loss."""
+def test_under_the_rule_always_the_loss_may_rise() -> None:
+    """From parameters that have moved far, the pull outweighs the loss."""
     parameters, risk, _ = network(0)
     optimizer = ft.proximal(SGD(parameters, lr=1e-2), strength=0.0)
     for strength, steps in ((0.0, 400), (50.0, 5)):
@@ -77,7 +77,7 @@ def test_under_the_rule_always_it_may_rise() -> None:
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), strength=st.sampled_from([0.1, 1.0, 10.0, 100.0]))
 def test_under_the_rule_always_the_distance_is_bounded(seed: int, strength: float) -> None:
-    """theory.md P1: ‖δ‖ ≤ ρ0/√λ, and the penalised risk never rises."""
+    """docs/theory.md P1: ‖δ‖ ≤ ρ0/√λ, and the penalised risk never rises."""
     risks, distances, rho = path(seed, 1e-3, 150, strength=strength)
     assert max(distances) <= rho / math.sqrt(strength)
     penalised = [risk + strength / 2 * distance**2 for risk, distance in zip(risks, distances, strict=True)]
@@ -86,7 +86,7 @@ def test_under_the_rule_always_the_distance_is_bounded(seed: int, strength: floa
 
 @pytest.mark.parametrize("scope", ["global", "tensor"])
 def test_under_the_selective_rule_the_distance_is_bounded(scope: str) -> None:
-    """theory.md P1: ‖δ_t‖ ≤ ρ0 √(t/2)."""
+    """docs/theory.md P1: ‖δ_t‖ ≤ ρ0 √(t/2)."""
     for seed in range(5):
         _, distances, rho = path(seed, 1e-3, 300, strength=5.0, rule="selective", scope=scope)
         assert all(one <= rho * math.sqrt(1e-3 * step / 2) for step, one in enumerate(distances))

@@ -37,7 +37,7 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
 
 
 def trainer(model: nn.Module, folder: Path, line: str = PLAIN, **given: Any) -> Any:
-    """A user's own ``Trainer`` on a tiny BERT, made by a line of code."""
+    """A user's own ``Trainer`` for a tiny BERT."""
     batch = tiny_batch("bert", n=12)
     rows = Dataset.from_dict({name: values.tolist() for name, values in batch.items()})
     options: dict[str, Any] = {
@@ -52,7 +52,7 @@ def trainer(model: nn.Module, folder: Path, line: str = PLAIN, **given: Any) -> 
     return eval(line, {"Trainer": Trainer, "ft": ft, "model": model, "args": args, "train": rows})
 
 
-def test_as_a_class_and_as_an_object_it_trains_alike(tmp_path: Path) -> None:
+def test_optimiser_class_and_wrapped_optimiser_train_alike(tmp_path: Path) -> None:
     by_class = 'optimizer_cls_and_kwargs=(ft.ProximalAdamW, {"lr": 1e-3, "strength": 1.0})'
     optimizers = "optimizers=(ft.ProximalAdamW(model.parameters(), lr=1e-3, strength=1.0), None)"
     ends, anchors = [], []
@@ -67,7 +67,7 @@ def test_as_a_class_and_as_an_object_it_trains_alike(tmp_path: Path) -> None:
     for name, value in before.items():
         one, other, free = ((end[name] - value).norm() for end in ends)
         assert torch.equal(ends[0][name], ends[1][name]) and 0 < one < free and other < free
-    assert len(anchors[0]) == len(anchors[1]) == len(before)  # none of the frozen network
+    assert len(anchors[0]) == len(anchors[1]) == len(before)  # the frozen network has no anchors
 
 
 @pytest.mark.parametrize("rule", ["always", "selective"])
@@ -83,7 +83,7 @@ def test_bfloat16_accumulation_clipping_and_a_schedule(rule: str, tmp_path: Path
 
 
 class Penalised(nn.Module):
-    """A model whose loss has the penalty in it."""
+    """A model whose loss includes the penalty."""
 
     def __init__(self, model: nn.Module, strength: float) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Penalised(nn.Module):
         return output
 
 
-def test_sgd_in_trainer_is_descent_on_the_penalised_loss_of_the_adapters(tmp_path: Path) -> None:
+def test_sgd_in_trainer_descends_the_penalised_loss_of_the_adapters(tmp_path: Path) -> None:
     options: dict[str, Any] = {"learning_rate": 0.3, "optim": "sgd", "max_grad_norm": 0.0}
     theirs = lora_model("bert", trained=True)
     trainer(Penalised(theirs, 0.5), tmp_path, **options).train()
@@ -162,7 +162,7 @@ def test_another_term_is_another_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("strength", [0.0, 100.0, 1e9])
-def test_forecast_and_truth_move_the_adapters_equally_far(strength: float, tmp_path: Path) -> None:
+def test_simulation_and_real_run_move_the_adapters_equally_far(strength: float, tmp_path: Path) -> None:
     run = write_tiny_run(tmp_path, training={"learning_rate": 3e-3}, proximal={"strength": strength})
     task = load_task(run)
     candidate, tangents = task.candidates[0], collect(task, dtype=torch.float32)
@@ -178,7 +178,7 @@ def test_forecast_and_truth_move_the_adapters_equally_far(strength: float, tmp_p
         for begin, ours, theirs in zip((each.a, each.b), simulated.factors(each), ends[each.layer], strict=True):
             far = float((theirs - begin).detach().norm())
             assert float((ours - begin).detach().norm()) == pytest.approx(far, rel=0.1)
-            if strength > 1e3:  # one step away at most: Adam's are about as long as the rate
+            if strength > 1e3:  # at most one step away; a step of Adam is about as long as the learning rate
                 assert far < 1.1 * 3e-3 * begin.numel() ** 0.5
 
 
@@ -191,7 +191,7 @@ def test_the_command_line_trains_forecasts_and_compares(
         candidates=[{"name": "free"}, {"name": "held", "proximal": {"strength": 1e9, "scope": "tensor"}}],
     )
     out = tmp_path / "out"
-    # how far the outputs of pretrained networks outgrow their tangents says nothing about a random one
+    # the growth beyond tangents was measured on pretrained networks, and does not apply to a random one
     monkeypatch.setattr("foretune.forecast.simulate.growth_of", lambda *_: None)
     for arguments in (
         ("forecast", run, "-o", out, "--seeds", 1),
@@ -219,8 +219,8 @@ def test_the_command_line_trains_forecasts_and_compares(
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
-def test_two_processes_are_one_on_the_joint_batch(tmp_path: Path) -> None:
-    """``torchrun`` keeps the port that the processes meet at for itself, so that nobody else can take it."""
+def test_two_processes_equal_one_process_on_the_joint_batch(tmp_path: Path) -> None:
+    """``torchrun`` reserves the port at which the processes meet, so no other program can take it."""
     launch = "-m torch.distributed.run --standalone --nproc_per_node 2"
     script = [sys.executable, *launch.split(), str(Path(__file__).parent / "two_processes.py"), str(tmp_path)]
     shared = {

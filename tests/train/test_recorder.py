@@ -1,4 +1,4 @@
-"""P3: the bound along a run against linearised models that are really trained on the same batches."""
+"""The bound of docs/theory.md P3, against linearised models that are really trained on the same batches."""
 
 import copy
 import json
@@ -41,10 +41,10 @@ def draw(loss: str, n: int = 5) -> dict[str, Tensor]:
 
 
 def follow(loss: str, seed: int, decay: float, strength: float, share: float, steps: int = 25) -> list[float]:
-    """Train a network and its linear model on the same batches: bound ÷ truth of every step."""
+    """Train a network and its linear model on the same batches; returns bound ÷ true distance for every step."""
     network = Tiny(loss, seed)
     linear, ratios = linearise(network), []
-    shadow = copy.deepcopy(linear)  # with parameters of its own
+    shadow = copy.deepcopy(linear)  # it has its own parameters
     recorder = GapRecorder(linear, loss)
     optimisers = [SGD(list(model.parameters()), lr=1.0, weight_decay=decay) for model in (network, shadow)]
     for optimiser in optimisers:
@@ -74,11 +74,11 @@ def test_the_bound_is_never_violated(loss: str, decay: float, strength: float) -
     ratios = [
         follow(loss, seed, decay, strength, share)[-1] for seed, share in enumerate((0.05, 0.2, 0.4, 0.49, 0.7, 0.95))
     ]
-    assert 1 <= median(ratios) < 20  # and it says something
+    assert 1 <= median(ratios) < 20  # the bound is not too loose
 
 
-def test_clipped_steps_count_as_what_they_are() -> None:
-    """The bound is on the distance from the plain linear run, whatever made the real steps differ."""
+def test_the_bound_includes_clipping() -> None:
+    """The bound holds for the distance from the plain linear run, whatever makes the real steps differ."""
     network = Tiny("mean_squared_error", 0)
     linear = linearise(network)
     shadow, recorder = copy.deepcopy(linear), GapRecorder(linear, "mean_squared_error")
@@ -116,23 +116,23 @@ def test_a_linear_network_has_no_gap() -> None:
         (lambda p: torch.optim.Adam(p), "Adam, not plain SGD"),
         (lambda p: SGD(p, lr=0.1, momentum=0.9), "momentum"),
         (lambda p: SGD([{"params": p[:1], "lr": 0.2}, {"params": p[1:]}], lr=0.1), "several rates"),
-        (lambda p: SGD(p[:2], lr=0.1), "not all trained parameters"),
+        (lambda p: SGD(p[:2], lr=0.1), "does not have all trained parameters"),
         (lambda p: SGD(p, lr=1e3), r"step 1 is too long"),
         (lambda p: proximal(SGD(p, lr=0.1), strength=1.0, rule="selective"), "selectively"),
     ],
 )
-def test_without_the_conditions_nothing_is_certified(make: Any, reason: str) -> None:
+def test_nothing_is_certified_if_a_condition_fails(make: Any, reason: str) -> None:
     network = Tiny("cross_entropy", 0)
     recorder, batch = GapRecorder(linearise(network), "cross_entropy"), draw("cross_entropy")
     optimiser = make(list(network.parameters()))
     network(**batch).loss.backward()
-    for _ in range(2):  # the reason stays
+    for _ in range(2):  # the second step does not change the reason
         with recorder.step(batch, optimiser):
             optimiser.step()
         assert recorder.reason is not None and reason in recorder.reason and not recorder.steps
 
 
-def test_parameters_may_only_change_in_steps() -> None:
+def test_nothing_is_certified_if_parameters_change_outside_of_steps() -> None:
     network = Tiny("cross_entropy", 0)
     recorder, batch = GapRecorder(linearise(network), "cross_entropy"), draw("cross_entropy")
     optimiser = SGD(network.parameters(), lr=0.1)
@@ -147,7 +147,7 @@ def test_parameters_may_only_change_in_steps() -> None:
 
 
 def task_of(folder: Path, regression: bool = False, **sections: Any) -> Task:
-    """A tiny run of plain SGD; regression on the number of a text's opinion words."""
+    """A tiny run of plain SGD; regression predicts the number of opinion words in a text."""
     training = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0} | sections.pop("training", {})
     path = write_tiny_run(folder, training=training, **sections)
     if regression:
@@ -160,8 +160,8 @@ def task_of(folder: Path, regression: bool = False, **sections: Any) -> Task:
 
 @pytest.mark.parametrize("strength", [0.0, 1.0])
 @pytest.mark.parametrize("regression", [True, False])
-def test_through_trainer(tmp_path: Path, regression: bool, strength: float) -> None:
-    """Real run, recorded real run and linearised run of the same yaml."""
+def test_recording_through_trainer(tmp_path: Path, regression: bool, strength: float) -> None:
+    """Compare a real run, a recorded real run and a linearised run of the same file."""
     task = task_of(tmp_path, regression, proximal={"strength": strength}, training={"weight_decay": 0.1})
     candidate = task.candidates[0]
     fine_tune(task, candidate, tmp_path / "recorded", certify=True)
@@ -171,7 +171,7 @@ def test_through_trainer(tmp_path: Path, regression: bool, strength: float) -> N
         load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
         for name in ("recorded/train/base", "plain/train/base", "plain/train/base-linearised")
     )
-    assert all(torch.equal(theta[name], same[name]) for name in theta)  # recording changes nothing
+    assert all(torch.equal(theta[name], same[name]) for name in theta)  # recording does not change the run
     record = json.loads((tmp_path / "recorded/train/base/adapter/gap.json").read_text())
     assert record["certified"] and len(record["steps"]) == 2 * (3 if regression else 6) and record["schema_version"]
     apart = sum(float((theta[name] - linear[name]).square().sum()) for name in theta) ** 0.5

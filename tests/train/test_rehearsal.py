@@ -1,4 +1,4 @@
-"""What Trainer would refuse in the middle of a run is refused before anything is spent."""
+"""Errors that Trainer would raise later are found before anything expensive starts."""
 
 import importlib.util
 from pathlib import Path
@@ -13,7 +13,7 @@ from foretune.train.rehearsal import rehearse
 
 
 def refused(folder: Path, peft: dict[str, Any] | None = None, **training: Any) -> str:
-    """What a rehearsal says of these settings; empty if it is content."""
+    """The error of a rehearsal with these settings; empty if there is none."""
     task = load_task(write_tiny_run(folder, training=training, peft=peft or {}))
     try:
         rehearse(task, task.candidates[0], "run.yaml: candidate 'base'")
@@ -60,7 +60,7 @@ def test_an_optimiser_without_its_package_is_named(optim: str, package: str, tmp
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_built_is_refused_with_the_key(
+def test_a_run_that_cannot_be_built_is_refused_with_the_key(
     training: dict[str, Any], words: list[str], tmp_path: Path
 ) -> None:
     said = refused(tmp_path, **training)
@@ -90,11 +90,11 @@ def test_an_initialisation_that_needs_a_step_first_is_refused(tmp_path: Path) ->
     ],
     ids=lambda value: "-".join(value),
 )
-def test_what_trainer_takes_is_taken(training: dict[str, Any], tmp_path: Path) -> None:
+def test_arguments_that_trainer_accepts_are_accepted(training: dict[str, Any], tmp_path: Path) -> None:
     assert refused(tmp_path, **training) == ""
 
 
-def test_a_rehearsal_leaves_the_random_state_alone(tmp_path: Path) -> None:
+def test_a_rehearsal_does_not_change_the_random_state(tmp_path: Path) -> None:
     import torch
 
     task = load_task(write_tiny_run(tmp_path))

@@ -1,4 +1,4 @@
-"""A few proximal steps on a joint batch: by one process, or by several under ``torchrun``, each with its share."""
+"""A few proximal steps on a joint batch, by one process, or by several under ``torchrun`` that share the batch."""
 
 import sys
 
@@ -33,7 +33,7 @@ def outcome(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
 def share(accelerator: Accelerator, folder: str) -> None:
     rank, world = accelerator.process_index, accelerator.num_processes
     assert world > 1
-    model, optimizer = accelerator.prepare(*start(rank))  # the other processes get process 0's parameters here
+    model, optimizer = accelerator.prepare(*start(rank))  # here the other processes get the parameters of process 0
     steps(model, optimizer, rank, world)
     torch.save(outcome(model, optimizer), f"{folder}/{rank}.pt")
 
@@ -41,5 +41,5 @@ def share(accelerator: Accelerator, folder: str) -> None:
 if __name__ == "__main__":
     accelerator = Accelerator(cpu=True)
     share(accelerator, sys.argv[1])
-    accelerator.free_memory()  # a wrapped model keeps gloo's threads, which may abort a process that ends with them
+    accelerator.free_memory()  # the wrapped model has gloo's threads, which may abort the process at its end
     accelerator.end_training()

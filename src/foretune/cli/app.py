@@ -1,4 +1,4 @@
-"""The commands and their help."""
+"""The command line application: its commands and their help texts."""
 
 import inspect
 from typing import Annotated
@@ -19,7 +19,7 @@ app = typer.Typer(
 
 
 def _paragraphs(docstring: str | None) -> str:
-    """A docstring as help text: every paragraph is one line, which the screen folds."""
+    """A docstring as help text, with every paragraph on one line, so that the terminal can wrap it."""
     return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(docstring or "").split("\n\n"))
 
 
@@ -41,4 +41,4 @@ def everything(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Tells you how a fine-tune will go before you train it."""
+    """Forecast how a fine-tune will go before you train it."""

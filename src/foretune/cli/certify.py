@@ -1,4 +1,4 @@
-"""``foretune certify``: how linear a trained adapter is."""
+"""``foretune certify``: measure how linear a trained adapter is."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,14 +15,14 @@ def command(
     run: RunFile,
     output: Directory,
     adapter: Annotated[
-        Path, typer.Option(help="Folder of the adapter, as foretune train wrote it.", show_default=False)
+        Path, typer.Option(help="The adapter's folder, as foretune train wrote it.", show_default=False)
     ],
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Also move every layer alone.")] = False,
 ) -> None:
-    """Say how far a trained adapter is from its linearisation; writes certificate.json.
+    """Measure how far a trained adapter is from its linearisation, and write certificate.json.
 
-    Measured on the evaluation data, whatever loss and optimiser trained it. Runs of SGD recorded by foretune train
-    --certify also get a proven bound on their distance from the linearised run.
+    It measures on the evaluation data, and works for any loss and optimiser. A run of SGD that foretune train --certify
+    recorded also gets a proven bound on its distance from the linearised run.
     """
     from foretune.train import certify_run
 
@@ -37,24 +37,24 @@ def show(certificate: dict[str, Any]) -> None:
     for sentence in certificate["sentences"]:
         say(sentence)
     name, metrics = certificate["metric_name"], certificate["metrics"]
-    shown = table("the fine-tuned model and its linearisation at the same parameters", "measured", "value")
-    shown.add_row("off by, over the change: all examples", number(certificate["nonlinearity"]))
+    values = table("the fine-tuned model and its linearisation at the same parameters", "measured", "value")
+    values.add_row("difference ÷ change by training, all examples", number(certificate["nonlinearity"]))
     for quantile, value in certificate["quantiles"].items():
-        shown.add_row(f"  {100 * float(quantile):.0f}% of the examples below", number(value))
-    shown.add_row(f"{name} before / fine-tuned / linearised", " / ".join(metric(x, name) for x in metrics.values()))
+        values.add_row(f"  {100 * float(quantile):.0f}% of the examples are below", number(value))
+    values.add_row(f"{name} before / fine-tuned / linearised", " / ".join(metric(x, name) for x in metrics.values()))
     if certificate["label_agreement"] is not None:
-        shown.add_row("same label", metric(certificate["label_agreement"], "accuracy"))
-        shown.add_row("KL divergence, nats", number(certificate["divergence"]))
+        values.add_row("same label", metric(certificate["label_agreement"], "accuracy"))
+        values.add_row("KL divergence, nats", number(certificate["divergence"]))
     bound = certificate["bound"]
     if bound["certified"]:
-        shown.add_row("certified: distance of parameters", number(bound["parameters"]))
-        shown.add_row("certified: distance of outputs, over the change", number(bound["outputs"]))
+        values.add_row("certified: distance of parameters", number(bound["parameters"]))
+        values.add_row("certified: distance of outputs ÷ change", number(bound["outputs"]))
         if bound["same_label"] is not None:
-            shown.add_row("certified: same label", metric(bound["same_label"], "accuracy"))
-    out.print(shown)
+            values.add_row("certified: same label", metric(bound["same_label"], "accuracy"))
+    out.print(values)
     if certificate["layers"]:
-        layers = table("each layer moved alone", "layer", "off by", "share of J0 δ", "‖δ‖")
+        layers = table("each layer moved alone", "layer", "difference ÷ change", "share of J0 δ", "‖δ‖")
         for layer in certificate["layers"]:
-            values = (number(layer[key]) for key in ("nonlinearity", "share", "displacement"))
-            layers.add_row(layer["layer"], *values)
+            cells = (number(layer[key]) for key in ("nonlinearity", "share", "displacement"))
+            layers.add_row(layer["layer"], *cells)
         out.print(layers)

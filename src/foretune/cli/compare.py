@@ -1,4 +1,4 @@
-"""``foretune compare``: forecast against truth."""
+"""``foretune compare``: compare forecasts with real runs."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ EXAMPLES = ("foretune compare runs/movie",)
 
 
 def command(directory: RunDirectory) -> None:
-    """Put forecast and truth side by side for the candidates that were trained; writes comparison.json."""
+    """Compare the forecasts of trained candidates with their real runs, and write comparison.json."""
     from foretune.forecast.compare import compare
 
     show(compare(directory))
@@ -18,10 +18,10 @@ def command(directory: RunDirectory) -> None:
 def show(comparison: dict[str, Any]) -> None:
     """Print a comparison as tables."""
     name = comparison["metric_name"]
-    truth = table("forecast against truth", "candidate", f"forecast {name}", "true", "error", "forecast loss", "true")
+    runs = table("forecast against truth", "candidate", f"forecast {name}", "true", "error", "forecast loss", "true")
     for row in comparison["candidates"]:
         predicted, true = row["predicted"], row["true"]
-        truth.add_row(
+        runs.add_row(
             row["name"],
             metric(predicted["eval_metric"], name),
             metric(true["eval_metric"], name),
@@ -29,19 +29,19 @@ def show(comparison: dict[str, Any]) -> None:
             number(predicted["eval_loss"]),
             number(true["eval_loss"]),
         )
-    out.print(truth)
-    figures = comparison["summary"]
-    ranks = table("who ranks the trained candidates best", "ranker", "Spearman", "Kendall", "regret")
-    for ranker, values in {"forecast": figures, **comparison["rankers"]}.items():
+    out.print(runs)
+    summary = comparison["summary"]
+    ranks = table("how well each score ranks the trained candidates", "score", "Spearman", "Kendall", "regret")
+    for ranker, values in {"forecast": summary, **comparison["rankers"]}.items():
         ranks.add_row(ranker, *(number(values[key]) for key in ("spearman", "kendall")), metric(values["regret"], name))
     out.print(ranks)
     inside = [row["within_interval"] for row in comparison["candidates"] if row["within_interval"] is not None]
-    error, ratio = difference(figures["mean_absolute_error"], name), number(figures["cost_ratio"])
+    error, ratio = difference(summary["mean_absolute_error"], name), number(summary["cost_ratio"])
     say(
         f"mean absolute error {error}; {sum(inside)} of {len(inside)} runs lie in their 90% interval; "
-        f"forecast / training seconds: {ratio}"
+        f"time to forecast ÷ time to train: {ratio}"
     )
-    if figures["noise_floor"] is not None:
-        say(f"two seeds of the same candidate differ by {difference(figures['noise_floor'], name)} on average")
+    if summary["noise_floor"] is not None:
+        say(f"two seeds of the same candidate differ by {difference(summary['noise_floor'], name)} on average")
     for item in comparison["skipped"]:
         warn(f"not compared: {item['name']}: {item['reason']}")

@@ -1,4 +1,7 @@
-"""What the commands share on the screen: two consoles, progress, tables of numbers. Nothing of the user's is markup."""
+"""Output that the commands share: two consoles, progress, and tables of numbers.
+
+Names and labels of the user are printed as they are, and never read as markup.
+"""
 
 import time
 from collections.abc import Callable, Generator, Iterable
@@ -21,14 +24,18 @@ from rich.text import Text
 out = Console(markup=False, highlight=False, emoji=False)
 errors = Console(stderr=True, markup=False, highlight=False, emoji=False)
 
-SILENCE = 20.0  # seconds between two lines of progress where there is no terminal
+SILENCE = 20.0  # seconds between two lines of progress if there is no terminal
 
 
 @contextmanager
 def progress_bar(label: str) -> Generator[Callable[[int, int], None]]:
-    """Progress on standard error: a bar on a terminal, else a line now and then.
+    """Show progress on standard error: a bar on a terminal, otherwise a line from time to time.
 
-    Call what it gives with the work done and the work in all.
+    Args:
+        label: The text beside the bar.
+
+    Yields:
+        A function to call with the amount of work done and of all work.
     """
     if not errors.is_terminal:
         yield _Lines(label)
@@ -46,14 +53,14 @@ def progress_bar(label: str) -> Generator[Callable[[int, int], None]]:
 
 
 class _Lines:
-    """Progress as lines of text, where no bar can be drawn."""
+    """Shows progress as lines of text, if there is no terminal for a bar."""
 
     def __init__(self, label: str) -> None:
         self.label = label
         self.started = self.last = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        """Say how far the work is, if nothing was said for a while."""
+        """Print how far the work is, if the last line is old enough."""
         now = time.monotonic()
         if now - self.last >= SILENCE and done:
             left = (now - self.started) * (total - done) / done
@@ -62,17 +69,17 @@ class _Lines:
 
 
 def say(text: str) -> None:
-    """Print a line of text, folded at the screen's width."""
+    """Print a line of text, wrapped at the width of the screen."""
     out.print(text)
 
 
 def verbatim(text: str) -> None:
-    """Print something to copy: it is never folded."""
+    """Print a line that the user may copy; it is never wrapped."""
     out.print(text, soft_wrap=True)
 
 
 def warn(text: str) -> None:
-    """Print a warning on the screen of the results."""
+    """Print a warning among the results."""
     out.print(Text.assemble(("! ", "yellow"), text))
 
 
@@ -82,7 +89,7 @@ def note(text: str) -> None:
 
 
 def about_input(warnings: Iterable[str], left_out: Iterable[dict[str, str]] = ()) -> None:
-    """Print what the run file's data and model give cause for, and which candidates are left out."""
+    """Print the warnings about data and model, and the candidates that are left out."""
     for warning in warnings:
         warn(warning)
     for candidate in left_out:
@@ -90,30 +97,39 @@ def about_input(warnings: Iterable[str], left_out: Iterable[dict[str, str]] = ()
 
 
 def table(title: str, first: str, *columns: str) -> Table:
-    """A table of numbers behind a column of text, which is folded where the screen is too narrow."""
-    made = Table(title=Text(title), box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    made.add_column(first, overflow="fold")
+    """Make a table with one column of text and further columns of numbers.
+
+    Args:
+        title: The title.
+        first: Heading of the column of text, which is wrapped if the screen is too narrow.
+        columns: Headings of the columns of numbers, which are never wrapped.
+
+    Returns:
+        A table without rows.
+    """
+    empty = Table(title=Text(title), box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    empty.add_column(first, overflow="fold")
     for column in columns:
-        made.add_column(column, justify="right", no_wrap=True)
-    return made
+        empty.add_column(column, justify="right", no_wrap=True)
+    return empty
 
 
 def metric(value: Any, name: str) -> str:
-    """A metric for reading: accuracy in percent, other metrics to three places, a dash for none."""
+    """Format a metric: accuracy in percent, other metrics with three decimals, None as a dash."""
     if value is None:
         return "–"
     return f"{100 * value:.1f}%" if name == "accuracy" else f"{value:.3f}"
 
 
 def difference(value: Any, name: str, sign: str = "") -> str:
-    """A difference of metrics for reading: points for a share such as accuracy, else to three places."""
+    """Format a difference of metrics: accuracy in points, other metrics with three decimals, None as a dash."""
     if value is None:
         return "–"
     return f"{100 * value:{sign}.1f} points" if name == "accuracy" else f"{value:{sign}.3f}"
 
 
 def number(value: Any) -> str:
-    """A number for reading, a dash for none."""
+    """Format a number with about three digits; None as a dash."""
     if value is None:
         return "–"
     if abs(value) >= 1e5 and not isinstance(value, int):
@@ -122,12 +138,12 @@ def number(value: Any) -> str:
 
 
 def count(value: int) -> str:
-    """A large count for reading: 74,498 as 74k."""
+    """Format a large count, such as 74,498 as 74k."""
     return f"{value / 1e6:.1f}M" if value >= 1e6 else f"{value / 1e3:.0f}k" if value >= 1e4 else f"{value:,}"
 
 
 def duration(seconds: float) -> str:
-    """A time for reading: 40 s, 12 min, 3.5 h."""
+    """Format a time, such as 40 s, 12 min or 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

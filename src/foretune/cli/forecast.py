@@ -1,4 +1,4 @@
-"""``foretune forecast``: every candidate from one pass over the model."""
+"""``foretune forecast``: forecast every candidate from one pass over the model."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ from foretune.cli.options import Candidates, Details, Directory, RunFile, Sample
 EXAMPLES = (
     "foretune forecast run.yaml -o runs/movie",
     "foretune forecast run.yaml -c base -c all-linear -o runs/movie      only two candidates",
-    "foretune forecast run.yaml --sample 1000 -o runs/movie              100,000 training examples",
+    "foretune forecast run.yaml --sample 1000 -o runs/movie              for large training data",
 )
 
 
@@ -33,12 +33,12 @@ def command(
     output: Directory,
     candidate: Candidates = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Simulated seeds of a candidate, averaged. A new head takes a pass of its own.")
+        int, typer.Option(min=1, help="Number of seeds to simulate and average. A new head needs a pass per seed.")
     ] = 1,
     refreshes: Annotated[
         int,
         typer.Option(
-            min=0, help="Passes over the model on the way through a simulated run: closer to the truth, and slower."
+            min=0, help="Number of extra passes over the model during a simulated run: more accurate, but slower."
         ),
     ] = 0,
     sample: Sample = None,
@@ -47,15 +47,16 @@ def command(
         typer.Option(
             min=0.0,
             max=1.0,
-            help="Share of the real run that is trained, of candidates that may collapse, to see if they do; 0: none.",
+            help="If a candidate may collapse, train this share of its real run to see whether it does. 0: train none.",
         ),
     ] = 0.375,
     details: Details = False,
 ) -> None:
-    """Predict the training curve and final metric of every candidate; writes forecast.json, best first.
+    """Predict the training curve and the final metric of every candidate, and write forecast.json, best first.
 
-    One pass over the model serves all candidates. It is kept in the run directory, so a second forecast of the same
-    layers is faster. Candidates that may collapse are begun for real, and those that do are ranked last.
+    One pass over the model serves all candidates. Its result is kept in the run directory, so a second forecast of the
+    same layers is faster. If a candidate may collapse, the first part of its real run is trained. If that shows a
+    collapse, the candidate is ranked last.
     """
     from foretune.forecast.run import forecast_run
 
@@ -75,12 +76,12 @@ def command(
 
 
 def show_task(result: dict[str, Any], *, details: bool) -> None:
-    """Print what a forecast is of and, in detail, what it took."""
+    """Print the task of a forecast, its warnings, and with details the cost of the tangents."""
     task, collected = result["task"], result["collect"]
-    sampled = collected["train_examples"] < task["train_examples"]
-    stand = f" ({collected['train_examples']:,} of them stand for all)" if sampled else ""
+    is_sampled = collected["train_examples"] < task["train_examples"]
+    sample = f" ({collected['train_examples']:,} of them stand for all)" if is_sampled else ""
     say(
-        f"{Path(task['model']).name} on {task['name']}: {task['train_examples']:,} training examples{stand}, "
+        f"{Path(task['model']).name} on {task['name']}: {task['train_examples']:,} training examples{sample}, "
         f"{task['eval_examples']:,} for evaluation"
     )
     about_input(result.get("warnings") or [], result.get("left_out") or [])
@@ -95,7 +96,7 @@ def show_task(result: dict[str, Any], *, details: bool) -> None:
 
 
 def outcome(predicted: dict[str, Any], parameters: int, name: str) -> list[str]:
-    """The cells of a table that say how a candidate ends: metric, 90% interval, loss and trainable parameters."""
+    """Return the table cells of a candidate: metric, half of its 90% interval, loss and trainable parameters."""
     from foretune.forecast.compare import Z_90
 
     std = predicted["eval_metric_std"]
@@ -109,34 +110,34 @@ def show(result: dict[str, Any], *, details: bool = False) -> None:
     show_task(result, details=details)
     name = result["task"]["metric_name"]
     more = ("κ", "trace", "gap") if details else ()
-    shown = table("forecast, best first", "candidate", name, "90%", "loss", "params", *more)
+    ranking = table("forecast, best first", "candidate", name, "90%", "loss", "params", *more)
     for row in result["candidates"]:
         kernel = row["kernel"]
         figures = (number(kernel["condition_number"]), number(kernel["trace"]), f"{row['linearity_gap']:.2f}")
         cells = outcome(row["predicted"], row["cost"]["trainable_parameters"], name)
-        shown.add_row(row["name"], *cells, *(figures if details else ()))
-    out.print(shown)
+        ranking.add_row(row["name"], *cells, *(figures if details else ()))
+    out.print(ranking)
     if details:
         _show_bounds(result["candidates"][0])
     _show_warnings(result["candidates"], details=details)
 
 
 def _show_bounds(first: dict[str, Any]) -> None:
-    """Explain the kernel's figures, and print what they prove of the training risk."""
+    """Explain the kernel's figures, and print the bounds on the training risk that follow from them."""
     say(
-        "κ: condition number of the tangent kernel; it knows neither labels nor scale and does not rank candidates. "
-        "gap: how far the network at the simulated weights is from its tangents, over how far it moved."
+        "κ: condition number of the tangent kernel. It ignores labels and scale, and does not rank candidates. "
+        "gap: the distance of the network from its tangents at the simulated weights, divided by how far it moved."
     )
     risks = {name: number(value) for name, value in first["kernel"]["risk_bounds"].items()}
     say(
         f"Squared-loss risk of {first['name']}, linearised (½‖f − y‖² per training example): {risks['initial']} at the "
         f"start; at most {risks['upper']} after {risks['steps']} steps of gradient descent at its best rate; "
-        f"{risks['ridge']} by ridge regression. The real run has its own loss and optimiser: this does not bound it."
+        f"{risks['ridge']} by ridge regression. This is no bound on the real run, which has its own loss and optimiser."
     )
 
 
 def _show_warnings(candidates: list[dict[str, Any]], *, details: bool) -> None:
-    """Print warnings: a line for every kind, the worst first, or every one with its numbers."""
+    """Print the warnings, the worst first: one line per kind, or with details every warning with its numbers."""
     from foretune.forecast.advice import HEADLINES
 
     for kind, headline in HEADLINES.items():
@@ -147,22 +148,22 @@ def _show_warnings(candidates: list[dict[str, Any]], *, details: bool) -> None:
             if its_kind == kind
         ]
         if warned and not details:
-            some = ", ".join(name for name, _ in warned[:3])
-            names = some + (f" and {len(warned) - 3} more" if len(warned) > 3 else "")
+            names = ", ".join(name for name, _ in warned[:3])
+            names += f" and {len(warned) - 3} more" if len(warned) > 3 else ""
             warn(f"{names}: {headline}")
         for name, text in warned if details else ():
             warn(f"{name}: {text}")
 
 
 def what_next(result: dict[str, Any], run: Path, directory: Path) -> None:
-    """Print which candidate to take, how sure that is, and what to run next."""
+    """Print which candidate to take, how certain that is, and what to run next."""
     show_choice(result)
     verbatim(f"next: foretune train {run} -c {result['candidates'][0]['name']} -o {directory}")
     verbatim(f"then: foretune compare {directory} and foretune report {directory}")
 
 
 def show_choice(result: dict[str, Any]) -> None:
-    """Print which candidate to take, by how much it is ahead, and how sure that is."""
+    """Print which candidate to take, how far it is ahead, and how certain that is."""
     from foretune.forecast.run import lead
 
     best, name = result["candidates"][0], result["task"]["metric_name"]

@@ -1,4 +1,4 @@
-"""Runs a command and turns errors into exit codes: 0 done, 2 the input is wrong, 1 a fault of ours."""
+"""Run a command and turn errors into exit codes: 0 for success, 2 for wrong input, 1 for an error in foretune."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from foretune.errors import InputError
 
 INTERRUPTED = 130
-# What the system says no to: a full disk, or a place where nothing may be read or written.
+# Errors of the system that the user can fix (a full disk, missing permissions), and how.
 REFUSED = {
     errno.ENOSPC: "make room, or name another disk with -o",
     errno.EDQUOT: "make room, or name another disk with -o",
@@ -22,9 +22,9 @@ NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory",
 
 
 def main() -> None:
-    """Entry point of the ``foretune`` command."""
+    """Run the ``foretune`` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for stream in (sys.stdout, sys.stderr):  # a terminal that knows only ASCII gets question marks, no traceback
+    for stream in (sys.stdout, sys.stderr):  # print question marks on a terminal that has only ASCII
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     interrupt = _Interrupt()
@@ -34,12 +34,12 @@ def main() -> None:
         _refuse(str(error))
     except BaseException as error:
         if interrupt.came or isinstance(error, KeyboardInterrupt) or _code(error) == INTERRUPTED:
-            print("\ninterrupted: nothing half-written was left; the same command goes on from here", file=sys.stderr)
+            print("\ninterrupted: no unfinished file was left; run the same command to continue", file=sys.stderr)
             sys.exit(INTERRUPTED)
-        said = _said(error)
-        if said is None:
+        message = _said(error)
+        if message is None:
             raise
-        _refuse(said)
+        _refuse(message)
 
 
 def _run() -> None:
@@ -47,22 +47,22 @@ def _run() -> None:
 
     from foretune.cli.app import app
 
-    warnings.simplefilter("ignore", FutureWarning)  # deprecations inside transformers are not the user's to mend
+    warnings.simplefilter("ignore", FutureWarning)  # the user cannot fix deprecations inside transformers
     app()
 
 
 class _Interrupt:
-    """Remembers that Ctrl-C was pressed: libraries that are interrupted in an import raise errors of their own."""
+    """Remembers that Ctrl-C was pressed, because a library that is interrupted while it loads raises another error."""
 
     def __init__(self) -> None:
         self.came = False
         try:
             signal.signal(signal.SIGINT, self)
-        except ValueError:  # not the main thread: somebody else handles it
+        except ValueError:  # not the main thread, where another handler is in place
             pass
 
     def __call__(self, number: int, frame: Any) -> None:
-        """Note it and raise what Python raises.
+        """Remember it, and raise the usual exception.
 
         Raises:
             KeyboardInterrupt: Always.
@@ -76,23 +76,23 @@ def _code(error: BaseException) -> Any:
 
 
 def _said(error: BaseException) -> str | None:
-    """What an error of the system means to the user; None if it is none, and so a fault of ours."""
+    """The message for an error that the system caused; None for any other error, which is a fault of foretune."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    for each in chain:
-        if isinstance(each, OSError) and each.errno in REFUSED:
-            where = f"{each.filename}: " if each.filename else ""
-            return f"{where}{each.strerror}. What was being written is gone; {REFUSED[each.errno]}."
-    text = " ".join(str(each) for each in chain if isinstance(each, Exception))
+    for link in chain:
+        if isinstance(link, OSError) and link.errno in REFUSED:
+            where = f"{link.filename}: " if link.filename else ""
+            return f"{where}{link.strerror}. No unfinished file was left; {REFUSED[link.errno]}."
+    text = " ".join(str(link) for link in chain if isinstance(link, Exception))
     if any(word in text for word in FULL_DISK):
-        return f"No space left on device. What was being written is gone; {REFUSED[errno.ENOSPC]}."
-    if any(isinstance(each, MemoryError) for each in chain) or any(word in text for word in NO_MEMORY):
+        return f"No space left on device. No unfinished file was left; {REFUSED[errno.ENOSPC]}."
+    if any(isinstance(link, MemoryError) for link in chain) or any(word in text for word in NO_MEMORY):
         return (
             "There is not enough memory. Use a smaller per_device_train_batch_size or data.max_length, or forecast "
-            "with --sample 1000; foretune doctor estimates what a run needs."
+            "with --sample 1000; foretune doctor estimates how much memory a run needs."
         )
     return None
 

@@ -1,4 +1,4 @@
-"""Options that several commands take, said once."""
+"""Options that several commands share."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +10,14 @@ Directory = Annotated[Path, typer.Option("--output", "-o", help="Run directory f
 RunDirectory = Annotated[Path, typer.Argument(help="A run directory with results.", show_default=False)]
 Candidates = Annotated[
     list[str] | None,
-    typer.Option("--candidate", "-c", help="Name of a candidate; repeat it for several. Default: all of them."),
+    typer.Option("--candidate", "-c", help="Name of a candidate; repeat the option for several. Default: all."),
 ]
 Sample = Annotated[
     int | None,
     typer.Option(
-        min=2, help="Use only this many training examples, which stand for all: for large data. Default: all of them."
+        min=2, help="For large data: use only this many training examples, which stand for all. Default: use all."
     ),
 ]
 Details = Annotated[
-    bool, typer.Option("--details", help="Also show the kernel's figures, the linearity gap and every warning in full.")
+    bool, typer.Option("--details", help="Also show the kernel's figures, the linearity gap, and all warnings in full.")
 ]

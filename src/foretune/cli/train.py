@@ -1,4 +1,4 @@
-"""``foretune train``: the real fine-tune."""
+"""``foretune train``: fine-tune candidates for real."""
 
 from typing import Annotated
 
@@ -17,21 +17,24 @@ def command(
     run: RunFile,
     output: Directory,
     candidate: Candidates = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of a candidate, with seeds counted up from its own.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of runs per candidate; their seeds count up from the candidate's own.")
+    ] = 1,
     linearised: Annotated[
         bool, typer.Option("--linearised", help="Train the linearised model; results go to train/NAME-linearised.")
     ] = False,
     certify: Annotated[
         bool,
         typer.Option(
-            "--certify", help="Record a bound on the distance to the linearised run (optim: sgd), for certify."
+            "--certify",
+            help="Record a bound on the distance from the linearised run, for foretune certify. It needs optim: sgd.",
         ),
     ] = False,
 ) -> None:
-    """Really fine-tune candidates with peft and Trainer, with the proximal term if the file has one.
+    """Fine-tune candidates for real with peft and Trainer, with the proximal term if the file has one.
 
-    Finished runs are kept, and an interrupted run goes on from its last checkpoint. Several seeds show how much of a
-    difference between candidates is chance.
+    Finished runs are not repeated, and an interrupted run continues from its last checkpoint. Several seeds show how
+    much of a difference between candidates is chance.
     """
     from foretune.run_directory import run_directory
     from foretune.task.loading import load_run
@@ -42,7 +45,7 @@ def command(
         loaded = load_run(run, candidate)
         about_input(loaded.warnings)
         task = loaded.task
-        for chosen in task.candidates:  # all of them, before the first is trained
+        for chosen in task.candidates:  # check all of them before the first is trained
             rehearse(task, chosen, f"{run}: candidate {chosen.name!r}")
         for chosen in task.candidates:
             for seed in range(chosen.seed, chosen.seed + seeds):

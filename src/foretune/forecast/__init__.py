@@ -1,1 +1,1 @@
-"""Forecasts: the fine-tune simulated on its tangents, candidates ranked, and compared with the truth."""
+"""Forecasts: simulate each candidate on the tangents, rank the candidates, and compare them with real runs."""

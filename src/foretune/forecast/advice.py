@@ -1,4 +1,4 @@
-"""What to know before believing a forecast, in plain words."""
+"""Warnings about a forecast: what may make the real run end elsewhere, and what to do about it."""
 
 import math
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ from foretune.tangents import mixture_of_experts
 from foretune.task import Candidate, Task
 from foretune.task.module_names import folded
 
-WIDE = 0.11  # half of the 90% interval of the metric from which a forecast is said to be uncertain (docs/accuracy.md)
-RISE = 1.1  # eval loss at the end over its best, from which a run is called over-fitting
+WIDE = 0.11  # a forecast is called uncertain if half of its metric's 90% interval is at least this (docs/accuracy.md)
+RISE = 1.1  # a run is said to over-fit if its last eval loss is more than this many times its best one
 
-# Every kind of warning, the worst first, with what it means for the candidates that have it.
+# Every kind of warning, the worst first, with what it means and what to do.
 HEADLINES = {
     "diverges": "the simulation diverges: lower the learning rate",
     "collapse": "the run may collapse and learn nothing: lower the learning rate or lora_alpha",
@@ -41,13 +41,18 @@ HEADLINES = {
     "wide": "the error bar is wide: train it before you rely on its forecast",
     "little": "eval loss does not fall: the run learns little that carries over to new texts",
     "overfits": "eval loss rises towards the end: stop earlier, or set load_best_model_at_end",
-    "constant": "the learning rate never falls: a single run ends at a chance value, so use a falling schedule",
+    "constant": "the learning rate never falls, so chance decides where a run ends: use a falling schedule",
     "accumulation": "Trainer adds up the losses of accumulated batches for this model; the forecast does the same",
 }
 
 
 class Advice(NamedTuple):
-    """A warning about a candidate: its kind, a key of ``HEADLINES``, and the sentence with its numbers."""
+    """A warning about a candidate.
+
+    Attributes:
+        kind: A key of ``HEADLINES``.
+        text: Sentences that give the numbers of this candidate.
+    """
 
     kind: str
     text: str
@@ -63,17 +68,20 @@ def advice(
     beginning: Beginning | None = None,
     gains_little: bool = False,
 ) -> list[Advice]:
-    """Warnings about a candidate, the worst first.
+    """Collect the warnings about a candidate.
 
     Args:
-        curve: What is forecast.
-        candidate: Whose forecast it is.
-        task: What it is trained on.
-        reach: How far the simulated run goes.
-        fitted_loss: Its loss of the training examples at the end.
-        frozen: What the features tell of the labels before training.
-        beginning: Of the real run, if that was begun.
-        gains_little: Whether it ends near guessing even as simulated.
+        curve: The forecast curve.
+        candidate: The candidate.
+        task: The task.
+        reach: How far the simulated run moves the weights.
+        fitted_loss: Mean loss of the training examples at the end of the simulated run.
+        frozen: Correlation of the labels with their prediction from the features before training.
+        beginning: The first steps of the real run, if they were trained.
+        gains_little: Whether the simulated run ends near guessing.
+
+    Returns:
+        The warnings, the worst first.
     """
     warnings = _about_reach(curve, task, reach, fitted_loss, frozen, beginning, gains_little)
     warnings += _about_curve(curve, candidate)
@@ -81,15 +89,15 @@ def advice(
         warnings.append(Advice("experts", text))
     if candidate.training.get("lr_scheduler_type") in ("constant", "constant_with_warmup"):
         text = (
-            "The learning rate does not fall. Where this was measured, two seeds of such a run ended 4 points apart on "
+            "The learning rate does not fall. In our measurements, two seeds of such a run ended 4 points apart on "
             "average. Use lr_scheduler_type: linear, or train several seeds."
         )
         warnings.append(Advice("constant", text))
     if int(candidate.training.get("gradient_accumulation_steps", 1)) > 1 and accepts_loss_kwargs(task):
         text = (
             f"The forward pass of {type(task.model).__name__} takes keyword arguments, so Trainer adds the losses of "
-            "accumulated batches instead of averaging them. The gradient is that many times larger, and the forecast "
-            "does the same."
+            "accumulated batches instead of averaging them. The gradient is that many times larger. The forecast does "
+            "the same."
         )
         warnings.append(Advice("accumulation", text))
     order = list(HEADLINES)
@@ -117,7 +125,7 @@ def _about_reach(
     beginning: Beginning | None,
     gains_little: bool,
 ) -> list[Advice]:
-    """The worst of what the simulated run's way through the weights says: one warning or none."""
+    """The worst warning that follows from how far the simulated run moves the weights, if there is one."""
     metric_std = curve[-1]["eval_metric_std"]
     if may_collapse(reach.largest_step, reach.travel, reach.change_before_learning):
         text = f"{_movement(reach)} {_begun(beginning, reach, gains_little)}"
@@ -130,13 +138,13 @@ def _about_reach(
         return [Advice("late", text)]
     if unlearnt(fitted_loss, task.num_outputs):
         text = (
-            f"The training loss is {fitted_loss:.2g} at the end; guessing among {task.num_outputs} classes has "
+            f"The training loss is {fitted_loss:.2g} at the end; guessing among {task.num_outputs} classes gives "
             f"{math.log(task.num_outputs):.2g}. Such runs ended up to 10 points below their forecast."
         )
         return [Advice("unlearnt", text)]
     if much_open(frozen, reach.layer_changes):
         text = (
-            f"Before training, the features predict the labels with a correlation of {frozen:.2f} only, and the layers "
+            f"Before training, the features predict the labels with a correlation of only {frozen:.2f}, and the layers "
             f"move far (their relative changes add up to {reach.layer_changes:.2g}). Such runs ended further from "
             "their forecast than other runs."
         )
@@ -144,14 +152,14 @@ def _about_reach(
     if metric_std is not None and Z_90 * metric_std >= WIDE:
         text = (
             f"The 90% interval is ±{100 * Z_90 * metric_std:.0f} points. That is how far real runs of other tasks with "
-            f"a linearity gap like this one ({reach.linearity_gap:.2f}) were from their forecast."
+            f"a similar linearity gap ({reach.linearity_gap:.2f}) were from their forecast."
         )
         return [Advice("wide", text)]
     return []
 
 
 def _about_curve(curve: Sequence[MeanPoint], candidate: Candidate) -> list[Advice]:
-    """What the forecast curve of the eval loss says."""
+    """Warnings that follow from the forecast curve of the eval loss."""
     losses = [point["eval_loss"] for point in curve]
     if not all(math.isfinite(loss) for loss in losses):
         return [Advice("diverges", "The losses of the simulated run are no longer finite numbers.")]
@@ -167,11 +175,12 @@ def _about_curve(curve: Sequence[MeanPoint], candidate: Candidate) -> list[Advic
 
 
 def _movement(reach: Reach) -> str:
-    """Why a run may collapse."""
+    """The reason why a run may collapse."""
     if reach.change_before_learning <= ASTRAY:
         return (
-            f"Steps that change the linear weights by {reach.largest_step:.1%} may lead {reach.travel:.0%} of the "
-            f"weights' size away by the end. Above {TRAVEL:.0%}, some real runs collapsed and learnt nothing."
+            f"The largest early step changes the linear weights by {reach.largest_step:.1%}, so all steps may move "
+            f"them by {reach.travel:.0%} of their size. Above {TRAVEL:.0%}, some real runs collapsed and learnt "
+            "nothing."
         )
     return f"{_change(reach)} Above {ASTRAY:.1%}, some real runs collapsed and learnt nothing."
 
@@ -181,16 +190,16 @@ def _change(reach: Reach) -> str:
 
 
 def _begun(beginning: Beginning | None, reach: Reach, gains_little: bool) -> str:
-    """What the real beginning, or that none is needed, adds to the warning of a collapse."""
+    """What the first steps of the real run say about a collapse, or why they were not trained."""
     if is_lost(reach.largest_step, reach.travel):
         return f"Above {LOST:.0%}, all of them did."
     if gains_little:
-        return "This one gains little over guessing even as simulated, so it was not begun for real."
+        return "Even the simulation gains little over guessing, so its real run was not begun."
     if beginning is None:
-        return "Whether this one does is not known, as its real run was not begun."
+        return "It is not known whether this one does, because its real run was not begun."
     losses = (
-        f"training loss {beginning.train_loss:.3g}, simulated {beginning.simulated_loss:.3g}, of guessing "
+        f"training loss {beginning.train_loss:.3g}, simulated {beginning.simulated_loss:.3g}, guessing "
         f"{beginning.guess_loss:.3g}"
     )
     verdict = "is collapsing" if unstable(beginning.followed) else "is not collapsing so far"
-    return f"Begun for real for {beginning.steps} of {beginning.max_steps} steps, this one {verdict} ({losses})."
+    return f"Its real run was begun: after {beginning.steps} of {beginning.max_steps} steps it {verdict} ({losses})."

@@ -1,9 +1,9 @@
-"""The beginning of a real run that may collapse.
+"""Train the beginning of a real run that may collapse.
 
-Of runs whose steps change too much of the network's weights most collapse and some do well. Nothing about their
-simulation or the first tenth of the real run tells which (``docs/log.md``), the training loss of its first three
-eighths mostly does. So these runs, and no others, are begun for real: with the seed, the batches and the schedule of
-the whole run.
+If the steps of a run change too much of the network's weights, most such runs collapse and some do well. Neither the
+simulation nor the first tenth of the real run tells which (``docs/log.md``). The training loss of the first three
+eighths mostly does. So these runs, and no others, are *begun*: their first steps are really trained, with the seed, the
+batches and the schedule of the whole run.
 """
 
 import math
@@ -22,22 +22,24 @@ from foretune.task import Candidate, Task
 from foretune.train import build_peft_model, loop_arguments, run_trainer
 from foretune.train.arguments import without_choice
 
-BEGIN = 0.375  # share of the steps
-LEAST = 0.1  # of the loss of guessing, that a simulation must have learnt for a real run to be held against it
+BEGIN = 0.375  # share of the steps that is trained
+LEAST = 0.1  # share of the loss of guessing; a simulation that learnt less is treated as if it had learnt this much
 _NO_FILES = {"save_strategy": "no", "push_to_hub": False, "report_to": "none"}
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a real run did in its beginning; losses are means over the last half of it, as ``Trainer`` logs them.
+    """The result of the beginning of a real run.
+
+    Losses are means over the second half of its steps, as ``Trainer`` logs them.
 
     Attributes:
-        steps: Steps that were made.
-        max_steps: Steps of the whole run.
-        train_loss: Its training loss.
-        simulated_loss: That of its simulation in the same steps.
-        guess_loss: That of saying the same of every training example.
-        seconds: Time it took.
+        steps: Number of steps that were trained.
+        max_steps: Number of steps of the whole run.
+        train_loss: Training loss of the real run.
+        simulated_loss: Training loss of its simulation in the same steps.
+        guess_loss: Loss of guessing, which is the best constant prediction for all training examples.
+        seconds: Time that it took.
     """
 
     steps: int
@@ -49,10 +51,13 @@ class Beginning:
 
     @property
     def followed(self) -> float:
-        """How much of what the simulation learnt the real run learnt too, from 0 to 1."""
-        promised = max(self.guess_loss - self.simulated_loss, LEAST * self.guess_loss)
-        share = (self.guess_loss - self.train_loss) / promised
-        return min(max(share, 0.0), 1.0) if share == share else 0.0  # 0 where a loss is not a number
+        """How much of what the simulation learnt the real run learnt too, from 0 to 1.
+
+        What a run learnt is the loss of guessing minus its training loss.
+        """
+        simulated = max(self.guess_loss - self.simulated_loss, LEAST * self.guess_loss)
+        share = (self.guess_loss - self.train_loss) / simulated
+        return min(max(share, 0.0), 1.0) if share == share else 0.0  # 0 if a loss is nan
 
 
 class _Stop(TrainerCallback):
@@ -75,21 +80,24 @@ def begin(
     progress: Callable[[int, int], None] | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Beginning:
-    """Train a candidate for the first share of its steps.
+    """Train the first steps of a candidate's real run.
 
     Args:
         task: Model, data and loss.
-        candidate: What to begin, from its own seed.
+        candidate: The candidate, trained from its own seed.
         simulated: Training losses of its simulated run, step by step.
-        share: Of the steps, rounded up.
-        directory: Keep the losses there, in ``begun/<name>.json``; those of the same task, configuration and share are
-            used again.
-        progress: Called with steps done and the steps of the whole run.
-        notify: Called with a sentence about a beginning in ``directory`` that cannot be used and is made again.
+        share: Share of the steps to train, rounded up to whole steps.
+        directory: The run directory, where losses are kept in ``begun/<name>.json``. Losses of the same task,
+            configuration and share are used again.
+        progress: Called with the number of steps done and of all steps of the whole run.
+        notify: Called with a sentence about kept losses that cannot be used, so that the beginning is made again.
+
+    Returns:
+        The losses of the real run beside those of the simulation.
     """
     path = directory and directory / "begun" / f"{candidate.name}.json"
-    asked = {"task": task.identity, "share": share, **candidate.to_json()} if path else {}
-    kept = path and _kept(path, asked, notify or (lambda _: None))
+    settings = {"task": task.identity, "share": share, **candidate.to_json()} if path else {}
+    kept = path and _kept(path, settings, notify or (lambda _: None))
     if kept:
         losses, seconds = [math.nan if loss is None else loss for loss in kept["losses"]], kept["wall_seconds"]
     else:
@@ -110,26 +118,26 @@ def begin(
         losses, seconds = run.step_losses, run.train_seconds
         if path:
             path.parent.mkdir(exist_ok=True)
-            write_json(path, provenance(candidate.seed, seconds, trainer.args.device) | asked | {"losses": losses})
+            write_json(path, provenance(candidate.seed, seconds, trainer.args.device) | settings | {"losses": losses})
     steps = len(losses)
-    looked_at = slice(steps // 2, steps)
+    second_half = slice(steps // 2, steps)
     return Beginning(
         steps=steps,
         max_steps=len(simulated),
-        train_loss=float(np.mean(losses[looked_at])),
-        simulated_loss=float(np.mean(simulated[looked_at])),
+        train_loss=float(np.mean(losses[second_half])),
+        simulated_loss=float(np.mean(simulated[second_half])),
         guess_loss=task.guess_loss,
         seconds=seconds,
     )
 
 
 def _arguments(candidate: Candidate) -> dict[str, Any]:
-    """What the beginning sets beside the user's own arguments: it saves nothing and chooses no checkpoint."""
+    """The arguments that differ from the user's own: the beginning saves nothing and chooses no checkpoint."""
     return loop_arguments(candidate.training) | _NO_FILES | without_choice(candidate.training)
 
 
-def _kept(path: Path, asked: dict[str, Any], notify: Callable[[str], None]) -> dict[str, Any] | None:
-    """A beginning that was kept, if it is what is asked for; one of anything else is made again, and replaced."""
+def _kept(path: Path, settings: dict[str, Any], notify: Callable[[str], None]) -> dict[str, Any] | None:
+    """The content of ``path`` if it is whole and has these settings; otherwise None, and it will be replaced."""
     if not path.exists():
         return None
     try:
@@ -137,4 +145,4 @@ def _kept(path: Path, asked: dict[str, Any], notify: Callable[[str], None]) -> d
     except InputError as error:
         notify(f"{path}: {error.found}; the beginning is made again")
         return None
-    return kept if asked.items() <= kept.items() else None
+    return kept if settings.items() <= kept.items() else None

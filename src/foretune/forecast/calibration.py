@@ -1,14 +1,15 @@
-r"""From a simulated run to a forecast: what real runs did that their tangents did not show.
+r"""Correct a simulated run by what real runs of other tasks did beyond their simulations.
 
-Runs whose layers move far, until they fit the training examples, learn features on the way: their metric is usually
-higher than simulated, and their evaluation loss rises further where they over-fit. How much was learnt
-from runs that were really trained (``benchmarks/truth/calibrate.py``, ``docs/truth.md``): on a scale without bounds
+If the layers of a run move far and the run fits its training examples, the real run learns features that the
+simulation lacks. Its metric is then usually higher than simulated, and its evaluation loss rises further if it
+over-fits. The size of this correction was fitted to real runs (``benchmarks/truth/calibrate.py``, ``docs/truth.md``),
+on a scale without bounds:
 
 .. math:: z_{real} = z_{simulated} + \sum_j w_j\, x_j \pm \sigma,\qquad \log\sigma = \sum_j v_j\, x_j
 
-with z the logit of an accuracy, the inverse hyperbolic tangent of a correlation, or the logarithm of a loss, and
-``x`` the ``evidence`` about a simulated run. σ holds what the correction leaves and what another seed changes. This is
-an estimate from other tasks; it certifies nothing.
+Here z is the logit of an accuracy, the inverse hyperbolic tangent of a correlation, or the logarithm of a loss; ``x``
+is the ``evidence`` about the simulated run; and σ is the standard deviation of real runs around the forecast,
+including the difference between two seeds. This is an estimate from other tasks, not a bound.
 """
 
 import json
@@ -20,33 +21,45 @@ from typing import Any, NamedTuple
 
 from foretune.train.curve import Point
 
-OVERFIT = 4.0  # where evidence of over-fitting stops to count
-CHANGES = 3.0  # where the sum of relative changes stops to count
-TRAVEL = 0.57  # relative change to which all steps may lead, above which runs were seen to collapse, some seeds or all
-HASTY = 0.4  # likewise: above which real runs learn no more than their simulation
-LOST = 1.25  # likewise: all runs of which that is more were seen to collapse
-LITTLE = 0.05  # of the metric, that a simulation gains over guessing: of less a collapse loses nothing, fits tell less
-STEP = 0.005  # relative change in one step, below which none were, however long
-ASTRAY = 0.056  # relative change of the weights before anything is learnt, likewise
-LATE = 0.022  # the same, from which runs often end far from their forecast
-OPEN = 0.3  # of what frozen features leave open, by as much as layers move: likewise
-AHEAD = 0.3  # log ratio of losses, of more than two classes, from which real runs are ahead of their simulation
-SEVERAL = 4  # classes, above which forecasts of runs that end early are too good
-UNLEARNT = 0.4  # of the loss of a uniform guess, from which a run of so many ends before it has learnt
-FOLLOWED = 0.25  # of what its simulation learnt in the beginning: a run that learnt less then collapses
-CAUGHT_UP = 0.5  # likewise: a run that learnt as much then ends where its simulation does
+# Bounds of the evidence.
+OVERFIT = 4.0  # largest log ratio of evaluation to training loss that counts
+CHANGES = 3.0  # largest sum of the layers' relative changes that counts
+
+# Thresholds of `travel`, the relative change of the weights if all steps led one way (see `movement.Movement`).
+TRAVEL = 0.57  # above it, real runs were seen to collapse, from some seeds or from all
+HASTY = 0.4  # above it the steps are hasty: too large for real runs to learn more than their simulation does
+LOST = 1.25  # above it, all real runs were seen to collapse
+
+# Other thresholds of a run that may collapse.
+STEP = 0.005  # relative change of the weights in one step; below it, no run collapsed because of a large `travel`
+ASTRAY = 0.056  # a run goes astray, and may collapse, if its weights change by more than this before it learns
+LITTLE = 0.05  # a gain of the metric over guessing that is small: such a run has nothing to lose by a collapse
+
+# Thresholds above which real runs often end far from their forecast.
+LATE = 0.022  # relative change of the weights before the run learns
+OPEN = 0.3  # `left_open`: what the frozen features cannot predict, times a measure of how far the layers move
+
+# Runs of several classes.
+AHEAD = 0.3  # log ratio of evaluation to training loss above which real runs learn more than their simulation
+SEVERAL = 4  # with more classes than this, forecasts of runs that end early are too good
+UNLEARNT = 0.4  # a run with so many classes ends early if its training loss is above this share of a uniform guess's
+
+# Thresholds of `followed`: the share of what the simulation learnt that the real run learnt too, in its beginning.
+FOLLOWED = 0.25  # a run below it collapses
+CAUGHT_UP = 0.5  # a run above it ends where its simulation ends
+
 QUANTITIES = ("eval_metric", "eval_loss", "train_loss")
 
 
 class MeanPoint(Point):
-    """A point of a forecast's curve, with standard deviations of a real run around it (None where it says nothing)."""
+    """A point of a forecast's curve, with the standard deviations of a real run around it, or None without any."""
 
     eval_loss_std: float | None
     eval_metric_std: float | None
 
 
 class Scale(NamedTuple):
-    """A map of a quantity onto all numbers, its inverse, and the inverse's derivative at a value of the quantity."""
+    """A map ``to`` an unbounded scale, the map ``back``, and the ``slope`` of ``back`` at a value of the quantity."""
 
     to: Callable[[float], float]
     back: Callable[[float], float]
@@ -69,77 +82,100 @@ SCALES = {
 
 
 def scale(quantity: str, metric_name: str) -> Scale:
-    """The scale on which a quantity of ``QUANTITIES`` is corrected."""
+    """Return the scale on which a quantity of ``QUANTITIES`` is corrected."""
     return SCALES[metric_name] if quantity == "eval_metric" else _LOGARITHM
 
 
 def may_collapse(largest_step: float, travel: float, change_before_learning: float) -> bool:
-    """Whether such runs were seen to collapse: large steps may lead too far in all, or lead astray before it learns."""
+    """Whether such runs were seen to collapse: large steps lead too far in all, or lead far before the run learns."""
     return (largest_step > STEP and travel > TRAVEL) or change_before_learning > ASTRAY
 
 
 def is_lost(largest_step: float, travel: float) -> bool:
-    """Whether all such runs were seen to collapse, from any seed."""
+    """Whether all such runs were seen to collapse, whatever their seed."""
     return largest_step > STEP and travel > LOST
 
 
 def gains_little(gain: float) -> bool:
-    """Whether a run that gains so much over guessing, as simulated, ends near it; likewise where that is no number."""
-    return not gain >= LITTLE
+    """Whether a simulated run ends near guessing, given its gain of the metric over guessing."""
+    return not gain >= LITTLE  # true for nan
 
 
 def is_foregone(largest_step: float, travel: float, gain: float) -> bool:
-    """Whether the beginning of a run that may collapse would tell nothing that matters."""
+    """Whether it is pointless to train the beginning of a run that may collapse: it is lost, or has little to lose."""
     return is_lost(largest_step, travel) or gains_little(gain)
 
 
 def late(change_before_learning: float) -> bool:
-    """Whether such runs were seen to end far from their forecasts: they learn features that tangents do not have."""
+    """Whether a run starts to learn so late that it learns features which the tangents do not contain.
+
+    Such runs were seen to end far from their forecasts.
+    """
     return change_before_learning > LATE
 
 
 def left_open(frozen: float, layer_changes: float) -> float:
-    """``(1-R) ρ/(1+ρ)``: what frozen features leave to be learnt, by as much as the layers move."""
+    """Return ``(1-R) ρ/(1+ρ)``: how much a real run may learn that the frozen features do not contain.
+
+    Args:
+        frozen: Correlation R of the labels with their prediction from frozen features.
+        layer_changes: Sum ρ of the layers' relative changes.
+
+    Returns:
+        A number from 0 to 1.
+    """
     return (1 - frozen) * (1 - 1 / (1 + layer_changes))
 
 
 def much_open(frozen: float, layer_changes: float) -> bool:
-    """Whether such runs were seen to end far from their forecasts: they learn what their tangents do not tell."""
+    """Whether a run may learn so much beyond its frozen features that real runs ended far from their forecasts."""
     return left_open(frozen, layer_changes) > OPEN
 
 
 def unlearnt(fitted_loss: float, outputs: int) -> bool:
-    """Whether a run of several classes ends before it has learnt to tell its training examples apart.
+    """Whether a run with several classes ends before it has learnt to tell its training examples apart.
 
-    What real ones learn first grows most, so that they tell fewer classes apart by then than their simulation does.
+    A real run strengthens most what it learns first. At that point it therefore tells fewer classes apart than its
+    simulation does.
+
+    Args:
+        fitted_loss: Mean loss of the training examples at the end.
+        outputs: Number of classes.
+
+    Returns:
+        True if there are more than ``SEVERAL`` classes and the loss is above ``UNLEARNT`` of a uniform guess's.
     """
     return outputs > SEVERAL and fitted_loss > UNLEARNT * math.log(outputs)
 
 
 def unstable(followed: float | None) -> bool:
-    """Whether a run that may collapse is expected to: unless it was begun and learnt all the same."""
+    """Whether a run that may collapse is expected to; it is, unless its real beginning learnt enough."""
     return followed is None or followed < FOLLOWED
 
 
 class Simulation(NamedTuple):
-    """What is known of a simulated run.
+    """The measurements of a simulated run on which its correction depends.
 
     Attributes:
         largest_step: Largest relative change of the linear weights in one of the first steps.
-        travel: How far its steps may lead, see ``foretune.forecast.movement.Movement``.
-        change_before_learning: Their relative change when training losses begin to fall.
-        linearity_gap: Linearity gap at the end.
+        travel: Relative change of the linear weights if all steps led one way, see
+            ``foretune.forecast.movement.Movement``.
+        change_before_learning: Relative change of the linear weights when the training loss begins to fall.
+        linearity_gap: How far the network is from its tangents at the end, see
+            ``foretune.forecast.network.linearity_gap``.
         layer_changes: Sum of the adapted layers' relative changes at the end.
         depth: Share of the network's layers that have adapters.
-        fitted_loss: Loss of the training examples at the end.
-        eval_loss: Evaluation loss at the end.
+        fitted_loss: Mean loss of the training examples at the end.
+        eval_loss: Mean loss of the evaluation examples at the end.
         eval_metric: Metric at the end.
         guess: Metric of guessing.
         guess_loss: Loss of guessing.
-        metric_name: What the metric is.
-        outputs: How many outputs the network has: one of regression, else one for each class.
-        frozen: What the features tell of the labels before training, see ``foretune.forecast.frozen``.
-        followed: How much of what it learnt in its beginning the real run learnt too; None if that was not begun.
+        metric_name: Name of the metric.
+        outputs: Number of outputs of the network: one for regression, otherwise the number of classes.
+        frozen: Correlation of the labels with their prediction from the features before training, see
+            ``foretune.forecast.frozen``.
+        followed: Share of what the simulation learnt in its beginning that the real run learnt too; None if no
+            beginning of the real run was trained.
     """
 
     largest_step: float
@@ -160,70 +196,96 @@ class Simulation(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """Metric over guessing."""
+        """Metric at the end minus the metric of guessing."""
         return self.eval_metric - self.guess
 
     @property
     def is_foregone(self) -> bool:
-        """Whether the beginning of such a run, if it may collapse, would tell nothing that matters."""
+        """Whether it is pointless to train the beginning of this run, if it may collapse."""
         return is_foregone(self.largest_step, self.travel, self.gain)
 
 
-def evidence(found: Simulation) -> dict[str, float]:
-    """What a simulated run tells about the real one beyond its result.
+def evidence(simulation: Simulation) -> dict[str, float]:
+    """Compute the features x from which a correction is predicted.
+
+    In the formulas d is the share of layers with adapters, R the correlation of the labels with their prediction from
+    frozen features, ρ the sum of the layers' relative changes, and ``q = log(eval_loss / fitted_loss)``, kept between
+    0 and ``OVERFIT``. A run that diverged has ``q = OVERFIT``. With two classes ``eval_loss`` counts in q up to log 2
+    only: a run over-fits only once the right label of a training example is the more probable one.
+
+    For every run:
+
+    - ``constant``: 1.
+    - ``correlation``: 1 if the metric is a correlation.
+
+    For a run that does not risk a collapse (0 for the others):
+
+    - ``gap``: the linearity gap, up to 1.
+    - ``changes``: ρ, up to ``CHANGES``; only for regression and two classes.
+    - ``overfit``: the gap times q; only for regression and two classes.
+    - ``learnt``: ``d² · (1-R) · ρ/(1+ρ) · q/(1+q)``, an estimate of what the real run learns beyond its simulation. d²
+      is the share of pairs of layers that can learn together. With more than two classes the numerator q is ``q -
+      AHEAD``, or 0 if that is negative, because the classes that are learnt first outgrow the others. ``learnt``
+      shrinks with the simulated gain over guessing if that is below ``LITTLE``, because fitting the training examples
+      alone is not learning. It is 0 if ``travel`` is above ``HASTY``.
+
+    For a run that may collapse (0 for the others):
+
+    - ``unstable``: 1.
+    - ``blind``: 1 if no beginning of the real run was trained.
+    - ``followed``: the share of what the simulation learnt in its beginning that the real run learnt too.
+    - ``fall``, ``loss_fall``: guessing minus simulation, on the scale of the metric and of the loss, times ``1 -
+      followed / CAUGHT_UP`` or 0 if that is negative.
+
+    A run whose beginning is pointless (``is_foregone``) counts as one whose beginning learnt nothing.
+
+    Args:
+        simulation: Measurements of the simulated run.
 
     Returns:
-        ``constant`` (1), ``correlation`` (1 where that is the metric) and, unless the run may collapse, ``gap`` (up to
-        1) and for regression and two classes ``changes``, the sum ρ of the layers' relative changes (up to
-        ``CHANGES``), ``overfit``, the gap times ``q = log(eval_loss / fitted_loss)`` between 0 and ``OVERFIT`` (which
-        it is where the run diverged), in which an ``eval_loss`` of two classes counts up to log 2: while the labels of
-        training examples are not yet more probable than the others, nothing is over-fitted; and ``learnt``,
-        ``d² · (1-R) · ρ/(1+ρ) · q/(1+q)`` with d the share of the layers that have adapters, d² that of the pairs of
-        layers that can learn together, and R what frozen features tell: they leave the less to be learnt. It counts in
-        part where the simulated gain over guessing is below ``LITTLE``: fitting alone is no learning; and not where the
-        steps may lead more than ``HASTY`` away. Of more classes, of which those that are learnt first outgrow the
-        others, there is ``learnt`` alone, ``d² · (1-R) · ρ/(1+ρ) · (q-b)/(1+q)`` above 0 with all of the loss in q and
-        ``b = AHEAD``. Else, where a run may collapse, ``unstable`` (1), ``blind`` (1 if it was not begun), ``followed``
-        and, how far guessing is from the simulation on their scales, times how far a real beginning is from
-        ``CAUGHT_UP``, ``fall`` of the metric and ``loss_fall``; foregone runs count as begun, and as if they had learnt
-        nothing.
+        The features by name.
     """
-    on = scale("eval_metric", found.metric_name)
-    stable = not may_collapse(found.largest_step, found.travel, found.change_before_learning)
-    known = 0.0 if found.is_foregone else found.followed
-    followed = known or 0.0
-    near = min(found.linearity_gap, 1.0) if stable else 0.0
-    few = found.outputs <= 2
-    diverged = not math.isfinite(found.eval_loss + found.fitted_loss)
-    unlearnt = min(found.eval_loss, math.log(2)) if found.outputs == 2 else found.eval_loss
-    ratio = OVERFIT if diverged else math.log(max(unlearnt, 1e-6) / max(found.fitted_loss, 1e-6))
-    fitted, rho = (_inside(ratio, 0.0, OVERFIT), found.layer_changes) if stable else (0.0, 0.0)
-    metric = found.eval_metric if math.isfinite(found.eval_metric) else found.guess
-    loss = found.eval_loss if math.isfinite(found.eval_loss) else found.guess_loss
-    borne_out = _inside((metric - found.guess) / LITTLE, 0.0, 1.0)
-    calm = float(found.travel <= HASTY)
-    to_learn = calm * found.depth**2 * left_open(found.frozen, rho) * borne_out
+    metric_scale = scale("eval_metric", simulation.metric_name)
+    stable = not may_collapse(simulation.largest_step, simulation.travel, simulation.change_before_learning)
+    measured = 0.0 if simulation.is_foregone else simulation.followed
+    followed = measured or 0.0
+    gap = min(simulation.linearity_gap, 1.0) if stable else 0.0
+    few_outputs = simulation.outputs <= 2
+    diverged = not math.isfinite(simulation.eval_loss + simulation.fitted_loss)
+    capped_loss = min(simulation.eval_loss, math.log(2)) if simulation.outputs == 2 else simulation.eval_loss
+    ratio = OVERFIT if diverged else math.log(max(capped_loss, 1e-6) / max(simulation.fitted_loss, 1e-6))
+    q, rho = (_inside(ratio, 0.0, OVERFIT), simulation.layer_changes) if stable else (0.0, 0.0)
+    metric = simulation.eval_metric if math.isfinite(simulation.eval_metric) else simulation.guess
+    loss = simulation.eval_loss if math.isfinite(simulation.eval_loss) else simulation.guess_loss
+    carries_over = _inside((metric - simulation.guess) / LITTLE, 0.0, 1.0)
+    not_hasty = float(simulation.travel <= HASTY)
+    to_learn = not_hasty * simulation.depth**2 * left_open(simulation.frozen, rho) * carries_over
 
     def fall(on: Scale, guess: float, simulated: float) -> float:
         return 0.0 if stable else (1 - min(followed / CAUGHT_UP, 1.0)) * (on.to(guess) - on.to(simulated))
 
     return {
         "constant": 1.0,
-        "correlation": float(found.metric_name == "pearson"),
-        "gap": near,
-        "changes": _inside(rho, 0.0, CHANGES) if few else 0.0,
-        "overfit": near * fitted if few else 0.0,
-        "learnt": to_learn * max(fitted - (0.0 if few else AHEAD), 0.0) / (1 + fitted),
+        "correlation": float(simulation.metric_name == "pearson"),
+        "gap": gap,
+        "changes": _inside(rho, 0.0, CHANGES) if few_outputs else 0.0,
+        "overfit": gap * q if few_outputs else 0.0,
+        "learnt": to_learn * max(q - (0.0 if few_outputs else AHEAD), 0.0) / (1 + q),
         "unstable": float(not stable),
-        "blind": float(not stable and known is None),
+        "blind": float(not stable and measured is None),
         "followed": 0.0 if stable else followed,
-        "fall": fall(on, found.guess, metric),
-        "loss_fall": fall(_LOGARITHM, found.guess_loss, loss),
+        "fall": fall(metric_scale, simulation.guess, metric),
+        "loss_fall": fall(_LOGARITHM, simulation.guess_loss, loss),
     }
 
 
 class Correction(NamedTuple):
-    """What is added to a quantity on its scale, and the standard deviation σ of a real run around it."""
+    """The shift of a quantity on its scale, and the standard deviation σ (``spread``) of real runs around the result.
+
+    Attributes:
+        shift: Added to the simulated value, on the quantity's scale.
+        spread: σ, on the same scale.
+    """
 
     shift: float
     spread: float
@@ -231,18 +293,26 @@ class Correction(NamedTuple):
 
 @cache
 def learnt() -> dict[str, dict[str, dict[str, float]]]:
-    """The weights w (``shift``) and v (``spread``) of every quantity."""
+    """Return the learnt weights w (``shift``) and v (``spread``) of every quantity, from ``calibration.json``."""
     text = resources.files("foretune.forecast").joinpath("calibration.json").read_text(encoding="utf-8")
     return json.loads(text)["weights"]
 
 
 def corrections(
-    known: Mapping[str, float], weights: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None
+    features: Mapping[str, float], weights: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None
 ) -> dict[str, Correction]:
-    """The correction of every quantity, given the evidence."""
+    """Predict the correction of every quantity.
+
+    Args:
+        features: The ``evidence`` about a simulated run.
+        weights: Weights by quantity, as ``learnt`` returns them; by default those.
+
+    Returns:
+        The corrections by quantity.
+    """
 
     def total(terms: Mapping[str, float]) -> float:
-        return sum(weight * known[name] for name, weight in terms.items())
+        return sum(weight * features[name] for name, weight in terms.items())
 
     return {
         quantity: Correction(total(parts["shift"]), math.exp(total(parts["spread"])))
@@ -251,19 +321,26 @@ def corrections(
 
 
 def corrected(
-    values: Mapping[str, Any], known: Mapping[str, Correction], share: float, metric_name: str
+    values: Mapping[str, Any], corrections: Mapping[str, Correction], share: float, metric_name: str
 ) -> dict[str, Any]:
-    """Simulated values with a share of the corrections, and of the spread of real runs wherever there is a ``..._std``.
+    """Apply a share of the corrections to simulated values.
 
-    What is not a number stays so.
+    Args:
+        values: Simulated quantities by name. Where there is a ``..._std`` too, it is replaced.
+        corrections: The correction of every quantity.
+        share: Share of the shift and of the spread to apply, from 0 to 1.
+        metric_name: Name of the metric, which decides its scale.
+
+    Returns:
+        The corrected values. Values that are None or not finite stay as they are.
     """
-    found = dict(values)
+    result = dict(values)
     for quantity in QUANTITIES:
-        before = found[quantity]
+        before = result[quantity]
         if before is None or not math.isfinite(before):
             continue
-        on, (shift, spread) = scale(quantity, metric_name), known[quantity]
-        found[quantity] = on.back(on.to(before) + share * shift)
-        if f"{quantity}_std" in found:
-            found[f"{quantity}_std"] = share * spread * on.slope(found[quantity])
-    return found
+        on, (shift, spread) = scale(quantity, metric_name), corrections[quantity]
+        result[quantity] = on.back(on.to(before) + share * shift)
+        if f"{quantity}_std" in result:
+            result[f"{quantity}_std"] = share * spread * on.slope(result[quantity])
+    return result

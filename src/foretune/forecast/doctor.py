@@ -1,4 +1,4 @@
-"""The check-up before anything is spent: how data and model look, what each candidate would cost."""
+"""The check-up before anything expensive: a description of data and model, and what every candidate would cost."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +12,22 @@ from foretune.task.matching import Adaptation
 from foretune.task.module_names import folded
 from foretune.task.task import Task, directions_taken
 
-MANY_TOKENS = 10**5
+MANY_TOKENS = 10**5  # above it, collecting tangents takes long, and the check-up suggests a sample
 
 
 @dataclass(frozen=True)
 class CandidateDiagnosis:
-    """What a candidate adapts and what it is estimated to cost.
+    """The modules that a candidate adapts, and its estimated cost.
 
-    Args:
-        name: The candidate.
+    Attributes:
+        name: Name of the candidate.
         modules: The adapted modules, with layer numbers folded together.
-        num_modules: How many they are.
-        trainable_parameters: Adapter and head.
-        steps: Optimiser steps of the real run.
-        estimated_train_seconds: Time of the real run here, from the timed batches; evaluation is not in it.
+        num_modules: Number of adapted modules.
+        trainable_parameters: Number of trained parameters, in adapters and head.
+        steps: Number of optimiser steps of the real run.
+        estimated_train_seconds: Time of the real run on this machine, without evaluation.
         estimated_train_bytes: Memory of the real run: libraries, weights, activations of the longest batch, optimiser.
-        estimated_cache_bytes: Disk for this candidate's tangents, at most: long texts are compressed.
+        estimated_cache_bytes: Disk space for the candidate's tangents, at most: long texts are compressed.
     """
 
     name: str
@@ -42,7 +42,7 @@ class CandidateDiagnosis:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A check-up as plain data; every field that is not measured or counted is called ``estimated``."""
+    """The result of a check-up; fields that are neither measured nor counted are called ``estimated``."""
 
     name: str
     train: SplitStats
@@ -64,14 +64,18 @@ class Diagnosis:
 
 
 def diagnose(path: str | Path, bytes_per_value: int = 2) -> Diagnosis:
-    """Load a ``run.yaml``, check all of it, make a few training steps and estimate the rest.
+    """Load a ``run.yaml``, check all of it, time a few training steps and estimate the costs.
 
-    It takes what ``foretune forecast`` takes, and nothing else. Nothing is trained. Anything wrong in the file, the
-    data, the model or every candidate is an ``InputError``; a candidate that cannot be forecast is in ``left_out``.
+    It accepts exactly the files that ``foretune forecast`` accepts. Nothing is trained. A mistake in the file, the data
+    or the model raises an ``InputError``, and so does a file in which no candidate can be forecast. If only some
+    candidates cannot be forecast, they are listed in ``left_out``.
 
     Args:
         path: The YAML file.
-        bytes_per_value: Of the numbers in the tangent cache.
+        bytes_per_value: Bytes of a number in the tangent files.
+
+    Returns:
+        The check-up.
     """
     examined = examine(load_run(path), path)
     run = examined.loaded
@@ -87,12 +91,12 @@ def diagnose(path: str | Path, bytes_per_value: int = 2) -> Diagnosis:
             modules=tuple(folded([module.name for module in adapted.modules])),
             num_modules=len(adapted.modules),
             trainable_parameters=adapted.num_trainable,
-            steps=num_steps(len(task.train), asked),
-            estimated_train_seconds=trial.seconds * num_examples(len(task.train), asked),
-            estimated_train_bytes=train_bytes(trial, asked, data.train_stats.tokens_max, adapted.num_trainable),
+            steps=num_steps(len(task.train), own),
+            estimated_train_seconds=trial.seconds * num_examples(len(task.train), own),
+            estimated_train_bytes=train_bytes(trial, own, data.train_stats.tokens_max, adapted.num_trainable),
             estimated_cache_bytes=tokens * cache_values_per_token(adapted.modules, directions) * bytes_per_value,
         )
-        for candidate, adapted, asked in zip(task.candidates, run.adaptations, arguments, strict=True)
+        for candidate, adapted, own in zip(task.candidates, run.adaptations, arguments, strict=True)
     )
     return Diagnosis(
         name=task.name,
@@ -116,17 +120,19 @@ def diagnose(path: str | Path, bytes_per_value: int = 2) -> Diagnosis:
 
 
 def _warnings(data: EncodedData, task: Task, adaptations: tuple[Adaptation, ...]) -> list[str]:
-    """What to say about candidates and about what tangents cost."""
-    found = []
+    """Warnings about the candidates and about the cost of the tangents."""
+    warnings = []
     tokens = data.train_stats.tokens_total + data.eval_stats.tokens_total
     if tokens > MANY_TOKENS:
-        found.append(f"{tokens:,} tokens to cache: let some examples stand for all, foretune forecast --sample 1000")
+        warnings.append(
+            f"tangents of {tokens:,} tokens take long: forecast from a sample of the examples with --sample 1000"
+        )
     for candidate, adaptation in zip(task.candidates, adaptations, strict=True):
-        wide = [m.name for m in adaptation.modules if m.rank > min(m.num_inputs, m.num_outputs)]
-        if wide:
-            found.append(f"{candidate.name}: r is larger than the smaller side of {', '.join(folded(wide))}")
+        too_small = [m.name for m in adaptation.modules if m.rank > min(m.num_inputs, m.num_outputs)]
+        if too_small:
+            warnings.append(f"{candidate.name}: r is larger than the smaller side of {', '.join(folded(too_small))}")
         if not adaptation.heads:
-            found.append(f"{candidate.name}: no head was found to train: name it in peft.modules_to_save")
+            warnings.append(f"{candidate.name}: no head was found to train: name it in peft.modules_to_save")
     if text := about_experts(task.model):
-        found.append(text)
-    return found
+        warnings.append(text)
+    return warnings

@@ -1,4 +1,4 @@
-"""Which candidates of a run file can be trained and forecast: asked before anything is spent."""
+"""Check which candidates of a run file can be trained and forecast, before anything expensive starts."""
 
 import json
 import tempfile
@@ -18,21 +18,16 @@ from foretune.task.loading import LoadedRun
 from foretune.task.matching import skeleton
 from foretune.train.rehearsal import rehearse
 
-LAYERWISE = (
-    "galore",
-    "apollo",
-    "lomo",
-    "adalomo",
-)  # optimisers that look at the network's modules or hook its backward
+LAYERWISE = ("galore", "apollo", "lomo", "adalomo")  # optimisers that need the network's modules or its backward hooks
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A loaded run with the candidates that can be forecast.
+    """A loaded run, restricted to the candidates that can be forecast.
 
     Attributes:
-        loaded: The run; its task has only these candidates.
-        problems: Why others cannot be, by name.
+        loaded: The run; its task has only the candidates that can be forecast.
+        problems: Why the others cannot be forecast, by name.
     """
 
     loaded: LoadedRun
@@ -40,22 +35,26 @@ class Examined:
 
     @property
     def left_out(self) -> list[dict[str, str]]:
-        """Names and reasons of the candidates that cannot be forecast, as in ``forecast.json``."""
+        """Names and reasons of the candidates that cannot be forecast, as ``forecast.json`` lists them."""
         return [{"name": name, "reason": _reason(error)} for name, error in self.problems.items()]
 
 
 def examine(loaded: LoadedRun, source: str | Path) -> Examined:
-    """Leave out the candidates that cannot be trained or forecast, by name and with the reason.
+    """Leave out the candidates that cannot be trained or forecast, and record the reasons.
 
     Args:
         loaded: A loaded run file.
-        source: How messages call the file.
+        source: Name of the file in messages.
+
+    Returns:
+        The run with the candidates that can be forecast, and the problems of the others.
 
     Raises:
-        InputError: None of them can be, or the model's outputs depend on the padding of a batch.
+        InputError: None of the candidates can be trained and forecast; this is the problem of the first one.
+            Or the model's outputs depend on the padding of a batch.
     """
     task = loaded.task
-    verdicts: dict[str, InputError | None] = {}  # of the training section, which candidates may share
+    verdicts: dict[str, InputError | None] = {}  # by training section, which several candidates may share
     problems: dict[str, InputError] = {}
     for candidate in task.candidates:
         where = f"{source}: candidate {candidate.name!r}"
@@ -83,7 +82,10 @@ def examine(loaded: LoadedRun, source: str | Path) -> Examined:
 
 
 def _other_heads(loaded: LoadedRun, source: str | Path, problems: Collection[str]) -> dict[str, InputError]:
-    """Candidates without problems that train other modules in full than the first of them: tangents are of one cut."""
+    """Problems of candidates that train other modules in full than the first candidate without a problem.
+
+    Tangents end at the modules that are trained in full, so one set of tangents serves only one choice of them.
+    """
     pairs = zip(loaded.task.candidates, loaded.adaptations, strict=True)
     heads = {candidate.name: adaptation.heads for candidate, adaptation in pairs if candidate.name not in problems}
     first = next(iter(heads.values()), ())
@@ -91,7 +93,7 @@ def _other_heads(loaded: LoadedRun, source: str | Path, problems: Collection[str
         name: InputError(
             f"{source}: candidate {name!r}: peft.modules_to_save",
             f"it trains other modules in full ({', '.join(own)}) than the first candidate ({', '.join(first)})",
-            "forecast it from a run file of its own",
+            "put it into a run file of its own",
         )
         for name, own in heads.items()
         if own != first
@@ -99,12 +101,12 @@ def _other_heads(loaded: LoadedRun, source: str | Path, problems: Collection[str
 
 
 def _reason(error: InputError) -> str:
-    """What an error says, without the file and the candidate, which are named beside it."""
+    """The text of an error without the file and the candidate, which stand next to it."""
     return f"{error.where.split(': ')[-1]}: {error.found}. {error.fix[:1].upper()}{error.fix[1:].rstrip('.')}."
 
 
 def _verdict(task: Task, candidate: Candidate, where: str) -> InputError | None:
-    """Why a candidate's training cannot be built or simulated; None if it can."""
+    """The reason why a candidate's training cannot be built or simulated; None if it can."""
     try:
         rehearse(task, candidate, where)
         check_training(candidate, f"{where}: training")
@@ -114,34 +116,42 @@ def _verdict(task: Task, candidate: Candidate, where: str) -> InputError | None:
 
 
 def check_training(candidate: Candidate, where: str) -> None:
-    """See that a simulated run can do what the training section asks for.
+    """Check that a simulated run can follow the training section of a candidate.
+
+    Args:
+        candidate: The candidate.
+        where: Name of its training section in messages.
 
     Raises:
-        InputError: It cannot.
+        InputError: A key of the section cannot be simulated.
     """
-    given = candidate.training
-    if given.get("neftune_noise_alpha"):
+    if candidate.training.get("neftune_noise_alpha"):
         raise InputError(
             f"{where}.neftune_noise_alpha",
-            "noise on the embeddings cannot be forecast, as tangents are of the inputs without it",
-            "leave it out to forecast; foretune train takes it",
+            "noise on the embeddings cannot be forecast, because the tangents are taken without noise",
+            "leave it out to forecast; foretune train accepts it",
         )
     optimizer = OptimizerNames(candidate.training_arguments("unused").optim).value
     if optimizer.startswith(LAYERWISE):
         raise InputError(
             f"{where}.optim",
-            f"{optimizer} cannot be forecast, as it works on the network's own modules",
-            "write adamw_torch to forecast; foretune train takes it",
+            f"{optimizer} cannot be forecast, because it needs the network's own modules",
+            "write adamw_torch to forecast; foretune train accepts it",
         )
     with tempfile.TemporaryDirectory() as scratch:
         simulated_arguments(candidate, scratch, candidate.seed)
 
 
 def check_adapters(task: Task, candidate: Candidate, where: str) -> None:
-    """See that the tangents hold what a candidate's adapters do, on the model without weights.
+    """Check that the tangents can describe a candidate's adapters, on a copy of the model without weights.
+
+    Args:
+        task: The task.
+        candidate: The candidate.
+        where: Name of its peft section in messages.
 
     Raises:
-        InputError: They do not.
+        InputError: A forecast cannot describe these adapters.
     """
     check_forecastable(candidate.peft, where)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What one candidate is expected to do: its simulated runs, corrected, with what is known of them."""
+"""The forecast of one candidate: its simulated runs, their correction, and the warnings about it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,26 +28,26 @@ from foretune.train.curve import Point, Run
 
 @dataclass(repr=False)
 class Forecast:
-    """What one candidate is expected to do.
+    """The forecast of one candidate.
 
     Attributes:
         candidate: The candidate.
-        metric_name: What the metric is.
+        metric_name: Name of the metric.
         guess: The metric of guessing.
         guess_loss: The loss of guessing.
-        outputs: How many the network has.
-        frozen: What its features tell of the labels before training.
-        runs: One simulated run a seed, the user's own seed first.
-        seeds: Their seeds.
-        refreshes: How often tangents were taken again in each.
-        reach: How far the first of them goes.
-        fitted_loss: Loss of the training examples at its end.
-        sample: How many of the training examples were simulated, for how many.
-        kernel: The figures of its NTK, as in ``forecast.json``.
-        seconds: Time all of this took.
-        trainable_parameters: Parameters of adapters and head.
-        beginning: That of the real run, where it was begun.
-        warnings: What to know before believing it.
+        outputs: Number of outputs of the network.
+        frozen: Correlation of the labels with their prediction from the features before training.
+        runs: The simulated runs, one per seed, the user's own seed first.
+        seeds: The seeds of these runs.
+        refreshes: How often new tangents were taken in every run.
+        reach: How far the first run moves the weights.
+        fitted_loss: Mean loss of the training examples at the end of the first run.
+        sample: How many training examples were simulated, and how many there are.
+        kernel: The figures of the candidate's NTK, as in ``forecast.json``.
+        seconds: Time that all of this took.
+        trainable_parameters: Number of parameters of adapters and head.
+        beginning: The first steps of the real run, if they were trained.
+        warnings: Warnings about this forecast, the worst first.
     """
 
     candidate: Candidate
@@ -76,34 +76,34 @@ class Forecast:
         )
 
     def add(self, run: Run, seed: int) -> None:
-        """One more simulated run, from another seed."""
+        """Add a simulated run from another seed."""
         self.runs.append(run)
         self.seeds.append(seed)
         self.seconds += run.seconds
 
     def warn(self, task: Task) -> None:
-        """Say what is to be known of it, and no longer what was said before."""
-        seen = self.reach, self.fitted_loss, self.frozen, self.beginning
-        self.warnings = advice(self.curve, self.candidate, task, *seen, gains_little(self.known.gain))
+        """Replace the warnings by those that hold now."""
+        measured = self.reach, self.fitted_loss, self.frozen, self.beginning
+        self.warnings = advice(self.curve, self.candidate, task, *measured, gains_little(self.known.gain))
 
     @property
     def simulated(self) -> list[MeanPoint]:
-        """The simulated runs: mean over the seeds at each evaluation, with standard deviations over several."""
+        """The simulated curve: means over the seeds at every evaluation, and standard deviations over several seeds."""
         return [_mean_point(points) for points in zip(*(run.curve for run in self.runs), strict=True)]
 
     @property
     def excess(self) -> float:
-        """How much further apart the final losses are than all training examples would leave them."""
+        """By how much the final losses are further apart than they would be with all training examples."""
         return self.sample.excess(self.runs[0].final["eval_loss"], self.fitted_loss)
 
     @property
     def evidence(self) -> dict[str, float]:
-        """What the first simulated run tells about the real one beyond its result."""
+        """The features of the first simulated run from which its correction is predicted."""
         return evidence(self.known)
 
     @property
     def known(self) -> Simulation:
-        """What is known of the first simulated run."""
+        """The measurements of the first simulated run on which its correction depends."""
         final = self.runs[0].final
         losses = without(self.excess, {"fitted_loss": self.fitted_loss, "eval_loss": final["eval_loss"]})
         return Simulation(
@@ -125,26 +125,28 @@ class Forecast:
 
     @property
     def curve(self) -> list[MeanPoint]:
-        """The expected curve: the simulated one, corrected by what was learnt from real runs.
+        """The forecast curve: the simulated curve, corrected by what was learnt from real runs.
 
-        The correction holds at the end and grows with the steps until there, as does what a sample of the training
-        examples fits too closely. With refreshes only the correction's spread is used: it was learnt from runs without.
+        The correction grows with the steps and is complete at the end, and so is the correction for a sample of the
+        training examples. With refreshes only the spread of the correction is used, because its shift was learnt from
+        runs without refreshes.
         """
-        known = {name: self.sample.widened(each) for name, each in corrections(self.evidence).items()}
+        by_quantity = {name: self.sample.widened(one) for name, one in corrections(self.evidence).items()}
         if self.refreshes:
-            known = {name: Correction(0.0, each.spread) for name, each in known.items()}
+            by_quantity = {name: Correction(0.0, one.spread) for name, one in by_quantity.items()}
         points, excess = [], self.excess
         for point in self.simulated:
             share = point["step"] / self.steps
-            expected = corrected(without(share * excess, point), known, share, self.metric_name)
+            expected = corrected(without(share * excess, point), by_quantity, share, self.metric_name)
             points.append(MeanPoint(**expected))  # type: ignore[typeddict-item]
         return points
 
     @property
     def final(self) -> MeanPoint:
-        """The point of the curve whose model is kept; its error bars are at least those of the last point.
+        """The point of the curve whose model is kept: the last one, or the best one if the user asks for that.
 
-        Which checkpoint of the real run is the best one is as uncertain as its end.
+        Its error bars are at least as wide as those of the last point, because it is uncertain which checkpoint of the
+        real run will be the best.
         """
         curve = self.curve
         point, last = curve[kept_point(curve, self.candidate.training)], curve[-1]
@@ -161,37 +163,37 @@ class Forecast:
 
     @property
     def may_collapse(self) -> bool:
-        """Whether such runs were seen to collapse."""
+        """Whether similar real runs were seen to collapse."""
         reach = self.reach
         return may_collapse(reach.largest_step, reach.travel, reach.change_before_learning)
 
     @property
     def followed(self) -> float | None:
-        """How much of what the simulation learnt in its beginning the real run learnt too; None: that is not known."""
+        """Share of what the simulation learnt in its beginning that the real run learnt too; None if not begun."""
         return None if self.beginning is None else self.beginning.followed
 
     @property
     def to_begin(self) -> bool:
-        """Whether it takes a beginning of the real run to tell whether it collapses."""
+        """Whether the real run should be begun, to see whether it collapses."""
         return self.may_collapse and not self.known.is_foregone
 
     @property
     def steps(self) -> int:
-        """Steps of the run."""
+        """Number of optimiser steps of the run."""
         return int(self.runs[0].final["step"])
 
     @property
     def eval_metric(self) -> float:
-        """Expected metric of the model that is kept."""
+        """Forecast metric of the model that is kept."""
         return self.final["eval_metric"]
 
     @property
     def eval_loss(self) -> float:
-        """Expected evaluation loss of the model that is kept."""
+        """Forecast evaluation loss of the model that is kept."""
         return self.final["eval_loss"]
 
     def to_json(self) -> dict[str, Any]:
-        """The candidate's entry in ``forecast.json``."""
+        """Return the candidate's entry in ``forecast.json``."""
         final = self.final
         predicted: dict[str, Any] = dict(final) | {"metric_name": self.metric_name}
         (simulated,) = (point for point in self.simulated if point["step"] == final["step"])

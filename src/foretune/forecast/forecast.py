@@ -1,4 +1,4 @@
-"""The forecast of a run: every candidate simulated from one cache, ranked best first."""
+"""Forecast a run: simulate every candidate from one set of tangents, and rank the candidates."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -31,7 +31,7 @@ from foretune.task import Candidate, Task
 from foretune.train.curve import Run
 
 Bar = Callable[[str], AbstractContextManager[Any]]
-SEEDS = 1  # simulated seeds of a candidate: error bars hold what other seeds change
+SEEDS = 1  # simulated seeds per candidate; one is enough, as the error bars include the difference between seeds
 
 
 def forecast(
@@ -44,19 +44,22 @@ def forecast(
     kernels: Kernels | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Forecast]:
-    """Simulate each candidate from several seeds and rank the candidates, best first, those that may collapse last.
+    """Simulate every candidate from several seeds, and rank the candidates.
 
     The first seed is the user's own: its head, its adapters and its batches are those of the real run.
 
     Args:
-        tangents: Of the task, for every layer that a candidate adapts; those of a sample of its training examples do.
-            ``Starts`` where several seeds have heads of their own; else that is a ``ValueError``.
+        tangents: Tangents of the task, or of a sample of its training examples, for every layer that a candidate
+            adapts. Pass ``Starts`` if several seeds draw heads of their own; otherwise that raises a ``ValueError``.
         task: The task.
-        candidates: What to simulate.
-        seeds: Seeds for each candidate, counted up from its own.
-        refreshes: How often tangents are taken again in a run, each time by a pass over the network.
-        kernels: Figures of earlier forecasts of the same task, which are not made again.
-        progress: Called with simulations done and in all.
+        candidates: The candidates to simulate.
+        seeds: Number of seeds per candidate, counted up from the candidate's own seed.
+        refreshes: How often new tangents are taken in a run; every time costs a pass over the network.
+        kernels: Figures of earlier forecasts of the same task, which are used again.
+        progress: Called with the number of simulations done and of all simulations.
+
+    Returns:
+        The forecasts, ranked as ``ranked`` does.
     """
     starts = tangents if isinstance(tangents, Starts) else Starts(task, tangents)
     kernels, size = kernels or Kernels(), linear_norm(task, starts.first.head.names)
@@ -68,30 +71,30 @@ def forecast(
             progress(done + now, len(candidates) * seeds)
 
     for extra, seed in product(range(seeds), sorted({candidate.seed for candidate in candidates})):
-        taken = starts.tangents(seed + extra).on(task.model.device)
-        numbers = [n for n, each in enumerate(candidates) if each.seed == seed]
+        own_tangents = starts.tangents(seed + extra).on(task.model.device)
+        numbers = [number for number, candidate in enumerate(candidates) if candidate.seed == seed]
         jobs = [
-            Start(each, *starts.draw(each, seed + extra), watch=() if extra else (Movement(size),))
-            for each in (candidates[number] for number in numbers)
+            Start(candidate, *starts.draw(candidate, seed + extra), watch=() if extra else (Movement(size),))
+            for candidate in (candidates[number] for number in numbers)
         ]
-        results = simulate_all(taken, task, jobs, seed + extra, refreshes=refreshes, progress=tell)
+        results = simulate_all(own_tangents, task, jobs, seed + extra, refreshes=refreshes, progress=tell)
         if extra:
             for number, (run, _) in zip(numbers, results, strict=True):
                 forecasts[number].add(run, seed + extra)
-        else:  # the user's own seed, whose runs are looked at
+        else:  # the user's own seed, whose runs are measured
             started = time.perf_counter()
-            losses, frozen = fitted_losses([model for _, model in results]), frozen_correlation(taken)
+            losses, frozen = fitted_losses([model for _, model in results]), frozen_correlation(own_tangents)
             seconds = (time.perf_counter() - started) / len(results)
             for number, job, (run, model), fitted in zip(numbers, jobs, results, losses, strict=True):
-                forecasts[number] = _looked_at(task, taken, job, run, model, kernels, refreshes, fitted, frozen)
+                forecasts[number] = _measured(task, own_tangents, job, run, model, kernels, refreshes, fitted, frozen)
                 forecasts[number].seconds += seconds
         done += len(jobs)
-    for each in forecasts.values():
-        each.warn(task)
+    for result in forecasts.values():
+        result.warn(task)
     return ranked(list(forecasts.values()), task)
 
 
-def _looked_at(
+def _measured(
     task: Task,
     tangents: Tangents,
     job: Start,
@@ -102,12 +105,12 @@ def _looked_at(
     fitted_loss: float,
     frozen: float,
 ) -> Forecast:
-    """The forecast of one simulated run."""
+    """The forecast of one simulated run, with everything that is measured on it."""
     started = time.perf_counter()
     candidate, guess_loss, examples = job.candidate, task.guess_loss, gap_sample(tangents)
     (movement,) = job.watch
     assert isinstance(movement, Movement)
-    found = Forecast(
+    result = Forecast(
         candidate=candidate,
         metric_name=task.metric_name,
         guess=task.majority_metric or 0.0,
@@ -132,8 +135,8 @@ def _looked_at(
         seconds=run.seconds,
         trainable_parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
-    found.seconds += time.perf_counter() - started
-    return found
+    result.seconds += time.perf_counter() - started
+    return result
 
 
 def begun(
@@ -145,35 +148,49 @@ def begun(
     bar: Bar = lambda _: nullcontext(),
     notify: Callable[[str], None] | None = None,
 ) -> list[Forecast]:
-    """The same forecasts, ranked again, after the real runs of those that may collapse, or not, have been begun.
+    """Begin the real runs that may collapse, which means to train their first steps, and rank all forecasts again.
 
     Args:
-        forecasts: Of the task.
+        forecasts: Forecasts of the task. Those whose real run is begun are changed.
         task: The task.
-        share: Of a run's steps; 0 begins none.
-        directory: Keep the beginnings there, and use those that are.
+        share: Share of a run's steps to train; 0 trains none.
+        directory: The run directory, where beginnings are kept and used again.
         bar: Makes a progress bar for a label; by default there is none.
         notify: Called with a sentence about a kept beginning that cannot be used.
+
+    Returns:
+        The same forecasts, ranked again.
     """
-    for each in forecasts:
-        if share > 0 and each.to_begin:
-            with bar(f"beginning {each.candidate.name} for real") as progress:
-                losses = each.runs[0].step_losses
-                each.beginning = begin(
-                    task, each.candidate, losses, share=share, directory=directory, progress=progress, notify=notify
+    for result in forecasts:
+        if share > 0 and result.to_begin:
+            with bar(f"training the beginning of {result.candidate.name}") as progress:
+                losses = result.runs[0].step_losses
+                result.beginning = begin(
+                    task, result.candidate, losses, share=share, directory=directory, progress=progress, notify=notify
                 )
-            each.seconds += each.beginning.seconds
-            each.warn(task)
+            result.seconds += result.beginning.seconds
+            result.warn(task)
     return ranked(forecasts, task)
 
 
 def ranked(forecasts: Iterable[Forecast], task: Task) -> list[Forecast]:
-    """Best first; those that may collapse by the worse end of their error bar, and last unless they were begun well."""
+    """Sort forecasts, best first.
+
+    A run that may collapse is ranked by the worse end of its error bar. It comes last, unless the real run was begun
+    and learnt.
+
+    Args:
+        forecasts: Forecasts of the task.
+        task: The task, whose metric decides.
+
+    Returns:
+        The forecasts; equal metrics are ordered by the evaluation loss.
+    """
     higher = higher_is_better(task.metric_name)
 
-    def rank(each: Forecast) -> tuple[float, float]:
-        final = each.final
-        value = worth(final["eval_metric"], final["eval_metric_std"], each.may_collapse, each.unstable, higher)
+    def rank(result: Forecast) -> tuple[float, float]:
+        final = result.final
+        value = worth(final["eval_metric"], final["eval_metric_std"], result.may_collapse, result.unstable, higher)
         return -value if higher else value, final["eval_loss"]
 
     return sorted(forecasts, key=rank)

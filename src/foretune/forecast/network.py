@@ -1,4 +1,4 @@
-"""Back to the network: the simulated weights put into it, to see how far the tangents hold and to take new ones."""
+"""Put the weights of a simulated run into the network: to measure its linearity gap, and to take new tangents."""
 
 import math
 from collections.abc import Generator
@@ -18,12 +18,12 @@ from foretune.linear import TangentModel, replaced
 from foretune.tangents import ShortLayers, Tangents, all_outputs, centred, collect, evaluating
 from foretune.task import Task
 
-SAMPLE = 32  # evaluation examples on which the linearity gap is measured
+SAMPLE = 32  # number of evaluation examples on which the linearity gap is measured
 
 
 @contextmanager
 def simulated_weights(task: Task, model: TangentModel) -> Generator[None]:
-    """Inside the block the task's network has the weights ``W + s B A`` and the head of a simulated run."""
+    """Give the task's network the weights ``W + s B A`` and the head of a simulated run, inside the block."""
     network, values = task.model, {}
     with torch.no_grad():
         for adapter in model.adapters.values():
@@ -42,7 +42,7 @@ def simulated_weights(task: Task, model: TangentModel) -> Generator[None]:
 
 @contextmanager
 def without_growth(model: TangentModel) -> Generator[None]:
-    """Inside the block outputs are what the tangents say of the weights."""
+    """Turn off the growth of features in a tangent model inside the block, so that outputs come from tangents alone."""
     growth, model.growth = model.growth, None
     try:
         yield
@@ -51,15 +51,15 @@ def without_growth(model: TangentModel) -> Generator[None]:
 
 
 class Relinearise(TrainerCallback):
-    """Takes new tangents at the simulated weights, on the way through a simulated run (theory.md section 6).
+    """Takes new tangents at the simulated weights during a simulated run (docs/theory.md section 6).
 
-    With a learning rate that falls linearly to zero, k refreshes after the shares ``1 - sqrt(1 - i/(k+1))``, i = 1..k,
-    of all steps cut the sum of learning rates into equal parts.
+    There are k refreshes, after the shares ``1 - sqrt(1 - i/(k+1))`` of all steps, i = 1..k. If the learning rate falls
+    linearly to zero, they divide the sum of all learning rates into equal parts.
 
     Args:
-        task: The task; its model is left as it was.
-        refreshes: How often k.
-        scratch: A folder for the tangents.
+        task: The task; its model is left unchanged.
+        refreshes: Number k of refreshes.
+        scratch: A folder for the new tangents.
     """
 
     def __init__(self, task: Task, refreshes: int, scratch: Path) -> None:
@@ -67,11 +67,11 @@ class Relinearise(TrainerCallback):
         self.shares = [1 - (1 - i / (refreshes + 1)) ** 0.5 for i in range(1, refreshes + 1)]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Refresh, if it is time."""
+        """Take new tangents if a refresh is due after this step."""
         if any(state.global_step == last_step(state, share) for share in self.shares):
             model: TangentModel = kwargs["model"]
             with simulated_weights(self.task, model):
-                found = collect(
+                tangents = collect(
                     self.task,
                     sorted(model.adapters),
                     heads=model.head.names,
@@ -79,30 +79,33 @@ class Relinearise(TrainerCallback):
                     dtype=model.tangents.dtype,
                     sample=model.tangents.num_train,
                 )
-                growth = None if model.growth is None else growth_of(self.task, found, model.adapters)
-            model.relinearise(found.on(self.task.model.device), growth)
+                growth = None if model.growth is None else growth_of(self.task, tangents, model.adapters)
+            model.relinearise(tangents.on(self.task.model.device), growth)
 
 
 def gap_sample(tangents: Tangents) -> Int[Tensor, " b"]:
-    """Evaluation examples of all lengths, numbered as in ``tangents``, for ``linearity_gap``."""
+    """Choose evaluation examples of all lengths for ``linearity_gap``; their numbers are those of ``tangents``."""
     stored = tangents.stored[tangents.num_train :]
     return stored[torch.linspace(0, len(stored) - 1, min(SAMPLE, len(stored))).long()]
 
 
 def linearity_gap(task: Task, model: TangentModel, examples: Int[Tensor, " b"], before: Float[Tensor, "b c"]) -> float:
-    r"""How far the network at the simulated weights θ is from its tangents, relative to how far it moved.
+    r"""Measure how far the network at the simulated weights θ is from its tangents, relative to how far it moved.
 
     .. math:: \lVert f_\theta - \tilde f_\theta\rVert / \lVert f_\theta - f_0\rVert
 
-    over evaluation examples and centred outputs: theory.md P4 for the weight-space tangent model, *before* training. 0:
-    the forecast is what the network does; towards 1 and above: training leaves the region where its tangents hold; ∞:
-    the network or the tangent model no longer gives numbers.
+    The norms run over evaluation examples and their centred outputs. This is docs/theory.md P4 for the weight-space
+    tangent model, *before* training.
 
     Args:
         task: The task.
-        model: Somewhere in a simulated run.
-        examples: Evaluation examples, numbered as in the tangents.
-        before: The network's outputs f0 for them at the start of the run.
+        model: The tangent model, at any point of a simulated run.
+        examples: Numbers of evaluation examples, as in the tangents.
+        before: Outputs f0 of the network for these examples at the start of the run.
+
+    Returns:
+        0 if the network does what the tangents say. Near 1 or above, training leaves the region where the tangents
+        hold. ∞ if the network or the tangent model no longer gives finite numbers.
     """
     rows = task.eval.select((examples - model.tangents.num_train).tolist())
     with simulated_weights(task, model), ShortLayers(model.tangents.dtype, device=task.model.device):

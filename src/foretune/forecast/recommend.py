@@ -1,4 +1,4 @@
-"""``recommendation.json``, and configurations that are ready to run, from ``run.yaml``."""
+"""Write ``recommendation.json`` and ready-to-run configurations for a ``run.yaml``."""
 
 import tempfile
 import time
@@ -33,16 +33,19 @@ def recommend_run(
 ) -> dict[str, Any]:
     """Search for the best fine-tune around the one that a ``run.yaml`` describes; nothing is trained.
 
-    Writes ``recommendation.json``; the recommended ``adapter_config.json`` for peft; ``recommended.yaml``, the same
-    file with what is recommended as its candidates; and ``forecast.json`` of all that was looked at, for ``report``
-    and ``compare``. Anything wrong in the file is an ``InputError``.
+    It writes four files: ``recommendation.json``; the recommended ``adapter_config.json`` for peft;
+    ``recommended.yaml``, which is the run file with the recommendations as its candidates; and ``forecast.json`` with
+    every forecast of the search, for ``report`` and ``compare``. A mistake in the file raises an ``InputError``.
 
     Args:
-        path: The YAML file; its candidates compete.
-        directory: Where results go; tangents are kept there.
-        sample: Training examples that stand for all of them; by default each for itself.
+        path: The YAML file; its candidates compete with the search.
+        directory: The run directory for results and tangents.
+        sample: Number of training examples that stand for all of them; by default all are used.
         bar: Makes a progress bar for a label.
         notify: Called with a sentence about earlier results that are not used.
+
+    Returns:
+        The content of ``recommendation.json``.
     """
     started = time.perf_counter()
     with run_directory(directory) as directory:
@@ -54,29 +57,29 @@ def recommend_run(
         starts = collected(examined.loaded, space.layers, directory, sample, bar, notify)
         with task.placed():
             search = Search(starts, task, space, bar).run()
-        result = summary(examined, starts, search.searched, time.perf_counter() - started)
+        content = summary(examined, starts, search.searched, time.perf_counter() - started)
         roles = {"recommended": search.recommended, "base": search.base, "lighter": search.lighter}
         chosen = {role: forecast and forecast.to_json() for role, forecast in roles.items()}
         names = {role: forecast and forecast.candidate.name for role, forecast in roles.items()}
-        write_json(directory / "forecast.json", result | {"roles": names})
+        write_json(directory / "forecast.json", content | {"roles": names})
         write_text(directory / ADAPTER, adapter_config(search.recommended.candidate, str(config.model.path)))
-        distinct = {found.candidate.name: variation(base, found.candidate) for found in roles.values() if found}
+        distinct = {result.candidate.name: variation(base, result.candidate) for result in roles.values() if result}
         write_text(directory / RUN, to_yaml(config.model_copy(update={"candidates": list(distinct.values())})))
-        recommendation = {key: value for key, value in result.items() if key != "candidates"} | chosen
+        recommendation = {key: value for key, value in content.items() if key != "candidates"} | chosen
         recommendation["searched"] = [row(forecast) for forecast in search.searched]
         write_json(directory / "recommendation.json", recommendation)
     return recommendation
 
 
 def _competitors(loaded: LoadedRun, path: str | Path) -> Examined:
-    """What the file itself describes, first, and those of its candidates that can be forecast.
+    """The fine-tune that the file itself describes, followed by the candidates of the file that can be forecast.
 
-    It is an ``InputError`` if what the file itself describes cannot be.
+    If the fine-tune that the file itself describes cannot be forecast, that raises an ``InputError``.
     """
     task = loaded.task
     bare = build_candidate(loaded.config, CandidateSpec(name="base"))
     adapted = dict(zip((candidate.name for candidate in task.candidates), loaded.adaptations, strict=True))
-    same = [each for each in task.candidates if configuration(each.to_json()) == configuration(bare.to_json())]
+    same = [one for one in task.candidates if configuration(one.to_json()) == configuration(bare.to_json())]
     others = [candidate for candidate in task.candidates if candidate not in same]
     base = same[0] if same else replace(bare, name="base-of-file") if bare.name in adapted else bare
     if not same:
@@ -90,20 +93,19 @@ def _competitors(loaded: LoadedRun, path: str | Path) -> Examined:
     return examined
 
 
-def row(found: Forecast) -> dict[str, Any]:
-    """What is said in short of each fine-tune that was looked at."""
-    last, parameters = found.final, found.trainable_parameters
-    said = {key: last[key] for key in ("eval_metric", "eval_metric_std", "eval_loss")}
+def row(result: Forecast) -> dict[str, Any]:
+    """Return the short entry of a forecast in the list of everything that the search tried."""
+    final = result.final
     return {
-        "name": found.candidate.name,
-        **said,
-        "trainable_parameters": parameters,
-        "may_collapse": found.may_collapse,
+        "name": result.candidate.name,
+        **{key: final[key] for key in ("eval_metric", "eval_metric_std", "eval_loss")},
+        "trainable_parameters": result.trainable_parameters,
+        "may_collapse": result.may_collapse,
     }
 
 
 def adapter_config(candidate: Candidate, model: str) -> str:
-    """The text of a candidate's ``adapter_config.json``, as peft writes it."""
+    """Return the text of a candidate's ``adapter_config.json``, as peft writes it."""
     config = candidate.peft_config()
     config.base_model_name_or_path = model
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""``forecast.json`` from ``run.yaml``."""
+"""Write ``forecast.json`` for a ``run.yaml``."""
 
 import math
 import time
@@ -35,22 +35,25 @@ def forecast_run(
     bar: Bar,
     notify: Notify | None = None,
 ) -> dict[str, Any]:
-    """Forecast the candidates of a ``run.yaml``; writes ``forecast.json`` and keeps tangents and beginnings beside it.
+    """Forecast the candidates of a ``run.yaml`` and write ``forecast.json``.
 
-    Candidates that cannot be forecast are left out, with the reason in ``left_out``. Asked for some candidates only, it
-    keeps the forecasts of the others that are in the directory, if they are of the same task and options. Anything
-    wrong in the file is an ``InputError``.
+    Tangents and the beginnings of real runs are kept in the same directory. Candidates that cannot be forecast are
+    left out, with the reason in ``left_out``. If only some candidates are asked for, the forecasts of the others in the
+    directory are kept, provided they have the same task and options. A mistake in the file raises an ``InputError``.
 
     Args:
         path: The YAML file.
-        directory: Where results go.
-        names: Only these candidates.
-        seeds: Simulated seeds of each candidate, each with tangents of its own head where that is new.
-        refreshes: How often tangents are taken again in each simulated run.
-        sample: Training examples that stand for all of them; by default each for itself.
-        begin: Share of the real run that is made where it may collapse; 0: of none.
+        directory: The run directory for the results.
+        names: Forecast only these candidates; by default all.
+        seeds: Number of simulated seeds per candidate. A seed with a head of its own gets tangents of its own.
+        refreshes: How often new tangents are taken in every simulated run.
+        sample: Number of training examples that stand for all of them; by default all are used.
+        begin: Share of the steps of the real run to train if it may collapse; 0 trains nothing.
         bar: Makes a progress bar for a label.
         notify: Called with a sentence about earlier results that are not used.
+
+    Returns:
+        The content of ``forecast.json``.
     """
     started = time.perf_counter()
     options = {"seeds": seeds, "refreshes": refreshes, "sample": sample, "begin": begin}
@@ -72,12 +75,17 @@ def forecast_run(
 
 
 def with_earlier(path: Path, result: dict[str, Any], notify: Notify) -> dict[str, Any]:
-    """A result with the candidates that an earlier forecast has beside its own, ranked together.
+    """Add the other candidates of an earlier forecast to a new one, and rank all of them.
+
+    An earlier forecast with another task or other options is renamed and not used.
 
     Args:
         path: The earlier ``forecast.json``, if there is one.
-        result: The new content.
-        notify: Called with a sentence if the earlier one is of another task or other options, and is replaced.
+        result: The content of the new forecast.
+        notify: Called with a sentence if the earlier forecast is not used.
+
+    Returns:
+        The content with the candidates of both.
     """
     if not path.exists():
         return result
@@ -85,9 +93,9 @@ def with_earlier(path: Path, result: dict[str, Any], notify: Notify) -> dict[str
         earlier = read_json(path, "")
         same = all(earlier[key] == result[key] for key in ("options",))
         same = same and earlier["task"]["identity"] == result["task"]["identity"]
-        why = "" if same else "it is of other data, another model or other options"
+        why = "" if same else "it has other data, another model or other options"
     except (InputError, KeyError) as error:
-        earlier, why = {}, error.found if isinstance(error, InputError) else "it is of another version"
+        earlier, why = {}, error.found if isinstance(error, InputError) else "another version of foretune wrote it"
     if why:
         kept = path.with_name("forecast-before.json")
         path.replace(kept)
@@ -114,46 +122,68 @@ def collected(
     bar: Bar,
     notify: Notify | None = None,
 ) -> Starts:
-    """The tangents of these layers, kept in the run directory, and what runs of the file's task start from."""
-    head = loaded.adaptations[0].heads
+    """Collect tangents of a loaded run, and keep them in the run directory.
 
-    def take(task: Task, seed: int | None = None) -> Tangents:
+    Args:
+        loaded: The loaded run file.
+        layers: The layers whose tangents are needed.
+        directory: The run directory.
+        sample: Number of training examples that stand for all of them; None for all.
+        bar: Makes a progress bar for a label.
+        notify: Called with a sentence about kept tangents that cannot be used.
+
+    Returns:
+        The start of every run, with its tangents.
+    """
+    heads = loaded.adaptations[0].heads
+
+    def collect_for(task: Task, seed: int | None = None) -> Tangents:
         with bar("collecting tangents" if seed is None else f"collecting tangents, seed {seed}") as progress:
             return collect(
                 task,
                 sorted(layers),
-                heads=head,
+                heads=heads,
                 directory=directory / "tangents",
                 sample=sample,
                 progress=progress,
                 notify=notify,
             )
 
-    return Starts(loaded.task, take(loaded.task), take)
+    return Starts(loaded.task, collect_for(loaded.task), collect_for)
 
 
 def summary(examined: Examined, starts: Starts, forecasts: Sequence[Forecast], seconds: float) -> dict[str, Any]:
-    """The content of ``forecast.json``."""
+    """Return the content of ``forecast.json``.
+
+    Args:
+        examined: The run and the candidates that were left out.
+        starts: The start of every run, with its tangents.
+        forecasts: The forecasts, best first.
+        seconds: Time that all of it took.
+
+    Returns:
+        A dictionary that can be written as JSON.
+    """
     loaded, tangents = examined.loaded, starts.first
     task = loaded.task
     return provenance(task.candidates[0].seed, seconds, task.device) | {
         "task": describe(task, str(loaded.config.model.path)) | {"frozen": forecasts[0].frozen},
         "collect": {
-            "seconds": sum(each.seconds for each in starts.passes),
-            "reused": all(each.reused for each in starts.passes),
+            "seconds": sum(one_pass.seconds for one_pass in starts.passes),
+            "reused": all(one_pass.reused for one_pass in starts.passes),
             "train_examples": tangents.num_train,
             "directions": tangents.num_directions,
             "modules": len(tangents.layers),
-            "bytes": sum(each.num_bytes for each in starts.passes),
+            "bytes": sum(one_pass.num_bytes for one_pass in starts.passes),
         },
-        "candidates": [each.to_json() for each in forecasts],
+        "candidates": [result.to_json() for result in forecasts],
         "left_out": examined.left_out,
         "warnings": list(loaded.warnings),
     }
 
 
 def describe(task: Task, model: str) -> dict[str, Any]:
-    """What the forecast is of."""
+    """Return the description of the task in ``forecast.json``; ``model`` is its name or path."""
     return {
         "name": task.name,
         "model": model,
@@ -173,8 +203,8 @@ class Lead(NamedTuple):
     """How far the first of several ranked candidates is ahead of the second.
 
     Attributes:
-        second: Name of the second.
-        margin: Difference of their forecast metrics, in the metric's unit.
+        second: Name of the second candidate.
+        margin: How much better the forecast metric of the first is, in the metric's unit.
         chance: Probability that the first ends better, if the errors of both are normal and independent.
     """
 
@@ -184,7 +214,14 @@ class Lead(NamedTuple):
 
 
 def lead(candidates: Sequence[dict[str, Any]]) -> Lead | None:
-    """The lead of the first of some ranked entries of ``forecast.json``; None if nothing can be said."""
+    """Return the lead of the first candidate.
+
+    Args:
+        candidates: Entries of ``forecast.json``, best first.
+
+    Returns:
+        The lead; None if there are fewer than two candidates, or if a metric or its error bar is missing.
+    """
     if len(candidates) < 2:
         return None
     first, second = (entry["predicted"] for entry in candidates[:2])

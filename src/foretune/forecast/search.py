@@ -1,4 +1,4 @@
-"""Which fine-tune to run instead: a search over places, ranks and learning rates, all from the same tangents."""
+"""Search for a better fine-tune: over placements of adapters, ranks and learning rates, from one set of tangents."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -16,22 +16,23 @@ from foretune.forecast.starts import Starts
 from foretune.task import Candidate, Task
 from foretune.task.space import Placement, Point, Space
 
-WHOLE = 2  # half steps of the learning rate in a whole one
-FARTHEST = 10  # half steps to which the file's own may be left
-RANKS = 4  # between ranks that are tried
-KEPT = 2  # best ones of a round that go into the next
-GIVEN_UP = 0.005  # of the metric, for fewer parameters: about what a first choice costs (docs/truth.md)
+WHOLE = 2  # half steps in a whole step of the learning rate, which is a factor of 3
+FARTHEST = 10  # how many half steps the search may go from the file's own learning rate
+RANKS = 4  # factor between the ranks that are tried
+KEPT = 2  # how many of the best results of a round go into the next round
+GIVEN_UP = 0.005  # loss of the metric that is accepted for fewer parameters: the typical regret (docs/truth.md)
 
 
 @dataclass(frozen=True, repr=False)
 class Recommendation:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        searched: Forecasts of all that it looked at, best first, those that may collapse last.
-        recommended: The best one that is not of those.
-        base: What the file itself describes.
-        lighter: What has the fewest parameters of those that give up half a point at most; None: the recommended one.
+        searched: All forecasts that were made, best first.
+        recommended: The best one that is not at risk of a collapse.
+        base: The forecast of the fine-tune that the file itself describes.
+        lighter: The forecast with the fewest parameters among those that lose at most half a point against the
+            recommended one; None if that is the recommended one itself.
     """
 
     searched: list[Forecast]
@@ -47,47 +48,51 @@ class Recommendation:
 
 
 class Search:
-    """A search of a space, round by round, each from the best of those before.
+    """A search in rounds, where every round starts from the best results so far.
 
     Args:
-        starts: Tangents of the task for every layer in the space, and heads and adapters.
+        starts: The start of every run, and tangents for every layer in the space.
         task: The task.
-        space: What may be chosen.
+        space: The fine-tunes that may be chosen.
         bar: Makes a progress bar for a label.
     """
 
     def __init__(self, starts: Starts, task: Task, space: Space, bar: Bar = lambda _: nullcontext()) -> None:
         self.starts, self.task, self.space, self.bar = starts, task, space, bar
-        self.kernels, self.found = Kernels(), dict[Point, Forecast]()
+        self.kernels, self.found = Kernels(), dict[Point, Forecast]()  # the forecast of every point tried
 
     def run(self) -> Recommendation:
-        """Learning rates first, then kinds of modules, halves of the layers, ranks, and learning rates in between.
+        """Search, and return what to run.
 
-        The space's other candidates compete.
+        The rounds are learning rates, kinds of modules, halves of the layers, ranks, and learning rates in between.
+        The space's other candidates are forecast last, and compete.
+
+        Returns:
+            The recommendation.
         """
         own = self.space.own
         self._rates("learning rates", [own])
         self._follow(own)
-        step = max(each.step for each in self.found) if self._nothing else self._best()[0].step
-        self._rates("modules", [Point(each, own.rank, step) for each in self.space.placements])
+        step = max(point.step for point in self.found) if self._nothing else self._best()[0].step
+        self._rates("modules", [Point(placement, own.rank, step) for placement in self.space.placements])
         self._rates("layers", [Point(half, own.rank, p.step) for p in self._places() for half in p.placement.halves])
         ranks = max(1, own.rank // RANKS), own.rank * RANKS
         self._rates("ranks", [Point(p.placement, rank, p.step) for p in self._places() for rank in ranks])
-        self._try("between", [moved(point, by) for point in self._best()[:KEPT] for by in (-1, 1)])
-        known = {each.candidate.name for each in self.found.values()}
-        others = [each for each in self.space.others.values() if each.name not in known]
-        more = self._forecast("own candidates", others) if others else []
+        self._try("rates in between", [moved(point, by) for point in self._best()[:KEPT] for by in (-1, 1)])
+        tried = {result.candidate.name for result in self.found.values()}
+        others = [candidate for candidate in self.space.others.values() if candidate.name not in tried]
+        more = self._forecast("the file's candidates", others) if others else []
         return recommended([*self.found.values(), *more], self.found[own], self.task)
 
     def _follow(self, own: Point) -> None:
-        """Go on to learning rates beyond the last for as long as that is the best, and higher until one learns."""
+        """Try further learning rates while the outermost one is the best, and higher ones until a run learns."""
         while (step := self._beyond()) is not None and abs(step) <= FARTHEST:
             self._try("learning rates", [Point(own.placement, own.rank, step)])
 
     def _beyond(self) -> int | None:
-        """The learning rate to go on to, if any.
+        """The step of the next learning rate to try; None if there is nothing to try.
 
-        Metrics of runs that learn nothing are accidents, and say of no direction that it is the better one.
+        Runs that learn nothing end at a chance metric, which does not say in which direction to search.
         """
         best, last = self._best()[0], max(self.found, key=lambda point: point.step)
         if (self._nothing or best == last) and not self.found[last].may_collapse:
@@ -97,8 +102,8 @@ class Search:
 
     @property
     def _nothing(self) -> bool:
-        """Whether none that was tried learns more than a little."""
-        return all(gains_little(found.known.gain) for found in self.found.values())
+        """Whether no run that was tried learns more than a little."""
+        return all(gains_little(result.known.gain) for result in self.found.values())
 
     def _rates(self, label: str, points: Iterable[Point]) -> None:
         self._try(label, [moved(point, by) for point in points for by in (0, -WHOLE, WHOLE)])
@@ -109,19 +114,19 @@ class Search:
             self.found |= zip(new, self._forecast(label, [self.space.candidate(point) for point in new]), strict=True)
 
     def _forecast(self, label: str, candidates: Sequence[Candidate]) -> list[Forecast]:
-        """Their forecasts, in this order."""
+        """The forecasts of the candidates, in their order."""
         with self.bar(f"searching {label}") as progress:
-            found = forecast(self.starts, self.task, candidates, kernels=self.kernels, progress=progress)
-        named = {each.candidate.name: each for each in found}
-        return [named[candidate.name] for candidate in candidates]
+            results = forecast(self.starts, self.task, candidates, kernels=self.kernels, progress=progress)
+        by_name = {result.candidate.name: result for result in results}
+        return [by_name[candidate.name] for candidate in candidates]
 
     def _best(self) -> list[Point]:
-        """All points tried, best first."""
-        points = {id(found): point for point, found in self.found.items()}
-        return [points[id(found)] for found in ranked(self.found.values(), self.task)]
+        """All points that were tried, best first."""
+        points = {id(result): point for point, result in self.found.items()}
+        return [points[id(result)] for result in ranked(self.found.values(), self.task)]
 
     def _places(self) -> list[Point]:
-        """The best point of each of the best placements."""
+        """The best points of the ``KEPT`` best placements, one per placement."""
         best: dict[Placement, Point] = {}
         for point in self._best():
             best.setdefault(point.placement, point)
@@ -129,15 +134,24 @@ class Search:
 
 
 def moved(point: Point, by: int) -> Point:
-    """The same at a learning rate so many half steps higher."""
+    """Return the same point with a learning rate that is ``by`` half steps higher."""
     return Point(point.placement, point.rank, point.step + by)
 
 
 def recommended(forecasts: Sequence[Forecast], base: Forecast, task: Task) -> Recommendation:
-    """What to run of these; ``base`` is one of them."""
+    """Choose what to run.
+
+    Args:
+        forecasts: Forecasts of all fine-tunes to choose from.
+        base: The forecast of what the file describes; it is one of them.
+        task: The task.
+
+    Returns:
+        The recommendation. If every run may collapse, it recommends the first one of the ranking.
+    """
     searched = ranked(forecasts, task)
-    safe = [each for each in searched if not each.may_collapse] or searched[:1]
+    safe = [result for result in searched if not result.may_collapse] or searched[:1]
     sign = 1.0 if higher_is_better(task.metric_name) else -1.0
-    enough = [each for each in safe if sign * (safe[0].eval_metric - each.eval_metric) <= GIVEN_UP]
-    lighter = min(enough, key=lambda each: each.trainable_parameters)
+    good_enough = [result for result in safe if sign * (safe[0].eval_metric - result.eval_metric) <= GIVEN_UP]
+    lighter = min(good_enough, key=lambda result: result.trainable_parameters)
     return Recommendation(searched, safe[0], base, None if lighter is safe[0] else lighter)

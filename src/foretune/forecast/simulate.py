@@ -1,4 +1,8 @@
-"""A simulated fine-tune: the user's own training arguments, run on the tangent model."""
+"""Simulate fine-tunes: train the tangent model with ``Trainer`` and the user's own training arguments.
+
+The *tangent model* has the candidate's adapters and head as its parameters. Its outputs are those of the network, to
+first order in the change of the network's weights (docs/theory.md section 6).
+"""
 
 import copy
 import dataclasses
@@ -27,15 +31,15 @@ from foretune.train.curve import Run
 from foretune.train.loop import run_trainer
 from foretune.train.together import can_share, run_together
 
-# what recomputing activations is called: the name of today, which outranks the one of before
+# The names under which TrainingArguments recomputes activations. A newer version prefers the first name.
 CHECKPOINTING = [
     name
     for name in ("activation_checkpointing", "gradient_checkpointing")
-    if name in {each.name for each in dataclasses.fields(TrainingArguments)}
+    if name in {field.name for field in dataclasses.fields(TrainingArguments)}
 ]
-PARAMETERS = 2**23  # of adapters that are simulated in lockstep: each is kept at up to sixteen moments
-BATCH = 64  # of evaluations: rows of larger ones do not stay near the processor
-# what only concerns the hardware or the files of the real run
+PARAMETERS = 2**23  # adapter parameters that are simulated in lockstep at most; up to sixteen copies are kept
+BATCH = 64  # examples per batch of an evaluation; the rows of larger batches do not fit into the processor's cache
+# Arguments that concern only the hardware or the files of the real run, and their values in a simulation.
 _NEUTRAL: dict[str, Any] = {
     "bf16": False,
     "fp16": False,
@@ -52,7 +56,7 @@ _NEUTRAL: dict[str, Any] = {
     "save_strategy": "no",
     "push_to_hub": False,
     "report_to": "none",
-    "remove_unused_columns": False,  # lengths stay for samplers that group by them
+    "remove_unused_columns": False,  # samplers that group examples by length need the lengths
     "dataloader_num_workers": 0,
     "dataloader_persistent_workers": False,
     "dataloader_prefetch_factor": None,
@@ -61,7 +65,14 @@ _NEUTRAL: dict[str, Any] = {
 
 
 class Start(NamedTuple):
-    """What a simulated run starts from, and the callbacks that watch its tangent model."""
+    """What a simulated run starts from.
+
+    Attributes:
+        candidate: The candidate.
+        adapters: Its adapters before training.
+        head: Its head before training.
+        watch: Callbacks that are given the tangent model during the run.
+    """
 
     candidate: Candidate
     adapters: list[Adapter]
@@ -81,10 +92,21 @@ def simulate(
     growth: bool = True,
     watch: Sequence[TrainerCallback] = (),
 ) -> tuple[Run, TangentModel]:
-    """Train the tangent model as ``Trainer`` would train the network from this seed's adapters and head.
+    """Train the tangent model as ``Trainer`` would train the network.
 
-    On the way, tangents are taken again ``refreshes`` times at the simulated weights, each a pass over the network, and
-    the callbacks in ``watch`` see the tangent model. Without ``growth``, outputs are what the tangents alone say.
+    Args:
+        tangents: Tangents of the task, with the head of this seed.
+        task: The task.
+        candidate: The candidate.
+        adapters: The adapters that the run starts from.
+        head: The head that the run starts from.
+        seed: Seed of the run.
+        refreshes: How often new tangents are taken at the simulated weights; every time costs a pass over the network.
+        growth: Whether features outgrow their tangents, as in real runs; without it outputs come from tangents alone.
+        watch: Callbacks that are given the tangent model.
+
+    Returns:
+        The run, and the tangent model at its end.
     """
     model = _model(tangents, task, Start(candidate, adapters, head), growth)
     train, evaluation = index_datasets(tangents, task)
@@ -114,27 +136,32 @@ def simulate_all(
     refreshes: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> list[tuple[Run, TangentModel]]:
-    """Simulations of many candidates: in lockstep where they go ``together``, which changes nothing but the time.
+    """Simulate many candidates.
+
+    Simulations that ``together`` groups run in lockstep, as one model. That only saves time: the results are the same.
 
     Args:
-        tangents: Of the task and its head of this seed.
+        tangents: Tangents of the task, with the head of this seed.
         task: The task.
-        starts: Of every simulation.
-        seed: Of all.
-        refreshes: How often tangents are taken again in each, which then goes alone.
-        progress: Called with the number of simulations that are done, those that go on in proportion to their steps.
+        starts: The start of every simulation.
+        seed: Seed of all simulations.
+        refreshes: How often new tangents are taken in every simulation. If there are any, every simulation runs alone.
+        progress: Called with the number of finished simulations; a running one counts as the share of its steps.
+
+    Returns:
+        The run and the tangent model at its end, in the order of ``starts``.
     """
-    found: dict[int, tuple[Run, TangentModel]] = {}
+    done: dict[int, tuple[Run, TangentModel]] = {}
     tell = progress or (lambda _: None)
-    for group in [[each] for each in starts] if refreshes else together(starts):
+    for group in [[start] for start in starts] if refreshes else together(starts):
         if len(group) == 1:
             candidate, adapters, head, watch = group[0]
             results = [simulate(tangents, task, candidate, adapters, head, seed, refreshes=refreshes, watch=watch)]
         else:
-            results = _in_lockstep(tangents, task, group, seed, len(found), tell)
-        found |= {id(start): result for start, result in zip(group, results, strict=True)}
-        tell(len(found))
-    return [found[id(start)] for start in starts]
+            results = _in_lockstep(tangents, task, group, seed, len(done), tell)
+        done |= {id(start): result for start, result in zip(group, results, strict=True)}
+        tell(len(done))
+    return [done[id(start)] for start in starts]
 
 
 def _in_lockstep(
@@ -158,10 +185,17 @@ def _in_lockstep(
 
 
 def together(starts: Sequence[Start]) -> list[list[Start]]:
-    """Those whose simulations may go in lockstep: they differ in adapters and learning rate only.
+    """Group the simulations that can run in lockstep: those that differ only in adapters and learning rate.
 
-    Those with dropout in their adapters draw one number more in every step than the others and are apart from them;
-    those with a proximal term go alone. No group's adapters have more than ``PARAMETERS`` numbers in all.
+    Candidates with dropout in their adapters draw one more random number in every step, so they are not grouped with
+    candidates without. Candidates with a proximal term run alone. The adapters of a group have at most ``PARAMETERS``
+    parameters in all.
+
+    Args:
+        starts: The start of every simulation.
+
+    Returns:
+        The groups.
     """
     groups: list[list[Start]] = []
     open_groups: dict[str, list[Start]] = {}
@@ -181,7 +215,7 @@ def together(starts: Sequence[Start]) -> list[list[Start]]:
 
 
 def _size(start: Start) -> int:
-    return sum(each.a.numel() + each.b.numel() for each in start.adapters)
+    return sum(adapter.a.numel() + adapter.b.numel() for adapter in start.adapters)
 
 
 def _model(tangents: Tangents, task: Task, start: Start, growth: bool = True) -> TangentModel:
@@ -189,7 +223,7 @@ def _model(tangents: Tangents, task: Task, start: Start, growth: bool = True) ->
         tangents,
         start.adapters,
         start.head,
-        config=copy.deepcopy(task.model.config),  # Trainer writes into it
+        config=copy.deepcopy(task.model.config),  # Trainer changes it
         accepts_loss_kwargs=accepts_loss_kwargs(task),
         growth=growth_of(task, tangents, [adapter.layer for adapter in start.adapters]) if growth else None,
     )
@@ -201,19 +235,19 @@ def _moments(models: Sequence[TangentModel]) -> Moments:
 
 
 def simulated_arguments(candidate: Candidate, scratch: str, seed: int) -> TrainingArguments:
-    """The arguments of a simulated run: the candidate's own, but for hardware and files."""
-    together = candidate.training_arguments(scratch).train_batch_size  # of all GPUs that the real run takes
+    """Return the arguments of a simulated run: the candidate's own, except for hardware and files."""
+    batch_size = candidate.training_arguments(scratch).train_batch_size  # over all GPUs of the real run
     overrides = _NEUTRAL | loop_arguments(candidate.training) | without_choice(candidate.training)
-    overrides |= {"seed": seed, "per_device_train_batch_size": together}
+    overrides |= {"seed": seed, "per_device_train_batch_size": batch_size}
     return candidate.training_arguments(scratch, **overrides)
 
 
 @contextmanager
 def _garbage_set_aside() -> Generator[None]:
-    """Let garbage be collected among what is made inside only.
+    """Restrict garbage collection to the objects that are made inside the block.
 
-    A run begins with a collection (accelerate's ``free_memory``), which takes a tenth of a short simulated one to walk
-    through everything that the libraries have loaded.
+    A run begins with a garbage collection (accelerate's ``free_memory``). Walking through all objects of the libraries
+    takes a tenth of the time of a short simulated run.
     """
     gc.freeze()
     try:
@@ -223,23 +257,30 @@ def _garbage_set_aside() -> Generator[None]:
 
 
 def fitted_losses(models: Sequence[TangentModel]) -> list[float]:
-    """Mean loss of the training examples where simulated runs have come to."""
-    found: dict[int, float] = {}
+    """Return the mean loss of the training examples at the end of every simulated run."""
+    losses: dict[int, float] = {}
     for tangents in {id(model.tangents): model.tangents for model in models}.values():
-        own = [model for model in models if model.tangents is tangents]
-        some = tangents.stored[: tangents.num_train]
-        tables = outputs_at([(model, dict(model.named_parameters())) for model in own], some.split(BATCH))
-        for model, outputs in zip(own, tables, strict=True):
-            found[id(model)] = float(mean_loss(tangents.loss, outputs[some], tangents.labels[some]))
-    return [found[id(model)] for model in models]
+        sharing = [model for model in models if model.tangents is tangents]
+        train = tangents.stored[: tangents.num_train]
+        tables = outputs_at([(model, dict(model.named_parameters())) for model in sharing], train.split(BATCH))
+        for model, outputs in zip(sharing, tables, strict=True):
+            losses[id(model)] = float(mean_loss(tangents.loss, outputs[train], tangents.labels[train]))
+    return [losses[id(model)] for model in models]
 
 
 def index_datasets(tangents: Tangents, task: Task) -> tuple[Dataset, Dataset]:
-    """The splits with examples given by number; lengths let ``Trainer`` group them as it would group the texts.
+    """Return the training and evaluation data as numbers of examples.
 
-    Where tangents are of a sample of the training examples, these stand for the others in turn, so that a run takes as
-    many steps as the real one. Evaluation examples come in the order in which their rows are stored, so that batches of
-    them are read as they lie.
+    The data include lengths, so that ``Trainer`` can group examples as it would group the texts. If the tangents cover
+    only a sample of the training examples, the sample is repeated, so that a run has as many steps as the real run.
+    Evaluation examples are in the order in which their rows are stored, so that batches of them are read quickly.
+
+    Args:
+        tangents: The tangents.
+        task: The task.
+
+    Returns:
+        The training data and the evaluation data.
     """
     lengths = tangents.counts[tangents.place]
     columns = {"index": torch.arange(tangents.num_examples), "labels": tangents.labels, "length": lengths}
@@ -251,12 +292,12 @@ def index_datasets(tangents: Tangents, task: Task) -> tuple[Dataset, Dataset]:
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """A batch of numbered examples."""
+    """Make a batch from numbered examples."""
     return {name: torch.tensor([row[name] for row in rows]) for name in ("index", "labels") if name in rows[0]}
 
 
 def accepts_loss_kwargs(task: Task) -> bool:
-    """Whether ``Trainer`` leaves the averaging over accumulated batches to the model, by the rule it uses itself."""
+    """Whether ``Trainer`` leaves the averaging over accumulated batches to the model, by the rule of ``Trainer``."""
     model = task.model
     if hasattr(model, "accepts_loss_kwargs"):
         return bool(model.accepts_loss_kwargs)

@@ -1,4 +1,4 @@
-"""The real runs beside a forecast: which of them are the truth that it is held against."""
+"""Find the real runs in a run directory that a forecast can be compared with."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,7 @@ from foretune.errors import InputError
 from foretune.results import differences, read_json
 from foretune.task.candidate import configuration
 
-LINEARISED = "a linearised run is not the truth"
+LINEARISED = "it is a linearised run, not a real one"
 UNKNOWN = "it is not a candidate of the forecast"
 
 
@@ -17,9 +17,9 @@ class RealRuns:
     """The real runs of one candidate of a forecast.
 
     Attributes:
-        candidate: Its entry in ``forecast.json``.
+        candidate: The candidate's entry in ``forecast.json``.
         results: The ``result.json`` of every seed that was forecast.
-        other_seeds: Those of seeds that were not.
+        other_seeds: The ``result.json`` of every seed that was not forecast.
     """
 
     candidate: dict[str, Any]
@@ -28,7 +28,7 @@ class RealRuns:
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds that were forecast; none if the forecast does not say."""
+        """The seeds that were forecast; empty if the forecast does not name them."""
         return [seed for seed in self.candidate["predicted"].get("seeds") or [] if seed is not None]
 
     @property
@@ -38,17 +38,22 @@ class RealRuns:
 
 
 def result_paths(directory: Path) -> list[Path]:
-    """The result files of a run directory, those of further seeds after the others."""
+    """List the result files of a run directory; those in ``seed-*`` folders come last."""
     return [*sorted(directory.glob("train/*/result.json")), *sorted(directory.glob("train/*/seed-*/result.json"))]
 
 
 def real_runs(directory: Path, forecast: dict[str, Any]) -> tuple[list[RealRuns], list[dict[str, Any]]]:
-    """The real runs that a forecast can be held against, like against like, and those that it cannot.
+    """Find the real runs that a forecast can be compared with.
 
-    A real run counts if it is of the same task (data, labels and model, by content), settings and seed.
+    These are runs of the same task (data, labels and model, by content), with the same settings and seed.
+
+    Args:
+        directory: The run directory.
+        forecast: The content of its ``forecast.json``.
 
     Returns:
-        Candidates with a real run, in the forecast's order; and, of every other result, ``path``, ``name``, ``reason``.
+        The candidates that have such a run, in the forecast's order; and for every other result a dictionary with
+        ``path``, ``name`` and ``reason``.
     """
     runs = {entry["name"]: RealRuns(entry) for entry in forecast["candidates"]}
     identity = (forecast.get("task") or {}).get("identity")
@@ -77,13 +82,13 @@ def real_runs(directory: Path, forecast: dict[str, Any]) -> tuple[list[RealRuns]
 
 
 def _why_not(result: dict[str, Any], run: RealRuns | None, identity: str | None) -> str:
-    """Why a result is no truth for a forecast; empty if it is."""
+    """The reason why a forecast cannot be compared with a result; empty if it can."""
     if result.get("linearised"):
         return LINEARISED
     if run is None:
         return UNKNOWN
     if identity and result.get("task") and result["task"] != identity:
-        return "stale: it was trained on other data, labels or another model than forecast; train it again"
+        return "stale: it was trained on other data, labels or another model than the forecast; train it again"
     changes = stale(result, run.candidate)
     return f"stale: {changes}; train it again, or forecast it again" if changes else ""
 
@@ -93,7 +98,15 @@ def _shown(value: Any) -> str:
 
 
 def stale(result: dict[str, Any], candidate: dict[str, Any]) -> str:
-    """In words, where a result's settings differ from a candidate's, but for the seed; empty if nowhere."""
+    """Describe where the settings of a result differ from those of a candidate.
+
+    Args:
+        result: The content of a ``result.json``.
+        candidate: An entry of ``forecast.json``.
+
+    Returns:
+        Up to three differences in words, other than the seed; empty if there are none.
+    """
     changes = [
         f"{key} is {_shown(trained)}, in the forecast {_shown(planned)}"
         for key, trained, planned in differences(configuration(result), configuration(candidate))

@@ -1,4 +1,4 @@
-"""Real training, the one loop that real and simulated runs share, and how linear a trained adapter is."""
+"""Training: the loop that real and simulated runs share, real fine-tunes, and how linear a trained adapter is."""
 
 from foretune.train.adapter import load_adapter as load_adapter
 from foretune.train.arguments import loop_arguments as loop_arguments

@@ -1,4 +1,4 @@
-"""A trained adapter, read back with the parameters that its training started from."""
+"""Load a trained adapter, with the parameters that its training started from."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,22 +21,26 @@ FOLDER_FIX = "give the folder of an adapter, such as DIR/train/NAME/adapter of f
 
 
 def load_adapter(task: Task, folder: str | Path) -> Linearised:
-    """The linearised model of a trained adapter at θ: its ``network`` is the fine-tuned model, θ0 the training's start.
+    """Load a trained adapter as a linearised model.
 
-    θ0 is read from ``start.safetensors`` in the folder. Where that is missing it is drawn again from the seed of
-    ``result.json`` beside the folder, as ``foretune train`` draws it.
+    The ``network`` of the result is the fine-tuned model with the trained parameters θ. The model is linearised at θ0,
+    where the training started. θ0 is read from ``start.safetensors`` in the folder. If that file is missing, θ0 is
+    drawn again from the seed in ``result.json`` beside the folder, as ``foretune train`` draws it.
 
     Args:
-        task: With the model that the adapter was trained on.
-        folder: What ``foretune train`` or ``Linearised.save_pretrained`` wrote.
+        task: The task, with the model that the adapter was trained on.
+        folder: The folder that ``foretune train`` or ``Linearised.save_pretrained`` wrote.
+
+    Returns:
+        The linearised model.
 
     Raises:
-        InputError: There is no such adapter, it is of another model, or nothing says where its training started.
+        InputError: There is no such adapter, it belongs to another model, or the start of its training is not known.
     """
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file() or not (folder / WEIGHTS).is_file():
-        found = f"no adapter_config.json and {WEIGHTS} there" if folder.is_dir() else "no such folder"
-        raise InputError(f"adapter {folder}", found, FOLDER_FIX)
+        problem = f"no adapter_config.json and {WEIGHTS} there" if folder.is_dir() else "no such folder"
+        raise InputError(f"adapter {folder}", problem, FOLDER_FIX)
     result = result_of(folder)
     if not result and not (folder / START_FILE).exists():
         raise InputError(
@@ -46,20 +50,22 @@ def load_adapter(task: Task, folder: str | Path) -> Linearised:
         )
     damaged = damaged_files(folder, result)
     if damaged:
-        found = f"{', '.join(damaged)} changed after training"
-        raise InputError(f"adapter {folder}", found, "train it again, or certify a copy without result.json beside it")
+        problem = f"{', '.join(damaged)} changed after training"
+        raise InputError(
+            f"adapter {folder}", problem, "train it again, or certify a copy without result.json beside it"
+        )
     try:
         config: Any = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = False
-        config.init_lora_weights = True  # its weights are read from the file
+        config.init_lora_weights = True  # the weights are read from the file below
         model = build_peft_model(task, Candidate("adapter", config), int(result.get("seed", 42)))
         weights = load_file(folder / WEIGHTS)
     except (ValueError, TypeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"adapter {folder}", f"it does not fit this model ({reason})", _other(task)) from error
-    odd = _differences(get_peft_model_state_dict(model), weights)
-    if odd:
-        raise InputError(f"adapter {folder}", f"it is of another model: {odd}", _other(task))
+    differences = _differences(get_peft_model_state_dict(model), weights)
+    if differences:
+        raise InputError(f"adapter {folder}", f"it belongs to another model: {differences}", _other(task))
     if (folder / START_FILE).exists():
         start = load_start(model, folder)
     else:
@@ -69,19 +75,20 @@ def load_adapter(task: Task, folder: str | Path) -> Linearised:
 
 
 def result_of(folder: Path) -> dict[str, Any]:
-    """The ``result.json`` beside an adapter's folder; empty if there is none."""
+    """Return the content of ``result.json`` beside an adapter's folder; empty if there is no such file."""
     path = folder.resolve().parent / "result.json"
     return read_json(path, "train the adapter again") if path.exists() else {}
 
 
-def _differences(ours: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """Where names or shapes differ, in words; empty if nowhere."""
-    shapes = [{name: tuple(x.shape) for name, x in each.items()} for each in (ours, found)]
-    names = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
-    listed = [f"{name} is {shapes[1].get(name, 'missing')}, not {shapes[0].get(name, 'there')}" for name in names[:2]]
+def _differences(expected: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> str:
+    """Describe the tensors whose names or shapes differ; empty if there are none."""
+    wanted, present = ({name: tuple(x.shape) for name, x in tensors.items()} for tensors in (expected, saved))
+    names = sorted({name for name, _ in wanted.items() ^ present.items()})
+    listed = [f"{name} is {present.get(name, 'missing')}, not {wanted.get(name, 'there')}" for name in names[:2]]
     return "; ".join(listed) + (f"; and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _other(task: Task) -> str:
+    """What to do about an adapter of another model."""
     name = task.model.config.name_or_path or type(task.model).__name__
     return f"name the model that it was trained on in run.yaml, which now has {name}"

@@ -1,11 +1,11 @@
-"""The training arguments of our loop: the user's own, but for evaluation, which is foretune's."""
+"""The training arguments of the loop: the user's own, except for evaluation, which foretune decides."""
 
 from typing import Any
 
 from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
-# Evaluations always take all examples and give logits and labels: none of these keys changes what is trained.
+# Evaluations always use all examples and return logits and labels. None of these keys changes the training.
 EVALUATION: dict[str, Any] = {
     "prediction_loss_only": False,
     "batch_eval_metrics": False,
@@ -13,14 +13,20 @@ EVALUATION: dict[str, Any] = {
     "include_for_metrics": [],
     "label_names": ["labels"],
 }
-METRIC = "eval_metric"  # the name of the task's metric in what evaluations return
-BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")  # schedules that look at evaluations
+METRIC = "eval_metric"  # name of the task's metric in the result of an evaluation
+BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")  # schedules that depend on evaluations
 
 
 def loop_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """What the loop sets, given the keys of a ``training`` section.
+    """Return the arguments that the loop sets, given the keys of a ``training`` section.
 
-    It evaluates before the first step and, unless the user asked otherwise, evaluates and logs after every epoch.
+    The loop evaluates before the first step. It evaluates and logs after every epoch, unless the user asks otherwise.
+
+    Args:
+        given: The keys of the ``training`` section.
+
+    Returns:
+        Training arguments that override the user's.
     """
     chosen: dict[str, Any] = {name: given[name] for name in ("eval_strategy", "logging_strategy") if name in given}
     by = given.get("metric_for_best_model")
@@ -34,7 +40,16 @@ def loop_arguments(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_choice(given: dict[str, Any]) -> dict[str, Any]:
-    """What keeps a run from choosing a checkpoint by its evaluations, unless its schedule looks at them anyway."""
+    """Return the arguments with which a run does not choose a checkpoint by its evaluations.
+
+    If the schedule depends on evaluations, it keeps its metric.
+
+    Args:
+        given: The keys of a ``training`` section.
+
+    Returns:
+        Training arguments that override the user's.
+    """
     if given.get("lr_scheduler_type") in BY_EVALUATION:
         return {"load_best_model_at_end": False}
     return {"load_best_model_at_end": False, "metric_for_best_model": None, "greater_is_better": None}
@@ -42,10 +57,10 @@ def without_choice(given: dict[str, Any]) -> dict[str, Any]:
 
 def depends_on_evaluations(args: TrainingArguments) -> bool:
     """Whether steps depend on evaluations, or evaluations on more than the parameters."""
-    averages = OptimizerNames(args.optim).value.startswith("schedule_free")  # evaluates at other weights than it trains
+    averages = OptimizerNames(args.optim).value.startswith("schedule_free")  # trains and evaluates different weights
     return averages or args.lr_scheduler_type in BY_EVALUATION or args.metric_for_best_model is not None
 
 
 def metric_names(metric_name: str) -> tuple[str, ...]:
-    """What ``metric_for_best_model`` may be for a task with this metric, without the prefix ``eval_``."""
+    """Return the valid values of ``metric_for_best_model`` for a task with this metric, without ``eval_``."""
     return "loss", metric_name, "metric"

@@ -1,4 +1,8 @@
-"""How linear a fine-tune was: measured for any adapter (theory.md P4), bounded for recorded runs of SGD (P3)."""
+"""Measure how linear a fine-tune was (docs/theory.md P4), and bound it for recorded runs of SGD (docs/theory.md P3).
+
+In this module f is the fine-tuned model, f0 the model before training, θ0 and θ are the trained parameters before and
+after training, ``δ = θ - θ0``, J0 is the Jacobian of the outputs at θ0, and ``f̄ = f0 + J0 δ`` is the linearised model.
+"""
 
 import math
 import re
@@ -23,7 +27,7 @@ from foretune.task import Task, load_task
 from foretune.train.adapter import load_adapter, result_of
 from foretune.train.recorder import GAP_FILE, digest
 
-# the linearised model misses the square of this share of the squared change: 1%, a quarter
+# Largest ‖f - f̄‖ / ‖f - f0‖ of a verdict. Squared, it is the share of the squared change that f̄ misses: 1%, 25%.
 LAZY, NEARLY_LINEAR = 0.1, 0.5
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 Progress = Callable[[int, int], None]
@@ -31,13 +35,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class LayerLinearity:
-    """One layer's part, all others being as they were before training.
+    """How linear one layer is, while all other layers are as they were before training.
 
     Attributes:
-        layer: Its name in the model without adapters.
-        displacement: ``‖δ‖`` of its parameters.
-        share: ``‖J0 δ‖`` of this layer over that of all.
-        nonlinearity: P4 when only this layer moves.
+        layer: Name of the layer in the model without adapters.
+        displacement: ``‖δ‖`` of the layer's parameters.
+        share: ``‖J0 δ‖`` of this layer, divided by that of all layers together.
+        nonlinearity: ``‖f - f̄‖ / ‖f - f0‖`` if only this layer moves (docs/theory.md P4).
     """
 
     layer: str
@@ -48,18 +52,18 @@ class LayerLinearity:
 
 @dataclass(frozen=True)
 class DistanceBound:
-    """How far the run can be from the linearised run on the same batches (theory.md P3).
+    """How far a run can be from the linearised run, which trains on the same batches (docs/theory.md P3).
 
     Attributes:
-        certified: Whether there is a bound; what follows is None if not.
-        reason: Why there is none.
-        parameters: ``E ≥ ‖δ - δ̄‖`` at the end.
-        relative: ``E / ‖δ‖``: from 1 on, the bound says nothing.
-        outputs: Over ``‖f - f0‖``, the norm of the bounds ``|f - f0 - J0 δ| + ‖J0(x)‖ E`` of all outputs.
+        certified: Whether there is a bound. If not, only ``reason`` is given.
+        reason: Why there is no bound.
+        parameters: ``E ≥ ‖δ - δ̄‖`` at the end, where δ̄ is the displacement of the linearised run.
+        relative: ``E / ‖δ‖``; a bound of 1 or more says nothing.
+        outputs: The norm of the bounds ``|f - f0 - J0 δ| + ‖J0(x)‖ E`` of all outputs, divided by ``‖f - f0‖``.
         same_label: Share of the examples to which the linearised run provably gives the same label.
-        steps: Steps of the run.
-        dropout: Whether it trained with dropout, which the linearised run has none of: the bound counts it in full.
-        seconds_per_step: What recording took.
+        steps: Number of steps of the run.
+        dropout: Whether the run used dropout. The linearised run has none, so the bound includes its full effect.
+        seconds_per_step: Time that recording took, per step.
     """
 
     certified: bool
@@ -75,19 +79,19 @@ class DistanceBound:
 
 @dataclass(frozen=True)
 class Certificate:
-    """How linear a fine-tune was, on the evaluation examples; ``f̄ = f0 + J0 δ`` at the fine-tuned parameters.
+    """How linear a fine-tune was, measured on the evaluation examples.
 
     Attributes:
-        nonlinearity: ``‖f - f̄‖ / ‖f - f0‖`` (theory.md P4), of centred logits.
-        quantiles: Of the same for each example.
-        change: ``‖f - f0‖ / √(n c)``, what training made of the outputs.
+        nonlinearity: ``‖f - f̄‖ / ‖f - f0‖`` of centred outputs (docs/theory.md P4).
+        quantiles: Quantiles of the same ratio over the examples.
+        change: ``‖f - f0‖ / √(n c)``: how much training changed an output, as a root mean square.
         displacement: ``‖δ‖``.
-        label_agreement: Share of examples that f and f̄ give the same label; None for regression.
+        label_agreement: Share of examples to which f and f̄ give the same label; None for regression.
         divergence: Mean of ``KL(softmax f ‖ softmax f̄)`` in nats; None for regression.
-        metric_name: What the metrics are.
-        metrics: The metric ``before`` training, of the ``network`` and of its ``linearised`` model.
-        layers: Each layer's part, where asked for.
-        bound: The bound for recorded runs.
+        metric_name: Name of the metric.
+        metrics: The metric ``before`` training, of the ``network`` after it, and of the ``linearised`` model.
+        layers: The linearity of every layer, if that was asked for.
+        bound: The bound on the distance from the linearised run.
     """
 
     nonlinearity: float
@@ -103,7 +107,7 @@ class Certificate:
 
     @property
     def verdict(self) -> str:
-        """``lazy`` up to ``LAZY``, ``nearly linear`` up to ``NEARLY_LINEAR``, else ``not linear``; or ``unchanged``."""
+        """``lazy`` up to ``LAZY``, ``nearly linear`` up to ``NEARLY_LINEAR``, or ``not linear``, or ``unchanged``."""
         if self.change == 0:
             return "unchanged"
         if self.nonlinearity <= NEARLY_LINEAR:
@@ -112,18 +116,18 @@ class Certificate:
 
     @property
     def sentences(self) -> list[str]:
-        """The verdict with the numbers behind it, and what is certified."""
+        """The verdict with its numbers, and a sentence about the bound."""
         if self.change == 0:
             return ["Unchanged: the adapter does not change the outputs."]
         first = (
-            f"{self.verdict.capitalize()}: the linearised model at the same parameters misses the fine-tuned outputs "
-            f"by {self.nonlinearity:.2g} of what training changed in them (measured; up to {LAZY} is lazy, up to "
-            f"{NEARLY_LINEAR} nearly linear)."
+            f"{self.verdict.capitalize()}: the distance of the linearised model from the fine-tuned model, at the same "
+            f"parameters, is {self.nonlinearity:.2g} of the change that training made to the outputs (measured; up to "
+            f"{LAZY} is lazy, up to {NEARLY_LINEAR} nearly linear)."
         )
         return [first, _about(self.bound)]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``certificate.json`` that is not provenance."""
+        """Return the content of ``certificate.json`` without its provenance."""
         thresholds = {"lazy": LAZY, "nearly linear": NEARLY_LINEAR}
         return {"verdict": self.verdict, "sentences": self.sentences, "thresholds": thresholds} | asdict(self)
 
@@ -131,22 +135,26 @@ class Certificate:
 def certify(
     task: Task, adapter: Linearised | str | Path, *, per_layer: bool = False, progress: Progress | None = None
 ) -> Certificate:
-    """Measure on the evaluation examples how linear a fine-tune was, by any loss and optimiser (theory.md P4).
+    """Measure on the evaluation examples how linear a fine-tune was, for any loss and optimiser (docs/theory.md P4).
 
-    A run that ``foretune train --certify`` recorded also gets a bound on its distance from the linearised run (P3).
-    Nothing is estimated: numbers are either measured at the given parameters or bounds. An adapter that cannot be read
-    or is of another model is an ``InputError``, and so are outputs that are not finite.
+    A run that ``foretune train --certify`` recorded also gets a bound on its distance from the linearised run
+    (docs/theory.md P3). Every number is either measured at the given parameters or a bound; nothing is estimated. An
+    adapter that cannot be read or belongs to another model raises an ``InputError``, and so do outputs that are not
+    finite.
 
     Args:
         task: Model and data.
-        adapter: Its folder, or its linearised model as :func:`load_adapter` or :func:`linearise` makes it.
-        per_layer: Also move every layer alone; three forward passes a layer.
-        progress: Called with passes over the evaluation examples done and in all.
+        adapter: The folder of the adapter, or its linearised model from :func:`load_adapter` or :func:`linearise`.
+        per_layer: Also move every layer alone, which takes three forward passes per layer.
+        progress: Called with the number of passes over the evaluation examples done and of all passes.
+
+    Returns:
+        The certificate.
     """
     linear = adapter if isinstance(adapter, Linearised) else load_adapter(task, adapter).to(task.device)
-    work = _Measurement(linear, task, progress or (lambda done, total: None), per_layer)
+    measurement = _Measurement(linear, task, progress or (lambda done, total: None), per_layer)
     folder = None if isinstance(adapter, Linearised) else Path(adapter)
-    return work.certificate(folder)
+    return measurement.certificate(folder)
 
 
 def certify_run(
@@ -157,7 +165,18 @@ def certify_run(
     per_layer: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Certify an adapter with the model and the evaluation data of a ``run.yaml``; writes ``certificate.json``."""
+    """Certify an adapter with the model and the evaluation data of a ``run.yaml``, and write ``certificate.json``.
+
+    Args:
+        run: The YAML file.
+        adapter: The folder of the adapter.
+        directory: The run directory.
+        per_layer: Also move every layer alone.
+        progress: Called with the number of passes over the evaluation examples done and of all passes.
+
+    Returns:
+        The content of ``certificate.json``.
+    """
     started = time.perf_counter()
     directory, adapter = Path(directory), Path(adapter)
     with run_directory(directory):
@@ -177,7 +196,7 @@ def certify_run(
 
 
 class _Measurement:
-    """Passes over the evaluation examples with parameters as they are, as they were, and layer by layer."""
+    """Evaluates the model after training, before training, linearised, and with one layer moved at a time."""
 
     def __init__(self, linear: Linearised, task: Task, progress: Progress, per_layer: bool) -> None:
         self.linear, self.task, self.progress = linear, task, progress
@@ -193,20 +212,20 @@ class _Measurement:
 
     def outputs(self, model: nn.Module, values: dict[str, nn.Parameter] | None = None) -> Float[Tensor, "n c"]:
         with replaced(self.linear.network, values or {}):
-            found = all_outputs(model, self.task, self.task.eval)
+            outputs = all_outputs(model, self.task, self.task.eval)
         self.done += 1
         self.progress(self.done, self.passes)
-        return found
+        return outputs
 
     def certificate(self, folder: Path | None) -> Certificate:
         f0, f, f_linear = (centred(outputs) for outputs in (self.f0, self.f, self.f_linear))
-        each = torch.tensor(list(map(nonlinearity, f, f_linear, f0)), dtype=torch.float64)
+        by_example = torch.tensor(list(map(nonlinearity, f, f_linear, f0)), dtype=torch.float64)
         classes = self.task.loss == "cross_entropy"
         log_p, log_q = self.f.log_softmax(1), self.f_linear.log_softmax(1)
         metrics = {"before": self.f0, "network": self.f, "linearised": self.f_linear}
         return Certificate(
             nonlinearity=nonlinearity(f, f_linear, f0),
-            quantiles={f"{q:g}": float(each.quantile(q)) for q in QUANTILES},
+            quantiles={f"{q:g}": float(by_example.quantile(q)) for q in QUANTILES},
             change=float((f - f0).square().mean().sqrt()),
             displacement=float(self.linear.displacement().norm()),
             label_agreement=float((self.f.argmax(1) == self.f_linear.argmax(1)).double().mean()) if classes else None,
@@ -221,16 +240,16 @@ class _Measurement:
         )
 
     def layer(self, layer: str, names: Sequence[str]) -> LayerLinearity:
-        still = {name: value for name, value in self.before.items() if name not in names}
+        others = {name: value for name, value in self.before.items() if name not in names}
         f0, f, f_linear = (
             centred(outputs)
-            for outputs in (self.f0, self.outputs(self.linear.network, still), self.outputs(self.linear, still))
+            for outputs in (self.f0, self.outputs(self.linear.network, others), self.outputs(self.linear, others))
         )
-        whole = float((centred(self.f_linear) - f0).norm())
+        total = float((centred(self.f_linear) - f0).norm())
         theta = self.linear.theta()
-        moved = math.hypot(*(float((theta[name].detach() - self.before[name]).norm()) for name in names))
-        share = float((f_linear - f0).norm()) / whole if whole else 0.0
-        return LayerLinearity(layer, moved, share, nonlinearity(f, f_linear, f0))
+        distance = math.hypot(*(float((theta[name].detach() - self.before[name]).norm()) for name in names))
+        share = float((f_linear - f0).norm()) / total if total else 0.0
+        return LayerLinearity(layer, distance, share, nonlinearity(f, f_linear, f0))
 
     def bound(self, folder: Path | None) -> DistanceBound:
         path = folder / GAP_FILE if folder else None
@@ -242,9 +261,9 @@ class _Measurement:
         delta = self.linear.displacement()
         if record["parameters"] != digest(delta, self.linear.start):
             return DistanceBound(False, f"{GAP_FILE} was recorded for other parameters than these")
-        gap, moved = float(record["gap"]), float(delta.norm())
-        several = batches(self.linear, self.task, self.task.eval)
-        sizes = torch.cat([self.linear.jacobian(batch)[1].norm(dim=2).double().cpu() for batch in several])
+        gap, distance = float(record["gap"]), float(delta.norm())
+        eval_batches = batches(self.linear, self.task, self.task.eval)
+        sizes = torch.cat([self.linear.jacobian(batch)[1].norm(dim=2).double().cpu() for batch in eval_batches])
         remainders = (self.f - self.f_linear).abs()
         bound = Bound(gap, certified=True)
         pairs = zip(remainders.flatten().tolist(), sizes.flatten().tolist(), strict=True)
@@ -253,7 +272,7 @@ class _Measurement:
         return DistanceBound(
             certified=True,
             parameters=gap,
-            relative=gap / moved if moved else None,
+            relative=gap / distance if distance else None,
             outputs=float(limits.norm()) / changed if changed else None,
             same_label=_same_label(self.f, limits) if self.task.loss == "cross_entropy" else None,
             steps=len(record["steps"]),
@@ -263,7 +282,7 @@ class _Measurement:
 
 
 def _same_label(outputs: Float[Tensor, "n c"], limits: Float[Tensor, "n c"]) -> float:
-    """Share of examples whose largest output stays the largest whatever outputs within the limits are."""
+    """Share of examples whose largest output stays the largest, however the outputs change within the limits."""
     top = outputs.argmax(1, keepdim=True)
     least = (outputs - limits).gather(1, top)
     others = (outputs + limits).scatter(1, top, -math.inf).amax(1, keepdim=True)
@@ -271,7 +290,7 @@ def _same_label(outputs: Float[Tensor, "n c"], limits: Float[Tensor, "n c"]) -> 
 
 
 def _layers(names: Sequence[str]) -> dict[str, list[str]]:
-    """Names of parameters by the layer that they adapt, or, for modules trained in full, by the module."""
+    """Group names of parameters by the layer that they adapt, or by the module if it is trained in full."""
     layers: dict[str, list[str]] = {}
     for name in names:
         adapted, *rest = re.split(r"\.(?:lora_\w+|modules_to_save)\.", name, maxsplit=1)
@@ -280,7 +299,7 @@ def _layers(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _about(bound: DistanceBound) -> str:
-    """What a bound says, no more."""
+    """The sentence that states a bound, or why there is none."""
     if not bound.certified:
         return f"Nothing is certified about the run: {bound.reason}."
     text = (
@@ -288,5 +307,5 @@ def _about(bound: DistanceBound) -> str:
         f"trained on the same batches{' without dropout' if bound.dropout else ''}"
     )
     if bound.relative is None or bound.relative >= 1:
-        return f"{text}; it did not move farther than that itself, so this says nothing."
-    return f"{text}, {bound.relative:.2g} times the distance it moved."
+        return f"{text}. This says nothing, because the run itself did not move farther than that."
+    return f"{text}. That is {bound.relative:.2g} times the distance it moved."

@@ -1,4 +1,4 @@
-"""Which checkpoint a run keeps with ``load_best_model_at_end``, told from its curve as ``Trainer`` tells it."""
+"""Predict which checkpoint a run keeps with ``load_best_model_at_end``, by the rules of ``Trainer``."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,14 @@ from foretune.train.curve import Point
 
 
 def kept_point(curve: Sequence[Point], given: Mapping[str, Any]) -> int:
-    """The number of the point whose model is kept at the end: the last one, or the best one that was saved.
+    """Return the index of the point whose model is kept at the end: the last one, or the best one that is saved.
 
     Args:
-        curve: From the first step to the last.
+        curve: The curve of the run, from the first step to the last.
         given: The keys of a ``training`` section.
+
+    Returns:
+        The index into ``curve``.
     """
     last = len(curve) - 1
     if not given.get("load_best_model_at_end"):
@@ -25,7 +28,7 @@ def kept_point(curve: Sequence[Point], given: Mapping[str, Any]) -> int:
     best, best_value, kept, saved = 0, -math.inf, last, set()
     for number, point in enumerate(curve):
         value = sign * float(point[name])  # type: ignore[literal-required]
-        if point["step"] == 0:  # evaluated before training begins, and never saved
+        if point["step"] == 0:  # the evaluation before training, whose model is never saved
             continue
         if value > best_value:
             best, best_value = number, value
@@ -37,12 +40,12 @@ def kept_point(curve: Sequence[Point], given: Mapping[str, Any]) -> int:
 
 
 def _is_saved(step: int, last: int, given: Mapping[str, Any], is_best: bool) -> bool:
-    """Whether ``Trainer`` saves a checkpoint after a step that it evaluates."""
+    """Whether ``Trainer`` saves a checkpoint after a step with an evaluation."""
     strategy = str(given.get("save_strategy", "epoch"))
     if strategy == "best":
         return is_best
     if strategy != "steps":
         return True
-    every = float(given.get("save_steps", 500))
-    every = math.ceil(every * last) if every < 1 else int(every)
-    return step % every == 0 or step == last
+    interval = float(given.get("save_steps", 500))
+    interval = math.ceil(interval * last) if interval < 1 else int(interval)
+    return step % interval == 0 or step == last

@@ -1,11 +1,19 @@
-"""What a training run gives: its curve, the point whose model is kept, and the time it took."""
+"""The result of a training run: its curve, the point whose model is kept, and the time that it took."""
 
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 
 class Point(TypedDict):
-    """A point of a curve; train_loss is the mean over the steps since the last point, None before the first step."""
+    """A point of a curve.
+
+    Attributes:
+        step: Number of optimiser steps so far.
+        epoch: Epochs so far.
+        train_loss: Mean training loss of the steps since the last log entry; None before the first step.
+        eval_loss: Mean loss of the evaluation examples.
+        eval_metric: Metric of the evaluation examples.
+    """
 
     step: int
     epoch: float
@@ -16,14 +24,14 @@ class Point(TypedDict):
 
 @dataclass(frozen=True)
 class Run:
-    """What a training run gave.
+    """The result of a training run.
 
     Attributes:
-        curve: A point before the first step, at the end, and between them as often as ``eval_strategy`` says.
+        curve: Points before the first step, at the end, and in between as often as ``eval_strategy`` says.
         train_seconds: Time spent in steps.
         eval_seconds: Time spent in evaluations.
-        step_losses: Training loss of every step that was made, as ``Trainer`` logs it.
-        kept_step: The step whose model is kept, with ``load_best_model_at_end``; None: the last one.
+        step_losses: Training loss of every step, as ``Trainer`` logs it.
+        kept_step: The step whose model is kept with ``load_best_model_at_end``; None if that is the last step.
     """
 
     curve: list[Point]
@@ -34,18 +42,18 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Time spent in all."""
+        """Time spent in steps and evaluations."""
         return self.train_seconds + self.eval_seconds
 
     @property
     def final(self) -> Point:
-        """The point of the model that is kept."""
+        """The point of the curve whose model is kept."""
         kept = [point for point in self.curve if point["step"] == self.kept_step]
         return kept[-1] if kept else self.curve[-1]
 
 
 def curve_of(history: list[dict[str, Any]]) -> list[Point]:
-    """The curve in a log of ``Trainer``."""
+    """Read the curve from the log history of ``Trainer``."""
     curve: list[Point] = []
     loss: float | None = None
     for entry in history:

@@ -1,4 +1,4 @@
-"""The real fine-tune of one candidate: peft and ``Trainer`` as the user's own script would call them."""
+"""Fine-tune a candidate for real, with peft and ``Trainer`` as the user's own script would call them."""
 
 import itertools
 import resource
@@ -20,7 +20,7 @@ from foretune.train.initialise import build_peft_model
 from foretune.train.loop import run_trainer
 from foretune.train.recorder import GAP_FILE, GapRecorder
 
-REPLACED = "replaced"  # where results go that no longer belong to the run they are named after
+REPLACED = "replaced"  # the folder for results that belong to an earlier run of the same name
 Notify = Callable[[str], None]
 
 
@@ -35,32 +35,36 @@ def fine_tune(
     progress: Callable[[int, int], None] | None = None,
     notify: Notify | None = None,
 ) -> tuple[dict[str, Any], bool]:
-    """Fine-tune a candidate for real and write ``train/<name>/result.json`` and the adapter under ``directory``.
+    """Fine-tune a candidate for real.
 
-    Beside the adapter lies ``start.safetensors``, the parameters before training. A finished run is not repeated; an
-    interrupted one goes on from its last whole checkpoint. Results and checkpoints of other settings, data or another
-    model are not used: results are moved to ``replaced/``, checkpoints are removed, and ``notify`` is told.
+    It writes ``train/<name>/result.json`` and the adapter into the run directory. The parameters before training are
+    saved with the adapter, in ``start.safetensors``. A finished run is not repeated, and an interrupted run continues
+    from its last whole checkpoint. Results and checkpoints of other settings, other data or another model are not used:
+    results are moved to ``replaced/``, checkpoints are removed, and ``notify`` is told.
 
     Args:
         task: Model, data and loss.
-        candidate: What to train.
+        candidate: The candidate to train.
         directory: The run directory.
-        seed: Another seed than the candidate's own; that run goes to ``train/<name>/seed-<seed>``.
-        linearised: Train the linearised model instead, in the same way; that run goes to ``train/<name>-linearised``.
-        certify: Record on the way what ``certify`` needs for a bound, in ``gap.json`` beside the adapter.
-        progress: Called with steps done and in all.
-        notify: Called with a sentence about what is not used, or did not work but does not end the run.
+        seed: A seed other than the candidate's own; that run is written to ``train/<name>/seed-<seed>``.
+        linearised: Train the linearised model instead, in the same way; that run is written to
+            ``train/<name>-linearised``.
+        certify: Record what ``certify`` needs for a bound, in ``gap.json`` in the adapter's folder.
+        progress: Called with the number of steps done and of all steps.
+        notify: Called with a sentence about files that are not used, or about a failure that does not end the run.
 
     Returns:
-        The result, and whether it was there already.
+        The content of ``result.json``, and whether the run was finished before.
 
     Raises:
         InputError: A linearised run is to be certified, or to be trained with noise on its embeddings.
     """
     if linearised and certify:
-        raise InputError("certify", "a linearised run is linear by construction", "certify the true run")
+        raise InputError("certify", "a linearised run is linear by construction", "certify the real run")
     if linearised and candidate.training.get("neftune_noise_alpha"):
-        raise InputError("training.neftune_noise_alpha", "a linearised run has no noise on its inputs", "leave it out")
+        raise InputError(
+            "training.neftune_noise_alpha", "a linearised run cannot have noise on its embeddings", "leave it out"
+        )
     notify = notify or (lambda _: None)
     folder = directory / "train" / (f"{candidate.name}-linearised" if linearised else candidate.name)
     if seed is not None and seed != candidate.seed:
@@ -73,7 +77,7 @@ def fine_tune(
     saved = folder / "checkpoints"
     started = time.perf_counter()
     model = build_peft_model(task, candidate, candidate.seed)
-    linear = linearise(model)  # shares the parameters with the model, and keeps those before training
+    linear = linearise(model)  # it shares the parameters of the model, and keeps a copy from before training
     recorder = GapRecorder(linear, task.loss) if certify else None
     checkpoint = checkpoints.prepare(saved, run, notify)
     overrides = real_arguments(candidate) | {"eval_on_start": checkpoint is None}
@@ -117,7 +121,14 @@ def fine_tune(
 
 
 def real_arguments(candidate: Candidate) -> dict[str, Any]:
-    """What a real run sets beside the user's own training arguments: evaluations, checkpoints, no push on the way."""
+    """Return the arguments that a real run sets: when to evaluate, how to save checkpoints, and no push before the end.
+
+    Args:
+        candidate: The candidate with the user's own training arguments.
+
+    Returns:
+        Training arguments that override the user's.
+    """
     given = candidate.training
     overrides = loop_arguments(given)
     limit = max(int(given.get("save_total_limit") or 0), checkpoints.LEAST_KEPT)
@@ -126,10 +137,10 @@ def real_arguments(candidate: Candidate) -> dict[str, Any]:
 
 
 def _finished(folder: Path, run: dict[str, Any], certify: bool, notify: Notify) -> dict[str, Any] | None:
-    """The result of a run that is finished; one of another run, or a damaged one, is moved away.
+    """The result of the run if it is finished; a result that is damaged or belongs to another run is moved away.
 
     Raises:
-        InputError: It was trained without the record that is asked for.
+        InputError: The run was trained without the record that is asked for now.
     """
     path = folder / "result.json"
     if not path.exists():
@@ -139,7 +150,7 @@ def _finished(folder: Path, run: dict[str, Any], certify: bool, notify: Notify) 
         before = configuration(result) | {key: result.get(key) for key in ("linearised", "task")}
         why = checkpoints.changes(before, run)
         damaged = damaged_files(folder / "adapter", result)
-        why = f"it is of another run ({why})" if why else f"{', '.join(damaged)} changed since" if damaged else ""
+        why = f"it belongs to another run ({why})" if why else f"{', '.join(damaged)} changed since" if damaged else ""
     except InputError as error:
         why = error.found
     if why:
@@ -147,12 +158,22 @@ def _finished(folder: Path, run: dict[str, Any], certify: bool, notify: Notify) 
         notify(f"{path}: {why}; it was moved to {place}, and the run is made again")
         return None
     if certify and not (folder / "adapter" / GAP_FILE).exists():
-        raise InputError(str(path), "it was trained without recording", f"delete {folder} to train it again")
+        raise InputError(str(path), "it was trained without --certify", f"delete {folder} to train it again")
     return result
 
 
 def damaged_files(adapter: Path, result: dict[str, Any]) -> list[str]:
-    """The files of an adapter that changed after its ``result.json`` was written; a missing start is drawn again."""
+    """List the files of an adapter that changed after its ``result.json`` was written.
+
+    A missing ``start.safetensors`` is not listed, because the start can be drawn again.
+
+    Args:
+        adapter: The folder of the adapter.
+        result: The content of ``result.json``.
+
+    Returns:
+        Names of files.
+    """
     files = {name: (adapter / name, value) for name, value in (result.get("files") or {}).items()}
     return [
         name
@@ -162,7 +183,7 @@ def damaged_files(adapter: Path, result: dict[str, Any]) -> list[str]:
 
 
 def _move_away(folder: Path) -> Path:
-    """Move a run's files, but not those of its other seeds, into ``replaced/`` of the run directory."""
+    """Move the files of a run, without those of its other seeds, into ``replaced/`` of the run directory."""
     root = next(parent for parent in folder.parents if parent.name == "train").parent
     name = "-".join(folder.relative_to(root / "train").parts)
     place = next(path for number in itertools.count(1) if not (path := root / REPLACED / f"{name}-{number}").exists())

@@ -1,4 +1,4 @@
-"""Pushing a trained adapter to the model hub, which may fail without losing the run."""
+"""Push a trained adapter to the model hub; a failure does not lose the run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +10,20 @@ from foretune.task import Candidate
 
 
 def check_hub(candidate: Candidate, where: str) -> None:
-    """See that the hub can be reached with a token, if the candidate is to be pushed there.
+    """Check that the hub can be reached with a token, if the candidate asks for a push.
+
+    Args:
+        candidate: The candidate.
+        where: Name of its training section in messages.
 
     Raises:
-        InputError: It cannot.
+        InputError: The hub cannot be reached, or there is no valid token.
     """
     if not candidate.training.get("push_to_hub"):
         return
     try:
         HfApi(token=candidate.training.get("hub_token")).whoami()
-    except Exception as error:  # network, token and hub fail in many ways
+    except Exception as error:  # the errors of network, token and hub have many types
         reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         raise InputError(
             f"{where}.push_to_hub",
@@ -29,7 +33,13 @@ def check_hub(candidate: Candidate, where: str) -> None:
 
 
 def push_adapter(candidate: Candidate, adapter: Path, notify: Callable[[str], None]) -> None:
-    """Upload an adapter's folder if the candidate asks for it; a failure is said and changes nothing else."""
+    """Upload an adapter's folder if the candidate asks for it.
+
+    Args:
+        candidate: The candidate.
+        adapter: The folder.
+        notify: Called with a sentence about the upload or its failure. A failure has no other effect.
+    """
     training = candidate.training
     if not training.get("push_to_hub"):
         return
@@ -39,6 +49,9 @@ def push_adapter(candidate: Candidate, adapter: Path, notify: Callable[[str], No
         repository = hub.create_repo(name, private=training.get("hub_private_repo"), exist_ok=True).repo_id
         hub.upload_folder(repo_id=repository, folder_path=adapter)
         notify(f"{adapter} was uploaded to {repository}")
-    except Exception as error:  # network, token and hub fail in many ways
+    except Exception as error:  # the errors of network, token and hub have many types
         reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
-        notify(f"the adapter was not uploaded ({reason}); it is complete in {adapter}: hf upload REPOSITORY {adapter}")
+        notify(
+            f"the adapter was not uploaded ({reason}); it is complete in {adapter}, so upload it yourself: "
+            f"hf upload REPOSITORY {adapter}"
+        )

@@ -1,4 +1,4 @@
-"""The model that training starts from: the head of a seed, then peft's adapters of that seed."""
+"""Build the model that training starts from: the head that a seed draws, then peft's adapters of that seed."""
 
 import warnings
 
@@ -11,9 +11,17 @@ from foretune.task import Candidate, Task
 
 
 def build_peft_model(task: Task, candidate: Candidate, seed: int) -> PeftModel:
-    """The model that training starts from: this seed's head, then this seed's adapters.
+    """Build the model that training starts from: this seed's head, then this seed's adapters.
 
     Adapters that peft initialises from data (``init_lora_weights: eva``) are initialised from the training examples.
+
+    Args:
+        task: The task, whose base model is used.
+        candidate: The candidate with the adapters.
+        seed: The seed that draws head and adapters.
+
+    Returns:
+        The model with adapters.
 
     Raises:
         InputError: peft cannot initialise the adapters.
@@ -48,11 +56,17 @@ def _initialise_eva(model: PeftModel, task: Task, candidate: Candidate) -> None:
 
 
 def check_initialisation(candidate: Candidate, where: str) -> None:
-    """Refuse an initialisation that needs a step of its own first, without which peft falls back to the usual one.
+    """Check that peft can initialise the adapters without a separate step before.
+
+    Without that step peft silently falls back to the default initialisation.
+
+    Args:
+        candidate: The candidate.
+        where: Name of its peft section in messages.
 
     Raises:
-        InputError: It is such a one.
+        InputError: The initialisation needs a separate step.
     """
     if candidate.peft.init_lora_weights == "lora_ga":
-        found = "it is 'lora_ga', which needs gradients of the model first (peft's preprocess_loraga)"
-        raise InputError(f"{where}.init_lora_weights", found, "write true, gaussian or eva")
+        problem = "it is 'lora_ga', which needs gradients of the model first (peft's preprocess_loraga)"
+        raise InputError(f"{where}.init_lora_weights", problem, "write true, gaussian or eva")

@@ -1,7 +1,7 @@
-"""One training loop for real runs and forecasts: Hugging Face's ``Trainer``, whatever the model is.
+"""The one training loop of real and simulated runs: Hugging Face's ``Trainer``, with any model.
 
-Because both go through it, optimiser, schedule, batch order, accumulation, clipping and label smoothing of a forecast
-are those of the real run by construction.
+Because both kinds of runs use it, a simulated run has the optimiser, schedule, batch order, gradient accumulation,
+clipping and label smoothing of the real run by construction.
 """
 
 import copy
@@ -32,15 +32,22 @@ from foretune.train.trackers import guard_trackers
 
 
 class LoopTrainer(Trainer):
-    """``Trainer`` as both kinds of runs use it: it prints nothing, keeps every step's loss and may put evaluations off.
+    """``Trainer`` as both kinds of runs use it.
 
-    Evaluations are of all examples, and the last step is always evaluated.
+    It prints nothing, keeps the loss of every step, and can postpone evaluations. Evaluations use all examples, and
+    there is always one after the last step.
 
     Args:
-        compute_metrics: Of outputs and labels.
-        progress: Called with steps done and in all.
-        notify: Called with a sentence about what did not work but does not end the run.
-        kwargs: What else ``Trainer`` takes.
+        compute_metrics: Computes metrics from outputs and labels.
+        progress: Called with the number of steps done and of all steps.
+        notify: Called with a sentence about a failure that does not end the run.
+        kwargs: Other arguments of ``Trainer``.
+
+    Attributes:
+        eval_seconds: Time spent in evaluations so far.
+        proximal: The proximal term, if there is one.
+        blind: Whether evaluations are left out.
+        put_off: The postponed evaluations; None if evaluations are made at once.
     """
 
     eval_seconds = 0.0
@@ -68,21 +75,21 @@ class LoopTrainer(Trainer):
         if progress:
             self.add_callback(_OnStep(progress))
         self.put_off: PutOff | None = None
-        self.losses: dict[int, torch.Tensor] = {}  # by the steps made before
+        self.losses: dict[int, torch.Tensor] = {}  # the training loss of every step, by the number of steps before it
         self.last_evaluated: int | None = None
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """A step of ``Trainer``, whose loss is kept."""
+        """Take a step as ``Trainer`` does, and keep its loss."""
         loss = super().training_step(*args, **kwargs)
         step = self.state.global_step
         self.losses[step] = self.losses[step] + loss if step in self.losses else loss
         return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """The optimiser of ``Trainer``, prepared once."""
-        made = self.optimizer is None
+        """Create the optimiser as ``Trainer`` does, and prepare it when it is new."""
+        is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if made:
+        if is_new:
             self.prepare_optimizer(optimizer)
         return optimizer
 
@@ -93,7 +100,7 @@ class LoopTrainer(Trainer):
             anchor_adapters(optimizer, self.model, self.proximal)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Batches of all evaluation examples: ``dataloader_drop_last`` is about training."""
+        """Return batches of all evaluation examples; ``dataloader_drop_last`` applies to training only."""
         args = self.args
         self.args = copy.copy(args)
         self.args.dataloader_drop_last = False
@@ -103,24 +110,24 @@ class LoopTrainer(Trainer):
             self.args = args
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as ``Trainer`` does, training losses to the histories of what is evaluated later too."""
+        """Log as ``Trainer`` does, and add training losses to the histories of the postponed evaluations."""
         super().log(logs, *args, **kwargs)
         if "loss" in logs and self.put_off:
             for history, loss in zip(self.put_off.histories, self.logged(logs["loss"]), strict=True):
                 history.append({"loss": loss})
 
     def logged(self, loss: float) -> list[float]:
-        """The mean training loss since the last one, of everything whose evaluations are put off."""
+        """Return the mean training loss since the last log entry, for every model whose evaluations are postponed."""
         return [loss]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate now, later or not at all."""
+        """Evaluate now, postpone the evaluation, or leave it out."""
         started = time.perf_counter()
         if not self.put_off and not self.blind:
             metrics = super().evaluate(*args, **kwargs)
         else:
             metrics = {}
-            next(iter(self.get_eval_dataloader()))  # which draws a random number: later ones stay those of the real run
+            next(iter(self.get_eval_dataloader()))  # draws the random number that an evaluation of the real run draws
         if self.put_off:
             self.put_off.take(self.state.global_step, self.state.epoch or 0.0)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -131,7 +138,7 @@ class LoopTrainer(Trainer):
         return metrics
 
     def settle(self) -> None:
-        """Make the evaluations that were put off."""
+        """Make the evaluations that were postponed."""
         model = self.model
 
         def evaluated(stand_in: nn.Module) -> dict[str, float]:
@@ -144,26 +151,33 @@ class LoopTrainer(Trainer):
             self.model = model
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint as ``Trainer`` does, and seal it when it is whole."""
+        """Save a checkpoint as ``Trainer`` does, and seal it once all its files are written."""
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             seal(Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}"))
 
     @property
     def kept_step(self) -> int | None:
-        """The step whose checkpoint is loaded at the end; None: the model stays as the last step left it."""
+        """The step whose checkpoint is loaded at the end; None if the model of the last step is kept."""
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         return int(best.rpartition("-")[2]) if best else None
 
     @property
     def last_step_is_evaluated(self) -> bool:
-        """Whether the last step was evaluated, here or before training was interrupted."""
+        """Whether there was an evaluation after the last step, in this process or before an interruption."""
         step = self.state.global_step
         logged = any("eval_loss" in entry and entry["step"] == step for entry in self.state.log_history)
         return logged or self.last_evaluated == step
 
     def run(self, checkpoint: Path | None = None) -> list[Run]:
-        """Train, with an evaluation at the end, and say how it went: one run, or one for each model of ``put_off``."""
+        """Train, and evaluate at the end.
+
+        Args:
+            checkpoint: The checkpoint to continue from, if there is one.
+
+        Returns:
+            The run; with postponed evaluations of several models, one run for every model.
+        """
         started = time.perf_counter()
         with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
@@ -177,21 +191,21 @@ class LoopTrainer(Trainer):
         seconds = time.perf_counter() - started - self.eval_seconds
         histories = self.put_off.histories if self.put_off else [self.state.log_history]
         steps = [loss.reshape(len(histories)).tolist() for loss in self.losses.values()]
-        losses = [[of_step[number] for of_step in steps] for number in range(len(histories))]
+        losses = [[losses_of_step[number] for losses_of_step in steps] for number in range(len(histories))]
         return [
-            Run(curve_of(history), seconds / len(histories), self.eval_seconds / len(histories), own, kept)
-            for history, own in zip(histories, losses, strict=True)
+            Run(curve_of(history), seconds / len(histories), self.eval_seconds / len(histories), step_losses, kept)
+            for history, step_losses in zip(histories, losses, strict=True)
         ]
 
 
 class _OnStep(TrainerCallback):
-    """Tells steps done and in all."""
+    """Reports the number of steps done and of all steps."""
 
     def __init__(self, tell: Callable[[int, int], None]) -> None:
         self.tell = tell
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Tell."""
+        """Report the step."""
         self.tell(state.global_step, state.max_steps)
 
 
@@ -212,11 +226,27 @@ def run_trainer(
     moments: Moments | None = None,
     blind: bool = False,
 ) -> tuple[Run, LoopTrainer]:
-    """Train a model that returns ``loss`` and ``logits``; evaluate as ``args`` say: see ``loop_arguments``.
+    """Train a model that returns ``loss`` and ``logits``.
 
-    A proximal term acts on the adapters, and not on modules trained in full, such as a new head. Given ``moments``,
-    evaluations are made later, several at a time, and ``blind`` not at all, unless the run itself depends on them.
-    Training goes on from ``checkpoint``, if one is given.
+    Args:
+        model: The model.
+        args: The training arguments, which also say when to evaluate, see ``loop_arguments``.
+        train: Training data.
+        evaluation: Evaluation data.
+        compute_metrics: Computes metrics from outputs and labels.
+        collator: Makes batches.
+        tokenizer: The tokenizer, for ``Trainer``.
+        progress: Called with the number of steps done and of all steps.
+        notify: Called with a sentence about a failure that does not end the run.
+        callbacks: Further callbacks of ``Trainer``.
+        checkpoint: The checkpoint to continue from, if there is one.
+        proximal: A proximal term on the adapters. It does not act on modules trained in full, such as a new head.
+        moments: Postpone evaluations, and make several at a time on copies of the parameters.
+        blind: Leave evaluations out.
+
+    Returns:
+        The run and its trainer. If steps depend on evaluations, as with some schedules, evaluations are always made at
+        once, whatever ``moments`` and ``blind`` are.
     """
     trainer = LoopTrainer(
         model=model,

@@ -1,14 +1,15 @@
-"""Proximal fine-tuning: weight decay toward the values that training starts from (theory.md section 1).
+"""Proximal fine-tuning: weight decay toward the values that training starts from (docs/theory.md section 1).
 
-Before each step of the optimiser, with the learning rate η that the step has and the gradient g that was taken at θ,
+The gradient g is computed at θ. Then every step of the optimiser, with learning rate η, becomes
 
-    θ ← θ - min(ηλ, 1) (θ - θ0)        then the optimiser's own step with g
+    θ ← θ - min(ηλ, 1) (θ - θ0)        followed by the optimiser's own step with g
 
-as AdamW decays toward 0: decoupled from momentum and adaptive scaling. With plain SGD this is gradient descent on the
-penalised loss, ``θ - η(g + λ(θ - θ0))``, exactly. The min keeps a λ beyond 1/η from overshooting: it holds θ at θ0.
+This is decoupled from momentum and adaptive scaling, as the decay of AdamW toward 0 is. With plain SGD it is exactly
+gradient descent on the penalised loss, ``θ - η(g + λ(θ - θ0))``. The minimum prevents overshooting: with λ above 1/η,
+θ is reset to θ0.
 
-λ is in the convention of the loss that is trained, which is a **mean**: the objective is ``loss + (λ/2) ‖θ - θ0‖²``.
-``foretune.linear.sum_strength`` gives the λ of the sum convention with the same minimiser.
+λ follows the convention of the trained loss, which is a **mean**: the objective is ``loss + (λ/2) ‖θ - θ0‖²``.
+``foretune.linear.sum_strength`` converts it to the λ of the sum convention that has the same minimiser.
 """
 
 import math
@@ -28,44 +29,46 @@ from foretune.task.problems import nearest
 
 RULES = ("always", "selective")
 SCOPES = ("global", "tensor")
-ANCHOR = "proximal_anchor"  # θ0 in the optimiser's state of a parameter
-STRENGTH = "proximal_strength"  # λ in a parameter group
-RULE = "proximal_rule"  # of an optimiser, in its defaults
+ANCHOR = "proximal_anchor"  # key of θ0 in the optimiser's state of a parameter
+STRENGTH = "proximal_strength"  # key of λ in a parameter group
+RULE = "proximal_rule"  # key of the rule in the optimiser's defaults
 
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 
 def proximal(optimizer: AnyOptimizer, *, strength: float, rule: str = "always", scope: str = "global") -> AnyOptimizer:
-    """Give an optimiser the proximal term ``θ ← θ - min(ηλ, 1) (θ - θ0)``, taken before each of its steps.
+    """Add the proximal term ``θ ← θ - min(ηλ, 1) (θ - θ0)`` to an optimiser; it acts before every step.
 
-    It stays the same object, so schedulers, gradient scalers, accelerate and ``Trainer`` treat it as before. θ0 is a
-    parameter's value at its first step with a gradient (for LoRA's A its random start, never 0). It is kept in the
-    optimiser's state, one more copy of the trained parameters, and is saved and restored with it. Without a saved state
-    the anchor is where training goes on. Copies and pickles of an optimiser lose the term, as they lose all hooks.
+    The optimiser stays the same object, so schedulers, gradient scalers, accelerate and ``Trainer`` treat it as before.
+    θ0, the *anchor*, is the value of a parameter at its first step with a gradient. For LoRA's A that is its random
+    start, never 0. The anchor is part of the optimiser's state: it takes one more copy of the trained parameters, and
+    is saved and restored with the state. Without a saved state, the anchor is the value where training continues.
+    Copies and pickles of an optimiser lose the term, as they lose all hooks.
 
-    The selective rule takes the term only where its step does not lead uphill, ``Σ ⟨g, ηλ(θ - θ0)⟩ ≥ 0``: with one
-    rate and strength that is ``⟨∇R(θ), θ - θ0⟩ ≥ 0`` (arXiv:2602.08239 Eq. 8), and the loss never rises to first order.
-    g is the gradient as it reaches the step. Clipping its norm and scaling the loss multiply it by a positive number,
-    which leaves the sign alone; clipping each value may not. Steps that a gradient scaler skips apply nothing. Under
-    data parallelism all processes take the same steps. Parameters sharded over processes (FSDP, ZeRO) are not
+    The rule ``selective`` applies the term only if it does not lead uphill, ``Σ ⟨g, ηλ(θ - θ0)⟩ ≥ 0``. With one
+    learning rate and strength that is ``⟨∇R(θ), θ - θ0⟩ ≥ 0`` (arXiv:2602.08239 Eq. 8), and the term never raises the
+    loss, to first order. g is the gradient as it reaches the step. Clipping its norm and scaling the loss do not change
+    the sign; clipping single values may. A step that a gradient scaler skips does not apply the term. Under data
+    parallelism all processes take the same steps. Parameters that are sharded over processes (FSDP, ZeRO) are not
     supported.
 
-    An argument that is none of those below is an ``InputError``, and so is an optimiser that takes several gradients a
-    step (LBFGS), that accelerate has prepared already, or that has the term already.
+    An invalid argument raises an ``InputError``. So does an optimiser that needs several gradients per step (LBFGS),
+    that accelerate has prepared already, or that has the term already.
 
     Args:
-        optimizer: Any optimiser that takes one gradient a step. A parameter group with a ``proximal_strength`` of its
-            own keeps it: 0 for a new head, whose random start is no pretrained value.
-        strength: λ ≥ 0 in the mean convention: the penalty ``(λ/2) ‖θ - θ0‖²`` is added to the loss that is trained.
+        optimizer: Any optimiser that needs one gradient per step. A parameter group may have a ``proximal_strength`` of
+            its own, such as 0 for a new head, whose random start is not a pretrained value.
+        strength: λ ≥ 0 in the mean convention: the penalty ``(λ/2) ‖θ - θ0‖²`` is added to the mean loss.
         rule: ``always`` or ``selective``.
-        scope: The selective sum runs over all parameters (``global``), or over each tensor for itself (``tensor``).
+        scope: Whether the sum of the selective rule runs over all parameters (``global``) or over one tensor at a time
+            (``tensor``).
 
     Returns:
         The optimiser.
 
     >>> weight = torch.nn.Parameter(torch.tensor([2.0]))
     >>> sgd = proximal(torch.optim.SGD([weight], lr=0.1), strength=0.5)
-    >>> for _ in range(2):  # to 2 - 0.1, and from there another 0.1 (1 - 0.5 * 0.1)
+    >>> for _ in range(2):  # 2 - 0.1 = 1.9, then 1.9 + 0.05 * 0.1 - 0.1
     ...     weight.grad = torch.ones(1)
     ...     sgd.step()
     >>> round(weight.item(), 6)
@@ -87,12 +90,12 @@ class ProximalAdamW(AdamW):
 
     Args:
         params: Parameters or groups; a group may have a ``proximal_strength`` of its own.
-        lr: η.
-        strength: λ ≥ 0 in the mean convention, decoupled as ``weight_decay`` is and to be compared with it.
+        lr: The learning rate η.
+        strength: λ ≥ 0 in the mean convention. It is decoupled, as ``weight_decay`` is, so the two have the same scale.
         rule: ``always`` or ``selective``.
         scope: ``global`` or ``tensor``.
-        weight_decay: AdamW's pull toward 0; none unlike there, because this one pulls toward θ0.
-        adamw: AdamW's other arguments.
+        weight_decay: AdamW's pull toward 0. The default is 0, unlike AdamW's, because the term pulls toward θ0.
+        adamw: Other arguments of AdamW.
     """
 
     def __init__(
@@ -111,12 +114,17 @@ class ProximalAdamW(AdamW):
 
 
 def anchor_adapters(optimizer: Optimizer, model: nn.Module, spec: ProximalSpec) -> None:
-    """Put the term on the adapters of a model, and not on modules trained in full, such as a new head.
+    """Add the term to the adapters of a model, but not to modules trained in full, such as a new head.
 
-    Groups that hold both are split in two: do it before the first step.
+    Parameter groups that contain both are split in two, so call it before the first step.
+
+    Args:
+        optimizer: The optimiser of the model.
+        model: The model with adapters.
+        spec: Strength, rule and scope of the term.
 
     Raises:
-        InputError: The optimiser has none of the adapters' parameters.
+        InputError: The optimiser does not have the parameters of the adapters.
     """
     factors = {parameter for name, parameter in model.named_parameters() if LoraModel.prefix in name}
     groups = []
@@ -126,14 +134,16 @@ def anchor_adapters(optimizer: Optimizer, model: nn.Module, spec: ProximalSpec) 
             if params:
                 groups.append(group | {"params": params, STRENGTH: strength})
     if not any(group[STRENGTH] for group in groups):
-        found = f"{type(optimizer).__name__} does not step the adapters itself, so the proximal term cannot act on them"
-        raise InputError("training.optim", found, "write adamw_torch, or leave the proximal section out")
+        problem = (
+            f"{type(optimizer).__name__} does not step the adapters itself, so the proximal term cannot act on them"
+        )
+        raise InputError("training.optim", problem, "write adamw_torch, or leave the proximal section out")
     optimizer.param_groups[:] = groups
     proximal(optimizer, strength=spec.strength, rule=spec.rule, scope=spec.scope)
 
 
 class _Term:
-    """The hooks of one optimiser around its steps."""
+    """The hooks that apply the term around the steps of an optimiser."""
 
     def __init__(self, rule: str, scope: str) -> None:
         self.rule, self.scope = rule, scope
@@ -143,7 +153,7 @@ class _Term:
     def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Evaluate the closure, if the step has one, and apply the term."""
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is not None:  # its gradient is that of the parameters as they are now
+        if closure is not None:  # the gradient must be computed before the term moves the parameters
             with torch.enable_grad():
                 loss = closure()
             args, kwargs = args[:1], kwargs | {"closure": lambda: loss}
@@ -155,10 +165,13 @@ class _Term:
         return args, kwargs
 
     def pulls(self, optimizer: Optimizer) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-        """Each parameter with the loss's gradient and its pull, min(ηλ, 1) (θ - θ0); those at their start have none."""
-        taken = 1 - getattr(optimizer, "found_inf", 0)  # a fused optimiser skips a scaler's steps inside itself
+        """Yield parameters with the gradient of the loss and the pull min(ηλ, 1) (θ - θ0).
+
+        A parameter at its first step has no pull, and only its start is remembered.
+        """
+        not_skipped = 1 - getattr(optimizer, "found_inf", 0)  # a fused optimiser itself skips the steps of a scaler
         for group in optimizer.param_groups:
-            rate = min(group["lr"] * group[STRENGTH], 1.0) * taken
+            rate = min(group["lr"] * group[STRENGTH], 1.0) * not_skipped
             for parameter in group["params"]:
                 gradient = parameter.grad
                 if gradient is None:
@@ -170,14 +183,14 @@ class _Term:
                     yield parameter, uphill, rate * (parameter - optimizer.state[parameter][ANCHOR])
 
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep new anchors, now that the optimiser has made its own state: most make it only where there is none."""
+        """Store new anchors, after the step: most optimisers initialise their state only if it is empty."""
         for parameter, start in self.starts.items():
             optimizer.state[parameter][ANCHOR] = start
         self.starts.clear()
 
 
 def _downhill(pulls: list[tuple[Tensor, Tensor, Tensor]], scope: str) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-    """The pulls, made zero where ``⟨gradient, pull⟩ < 0``; nothing waits for a device."""
+    """Set the pulls to zero where ``⟨gradient, pull⟩ < 0``, without waiting for the device."""
     slopes = [_inner(gradient, pull) for _, gradient, pull in pulls]
     if scope == "global" and slopes:
         total = torch.stack([slope.to(slopes[0].device) for slope in slopes]).sum()
@@ -187,16 +200,16 @@ def _downhill(pulls: list[tuple[Tensor, Tensor, Tensor]], scope: str) -> Iterabl
 
 
 def _inner(gradient: Tensor, pull: Tensor) -> Float[Tensor, ""]:
-    """Their inner product, summed in single precision or better."""
+    """The inner product, summed in single precision or better."""
     wide = torch.promote_types(pull.dtype, torch.float32)
     return (gradient.to(wide) * pull.to(wide)).sum()
 
 
 def _check(optimizer: Optimizer, strength: float, rule: str, scope: str) -> None:
-    """Refuse what the term cannot act on.
+    """Check the arguments of ``proximal``.
 
     Raises:
-        InputError: There is such a thing.
+        InputError: An argument is invalid, or the term cannot be added to this optimiser.
     """
     _check_strength(strength, "strength")
     for name, value, valid in (("rule", rule, RULES), ("scope", scope, SCOPES)):
@@ -205,30 +218,32 @@ def _check(optimizer: Optimizer, strength: float, rule: str, scope: str) -> None
     if isinstance(optimizer, AcceleratedOptimizer):
         raise InputError("optimizer", "accelerate has prepared it already", "call proximal before prepare")
     if isinstance(optimizer, LBFGS):
-        raise InputError("optimizer", "LBFGS takes several gradients a step", "use one that takes one, such as AdamW")
+        raise InputError(
+            "optimizer", "LBFGS needs several gradients per step", "use an optimiser that needs one, such as AdamW"
+        )
     if STRENGTH in optimizer.defaults:
         raise InputError("optimizer", "it has the proximal term already", "call proximal once")
 
 
 def _check_strength(strength: float, where: str) -> None:
-    """Refuse a strength that is none.
+    """Check a strength.
 
     Raises:
-        InputError: It is.
+        InputError: It is negative or not finite.
     """
     if not (strength >= 0 and math.isfinite(strength)):
         raise InputError(where, f"it is {strength}", "pass a number of at least 0")
 
 
 def _check_saved(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Refuse the state of an optimiser without the term: it has no anchor.
+    """Check the state that an optimiser is about to load.
 
     Raises:
-        InputError: It is one.
+        InputError: The state was saved without the term, so it has no anchor.
     """
     if any(STRENGTH not in group for group in state["param_groups"]):
         raise InputError(
             "optimizer state",
             "it was saved without the proximal term, so it has no anchor",
-            "load it before calling proximal, which then anchors where training goes on",
+            "load it before calling proximal, which then anchors the parameters where training continues",
         )

@@ -1,4 +1,4 @@
-"""Along a real run: a bound on its distance from the linearised run, step by step (theory.md P3)."""
+"""Record, step by step, a bound on the distance of a real run from the linearised run (docs/theory.md P3)."""
 
 import hashlib
 import math
@@ -21,27 +21,37 @@ from foretune.tangents import centring
 from foretune.train.proximal import RULE, STRENGTH
 
 GAP_FILE = "gap.json"
-CURVATURE = {"mean_squared_error": 2.0, "cross_entropy": 0.5}  # largest eigenvalue of an example's loss in its outputs
+# Largest eigenvalue of the Hessian of one example's loss in its outputs.
+CURVATURE = {"mean_squared_error": 2.0, "cross_entropy": 0.5}
 
 
 class GapRecorder(TrainerCallback):
-    """Bounds how far a network is from its linearisation while both train on the same batches (theory.md P3).
+    """Bounds the distance of a network from its linearisation while both train on the same batches (docs/theory.md P3).
 
-    The linearised run takes plain steps ``δ̄ ← δ̄ - η (∇R̄(δ̄) + γ (θ0 + δ̄) + λ δ̄)`` on the mean loss of each batch, with
-    the real one's rates η, weight decay γ and proximal strength λ. Where such a step leads from where the real run is,
-    and where the real run goes, are ``η‖h‖`` apart; ``E ← ‖I - η(H + γ + λ)‖ E + η‖h‖`` from E = 0 bounds ``‖δ - δ̄‖``
-    (:func:`foretune.kernel.bounds.next_gap`). The linearised step's Hessian H is at most ``L = c σ``: σ is the largest
-    eigenvalue of the batch's own kernel, and c bounds the curvature of the mean loss in the outputs, 2/n for squared
-    errors, 1/(2n) for cross-entropy. It holds for what the run really does, dropout, clipping and rounding included, up
-    to the rounding of these numbers themselves.
+    The linearised run takes plain steps ``δ̄ ← δ̄ - η (∇R̄(δ̄) + γ (θ0 + δ̄) + λ δ̄)`` on the mean loss of each batch. Its
+    learning rates η, weight decay γ and proximal strength λ are those of the real run.
 
-    Nothing is certified, and ``reason`` says why, if the optimiser is not plain ``SGD`` with one rate, or a step is so
-    long that the linearised run itself would not contract: ``η (L + γ + λ) > 2``. The run is not changed. A step costs
-    the batch's Jacobian: a forward pass and a backward pass for each centred output, example by example.
+    At every step, the real run and a linearised step from the same parameters end ``η‖h‖`` apart. Starting from E = 0,
+    ``E ← ‖I - η(H + γ + λ)‖ E + η‖h‖`` therefore bounds ``‖δ - δ̄‖`` (:func:`foretune.kernel.bounds.next_gap`). The
+    Hessian H of the linearised step is at most ``L = c σ``. Here σ is the largest eigenvalue of the batch's own kernel,
+    and c bounds the curvature of the mean loss in the outputs: 2/n for squared errors, 1/(2n) for cross-entropy. The
+    bound includes everything that the run really does, such as dropout, clipping and rounding. It does not include the
+    rounding of the bound itself.
+
+    Nothing is certified, and ``reason`` says why, if the optimiser is not plain ``SGD`` with one learning rate. The
+    same holds if a step is so long that the linearised run itself need not contract: ``η (L + γ + λ) > 2``. The
+    recorder does not change the run. Per step it computes the Jacobian of the batch, which takes one forward pass and
+    one backward pass per centred output for every example.
 
     Args:
-        linear: The linearised network, from before the first step.
+        linear: The linearised network, made before the first step.
         loss: ``mean_squared_error`` or ``cross_entropy``, averaged over a batch.
+
+    Attributes:
+        reason: Why nothing is certified; None so far.
+        gap: The bound E after the last step.
+        steps: E, ``‖h‖``, η and the curvature of every step.
+        seconds: Time spent on recording.
     """
 
     def __init__(self, linear: Linearised, loss: str) -> None:
@@ -57,7 +67,7 @@ class GapRecorder(TrainerCallback):
 
     @contextmanager
     def step(self, batch: Mapping[str, Tensor], optimiser: Optimizer) -> Generator[None]:
-        """Around ``optimiser.step()`` in a training loop of one's own, once gradients of the batch are there."""
+        """Record a step of your own training loop: call ``optimiser.step()`` inside the block, after ``backward``."""
         self._before(batch, optimiser)
         try:
             yield
@@ -65,7 +75,7 @@ class GapRecorder(TrainerCallback):
             self._after()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Look at the training arguments, and from now on at the batches."""
+        """Check the training arguments, and start to watch the batches."""
         if state.global_step > 0:
             self.reason = f"the run was interrupted: what came before step {state.global_step} was not recorded"
         elif args.gradient_accumulation_steps > 1:
@@ -77,20 +87,20 @@ class GapRecorder(TrainerCallback):
         self._handle = self.linear.network.register_forward_pre_hook(self._see, with_kwargs=True)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Before a step of ``Trainer``."""
+        """Compute where the linearised step would lead, before a step of ``Trainer``."""
         self._before(self._batch, rest["optimizer"])
         self._batch = {}
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """After a step of ``Trainer``."""
+        """Update the bound after a step of ``Trainer``."""
         self._after()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The run is over."""
+        """Stop watching the batches."""
         self._handle.remove()
 
     def save(self, folder: str | Path) -> None:
-        """Write ``gap.json`` beside the adapter: ``foretune certify`` reads it, for the parameters of the last step."""
+        """Write ``gap.json`` into the folder of the adapter, where ``foretune certify`` reads it."""
         record: dict[str, Any] = {"certified": self.reason is None, "reason": self.reason, "loss": self.loss}
         record |= {
             "gap": self.gap if self.reason is None else None,
@@ -118,7 +128,7 @@ class GapRecorder(TrainerCallback):
         if self.reason is not None:
             return
         labels = batch["labels"]
-        f0, jacobian = self.linear.jacobian(batch, centred=True)  # cross-entropy does not see the other direction
+        f0, jacobian = self.linear.jacobian(batch, centred=True)  # cross-entropy ignores the mean of the outputs
         rows, mix = jacobian.flatten(0, 1), centring(f0.shape[1] + (self.loss == "cross_entropy")).to(f0)
         largest = float(torch.linalg.eigvalsh((rows @ rows.T).double())[-1])
         with torch.enable_grad():
@@ -137,11 +147,12 @@ class GapRecorder(TrainerCallback):
         if not length <= 2:
             self.reason = (
                 f"step {len(self.steps) + 1} is too long: η(L + γ + λ) = {length:.3g} is above 2, where even the "
-                f"linearised run need not contract (a rate of {2 / (curvature + high):.2g} would do for its batch)"
+                f"linearised run need not contract (on this batch a learning rate of {2 / (curvature + high):.2g} "
+                "would do)"
             )
             return
         aim = delta - rate * (rows.T @ slope.flatten() + torch.cat(pulls))
-        self._aim = aim, rate, low, curvature + high - low  # eigenvalues of the step's Hessian: low to curvature + high
+        self._aim = aim, rate, low, curvature + high - low  # the step's Hessian lies between low and curvature + high
         self.seconds += time.perf_counter() - started
 
     def _after(self) -> None:
@@ -162,21 +173,21 @@ class GapRecorder(TrainerCallback):
 
 
 def digest(displacement: Float[Tensor, " p"], start: Float[Tensor, " p"]) -> str:
-    """A hash of δ and θ0: whether a record is about these parameters."""
-    found = hashlib.blake2b(digest_size=16)
+    """Return a hash of δ and θ0, which tells whether a record belongs to these parameters."""
+    checksum = hashlib.blake2b(digest_size=16)
     for tensor in (displacement, start):
-        found.update(tensor.to("cpu", torch.float32).numpy().tobytes())
-    return found.hexdigest()
+        checksum.update(tensor.to("cpu", torch.float32).numpy().tobytes())
+    return checksum.hexdigest()
 
 
 def _strengths(group: dict[str, Any], rate: float) -> tuple[float, float]:
-    """γ and λ of a parameter group; the decay acts on what the proximal term, which comes first, leaves."""
+    """γ and λ of a parameter group. λ is scaled by 1 - ηγ, because weight decay acts after the proximal term."""
     decay = float(group["weight_decay"])
     return decay, float(group.get(STRENGTH, 0.0)) * (1 - rate * decay)
 
 
 def _not_plain(optimiser: Optimizer, linear: Linearised) -> str | None:
-    """Why an optimiser's steps are not plain ones in all of θ with one rate; None if they are."""
+    """Why an optimiser does not take plain SGD steps in all of θ with one rate; None if it does."""
     inner = getattr(optimiser, "optimizer", optimiser)  # accelerate wraps it
     groups = inner.param_groups
     if type(inner) is not SGD:
@@ -188,5 +199,5 @@ def _not_plain(optimiser: Optimizer, linear: Linearised) -> str | None:
     if len({float(group["lr"]) for group in groups}) > 1:
         return "parameters train at several rates"
     if {id(p) for p in linear.theta().values()} - {id(p) for group in groups for p in group["params"]}:
-        return "the optimiser has not all trained parameters"
+        return "the optimiser does not have all trained parameters"
     return None

@@ -1,4 +1,4 @@
-"""A run built without weights, before anything is spent: what ``Trainer`` would refuse later, it refuses now."""
+"""Build a run on a model without weights, to find early what ``Trainer`` would refuse later."""
 
 import importlib.util
 import tempfile
@@ -25,7 +25,7 @@ PLAIN = "adamw_torch"  # an optimiser that needs no further package
 
 
 class _Rehearsal(LoopTrainer):
-    """A trainer of a model without weights, which stays where it is."""
+    """A trainer of a model without weights, which it does not move to a device."""
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         pass
@@ -34,12 +34,12 @@ class _Rehearsal(LoopTrainer):
 def rehearse(task: Task, candidate: Candidate, where: str) -> None:
     """Build ``Trainer``, optimiser, schedule, trackers and batches of a candidate on its model without weights.
 
-    What cannot be built is an ``InputError`` that names the key, the reason, and what to write.
+    If something cannot be built, that raises an ``InputError`` with the key, the reason, and what to write.
 
     Args:
         task: Model, data and loss.
-        candidate: What would be trained.
-        where: How messages call the candidate, such as ``run.yaml: candidate 'base'``.
+        candidate: The candidate that would be trained.
+        where: Name of the candidate in messages, such as ``run.yaml: candidate 'base'``.
     """
     training = f"{where}: training"
     check_initialisation(candidate, f"{where}: peft")
@@ -47,7 +47,7 @@ def rehearse(task: Task, candidate: Candidate, where: str) -> None:
     check_hub(candidate, training)
     _check_kernels(candidate, training)
     config = candidate.peft_config()
-    config.init_lora_weights = True  # other initialisations read weights or data, and change no shape
+    config.init_lora_weights = True  # other initialisations need weights or data, but give the same shapes
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(skeleton(task.model), config, low_cpu_mem_usage=True)
@@ -65,16 +65,17 @@ def rehearse(task: Task, candidate: Candidate, where: str) -> None:
             )
             trainer.proximal = candidate.proximal
             steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
-        with _refused(f"{training}.optim", f"install what it names, or write {PLAIN}, which needs no further package"):
+        fix = f"install what it names, or write {PLAIN}, which needs no other package"
+        with _refused(f"{training}.optim", fix):
             trainer.create_optimizer()
             _take_a_step(args, model)
-        with _refused(f"{training}.lr_scheduler_type", "write lr_scheduler_kwargs that this schedule takes"):
+        with _refused(f"{training}.lr_scheduler_type", "write lr_scheduler_kwargs that this schedule accepts"):
             trainer.create_scheduler(steps)
 
 
 @contextmanager
 def _refused(where: str, fix: str) -> Generator[None]:
-    """Turn what the libraries raise into one kind of error.
+    """Turn any error of the libraries inside the block into an ``InputError``.
 
     Raises:
         InputError: Something was raised inside the block.
@@ -83,30 +84,30 @@ def _refused(where: str, fix: str) -> Generator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # every library refuses in its own way
+    except Exception as error:  # the errors of the libraries have many types
         reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         raise InputError(where, f"the run cannot be built ({reason})", fix) from error
 
 
 def _check_choice(task: Task, candidate: Candidate, where: str) -> None:
-    """See that ``metric_for_best_model`` is something that is measured.
+    """Check ``metric_for_best_model``.
 
     Raises:
-        InputError: It is not.
+        InputError: The evaluations of this task do not measure it.
     """
-    given = candidate.training.get("metric_for_best_model")
+    metric = candidate.training.get("metric_for_best_model")
     names = metric_names(task.metric_name)
-    if given is not None and str(given).removeprefix("eval_") not in names:
+    if metric is not None and str(metric).removeprefix("eval_") not in names:
         raise InputError(
-            f"{where}.metric_for_best_model", f"{given!r} is not measured here", nearest(str(given), names)
+            f"{where}.metric_for_best_model", f"{metric!r} is not measured here", nearest(str(metric), names)
         )
 
 
 def _check_kernels(candidate: Candidate, where: str) -> None:
-    """See that the kernels that a run replaces its model's by are installed: ``Trainer`` looks for them when it starts.
+    """Check that the package for ``use_liger_kernel`` is installed; ``Trainer`` itself checks only when it starts.
 
     Raises:
-        InputError: They are not.
+        InputError: The package is needed and not installed.
     """
     if candidate.training.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         raise InputError(
@@ -115,28 +116,28 @@ def _check_kernels(candidate: Candidate, where: str) -> None:
 
 
 def _check_batches(task: Task, args: TrainingArguments, where: str) -> None:
-    """See that a whole batch is left where smaller ones are dropped.
+    """Check that ``dataloader_drop_last`` leaves at least one whole batch.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no whole batch.
     """
     if args.dataloader_drop_last and len(task.train) < args.train_batch_size:
         raise InputError(
             f"{where}.dataloader_drop_last",
-            f"no batch is left: a batch takes {args.train_batch_size} of {len(task.train)} training examples",
+            f"no batch is left: a batch has {args.train_batch_size} examples, and there are {len(task.train)} to train",
             "leave it out, or write a smaller per_device_train_batch_size",
         )
 
 
 def _take_a_step(args: TrainingArguments, model: nn.Module) -> None:
-    """Take a step of the optimiser on a small parameter, to see that it runs on this device."""
+    """Take a step of the optimiser on a small parameter, to check that it runs on this device."""
     kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]
     if not isinstance(kind, type) or not issubclass(kind, torch.optim.Optimizer):
         return
-    if {"params", "model", "optimizer_dict"} & set(options):  # it is made for this model's own parameters
+    if {"params", "model", "optimizer_dict"} & set(options):  # it works only with this model's own parameters
         return
     parameter = nn.Parameter(torch.ones(4, 4, device=args.device))
     parameter.grad = torch.ones_like(parameter)
     optimizer = kind([parameter], **options)
-    getattr(optimizer, "train", lambda: None)()  # schedule-free optimisers are told that training begins
+    getattr(optimizer, "train", lambda: None)()  # schedule-free optimisers must be told that training begins
     optimizer.step()

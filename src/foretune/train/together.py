@@ -1,4 +1,4 @@
-"""Several runs in one training loop: tangent models in lockstep, each with its own learning rate."""
+"""Train several tangent models in one loop, in lockstep, with a learning rate for every model."""
 
 import copy
 import math
@@ -17,12 +17,12 @@ from foretune.train.curve import Run
 from foretune.train.loop import LoopTrainer
 from foretune.train.put_off import PutOff
 
-SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")  # whatever the rate, the same shares of it
-OPTIMISERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")  # of torch, a parameter at a time
+SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")  # their shape does not depend on the learning rate
+OPTIMISERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")  # they treat parameters independently
 
 
 def can_share(args: TrainingArguments) -> bool:
-    """Whether runs that differ in their learning rate only can be one: nothing in them looks beyond a step."""
+    """Whether runs with these arguments, which differ only in their learning rate, can share a loop."""
     return (
         args.lr_scheduler_type in SCHEDULES
         and not args.lr_scheduler_kwargs
@@ -35,17 +35,23 @@ def can_share(args: TrainingArguments) -> bool:
 
 
 class LockstepTrainer(LoopTrainer):
-    """Trains a ``Lockstep``: rates, clipping, training losses and evaluations are each member's own."""
+    """Trains a ``Lockstep``; every member has a learning rate, clipping, losses and evaluations of its own.
+
+    Attributes:
+        rates: The learning rate of every member.
+        limit: The largest norm of a member's gradients, above which they are clipped; 0 clips nothing.
+        last_logged: The step of the last log entry.
+    """
 
     rates: Sequence[float] = ()
-    limit = 0.0  # of each member's gradients
+    limit = 0.0
     last_logged = 0
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As ever; what is kept are the members' losses, and gradients are clipped here.
+        """Take a step as ``Trainer`` does, keep the losses of the members, and clip the gradients of every member.
 
-        A member whose gradients are no numbers any more is lost. It gets none: ``Trainer`` measures all gradients
-        together in every step, and would multiply those of the others by what it finds.
+        A member whose gradients are no longer finite is set to nan and gets no gradients. ``Trainer`` computes one norm
+        of all gradients, and a single infinite gradient would spoil the others.
         """
         loss = super().training_step(*args, **kwargs)
         self.losses[self.state.global_step] = self.lockstep.losses
@@ -59,28 +65,28 @@ class LockstepTrainer(LoopTrainer):
 
     @property
     def lockstep(self) -> Lockstep:
-        """The model."""
+        """The model, as a ``Lockstep``."""
         assert isinstance(self.model, Lockstep)
         return self.model
 
     def prepare_optimizer(self, optimizer: Optimizer) -> None:
-        """Groups of parameters for each member."""
+        """Split the parameter groups, so that every member has groups with its own learning rate."""
         groups, optimizer.param_groups = optimizer.param_groups, []
         for member, rate in zip(self.lockstep.models, self.rates, strict=True):
-            mine = set(member.parameters())
+            members_parameters = set(member.parameters())
             for group in groups:
-                own = [parameter for parameter in group["params"] if parameter in mine]
-                optimizer.add_param_group(group | {"params": own, "lr": rate})
+                params = [parameter for parameter in group["params"] if parameter in members_parameters]
+                optimizer.add_param_group(group | {"params": params, "lr": rate})
 
     def logged(self, loss: float) -> list[float]:
-        """The members' means, with ``Trainer``'s stand-in for what is no number."""
-        several = [self.losses[step].tolist() for step in range(self.last_logged, self.state.global_step)]
+        """Return the mean losses of the members since the last log entry."""
+        by_step = [self.losses[step].tolist() for step in range(self.last_logged, self.state.global_step)]
         self.last_logged = self.state.global_step
-        return [_mean(own) for own in zip(*several, strict=True)]
+        return [_mean(losses) for losses in zip(*by_step, strict=True)]
 
 
 class _Members(TrainerCallback):
-    """Measures the members after each step, and lets callbacks watch the member that is theirs."""
+    """Measures the members after every step, and gives every member to the callbacks that watch it."""
 
     def __init__(self, watch: Sequence[Sequence[TrainerCallback]]) -> None:
         self.watch = watch
@@ -117,7 +123,7 @@ class _Members(TrainerCallback):
 
 def run_together(
     lockstep: Lockstep,
-    several: Sequence[TrainingArguments],
+    arguments: Sequence[TrainingArguments],
     train: Dataset,
     evaluation: Dataset,
     compute_metrics: Callable[[Any, Any], dict[str, float]],
@@ -127,21 +133,24 @@ def run_together(
     moments: Moments,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Run]:
-    """Train the members, as ``run_trainer`` would train each of them alone.
+    """Train all members of a lockstep, with the results that ``run_trainer`` would give for every member alone.
 
     Args:
         lockstep: The members.
-        several: The arguments of each, which differ in their learning rates only and ``can_share`` a loop.
-        train: Examples by number.
-        evaluation: Likewise.
-        compute_metrics: Of outputs and labels.
-        collator: Makes batches of them.
-        watch: Callbacks for each member, which see it as the model and the first member's arguments.
-        moments: Of the members.
-        progress: Called with steps done and in all.
+        arguments: The arguments of every member. They differ only in their learning rates, and ``can_share`` a loop.
+        train: Numbers of the training examples.
+        evaluation: Numbers of the evaluation examples.
+        compute_metrics: Computes metrics from outputs and labels.
+        collator: Makes batches.
+        watch: Callbacks for every member. They get that member as the model, and the first member's arguments.
+        moments: Keeps copies of the members' parameters for evaluations.
+        progress: Called with the number of steps done and of all steps.
+
+    Returns:
+        The runs of the members.
     """
-    args = copy.copy(several[0])
-    args.max_grad_norm = 0.0  # of all members together
+    args = copy.copy(arguments[0])
+    args.max_grad_norm = 0.0  # Trainer would clip the gradients of all members together
     trainer = LockstepTrainer(
         model=lockstep,
         args=args,
@@ -152,12 +161,13 @@ def run_together(
         callbacks=[_Members(watch)],
         progress=progress,
     )
-    trainer.rates, trainer.limit = [each.learning_rate for each in several], float(several[0].max_grad_norm)
+    trainer.rates, trainer.limit = [own.learning_rate for own in arguments], float(arguments[0].max_grad_norm)
     trainer.put_off = PutOff(moments)
     return trainer.run()
 
 
 def _mean(losses: Sequence[float]) -> float:
+    """The mean, where a loss that is not finite is replaced by ``total / count``, as ``Trainer`` does."""
     total = 0.0
     for count, loss in enumerate(losses, 1):
         total += loss if math.isfinite(loss) else total / count

@@ -1,4 +1,4 @@
-"""Experiment trackers beside a run: one that fails is left out, and the run goes on."""
+"""Guard a run against experiment trackers: a tracker that fails is left out, and the run continues."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,10 @@ INTEGRATIONS = "transformers.integrations"
 
 
 class Guarded:
-    """A tracker's callback whose first failure is said, and ends it instead of the run.
+    """Wraps a tracker's callback: its first failure is reported and stops the tracker instead of the run.
 
     Args:
-        callback: The tracker's own.
+        callback: The callback of the tracker.
         notify: Called with a sentence about the failure.
     """
 
@@ -29,18 +29,23 @@ class Guarded:
                 return None
             try:
                 return wrapped(*args, **kwargs)
-            except Exception as error:  # every tracker fails in its own way
+            except Exception as error:  # the errors of trackers have many types
                 self._failed = True
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
                 name = type(self._callback).__name__.removesuffix("Callback")
-                self._notify(f"the tracker {name} failed ({reason}): the run goes on without it")
+                self._notify(f"the tracker {name} failed ({reason}): the run continues without it")
                 return None
 
         return event
 
 
 def guard_trackers(trainer: Trainer, notify: Callable[[str], None]) -> None:
-    """Guard every callback that a ``Trainer`` reports to."""
+    """Guard every tracker of a ``Trainer``.
+
+    Args:
+        trainer: The trainer.
+        notify: Called with a sentence about a failure.
+    """
     handler = trainer.callback_handler
     handler.callbacks[:] = [
         Guarded(callback, notify) if type(callback).__module__.startswith(INTEGRATIONS) else callback
