@@ -1,4 +1,4 @@
-"""Random trials of the bounds of theory.md: what tests assert and ``benchmarks/bounds.py`` counts."""
+"""Random trials of the bounds of docs/theory.md: what tests assert and ``benchmarks/bounds.py`` counts."""
 
 import math
 from collections.abc import Callable, Iterator

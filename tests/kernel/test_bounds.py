@@ -1,4 +1,4 @@
-"""P1 to P5 of theory.md: no violation in random trials, and what happens at the edges."""
+"""P1 to P5 of docs/theory.md: no violation in random trials, and what happens at the edges."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -95,7 +95,7 @@ def test_p3_contracts_up_to_the_step_size_condition_and_grows_beyond_it() -> Non
     def factor(rate: float, strength: float) -> float:
         return next_gap(one, 0.0, rate=rate, strength=strength, curvature=curvature).value
 
-    assert factor(0.2, 1.0) == pytest.approx(0.8)  # η(L+λ) = 1: 1 - ηλ, theory.md's
+    assert factor(0.2, 1.0) == pytest.approx(0.8)  # η(L+λ) = 1: 1 - ηλ, docs/theory.md's
     assert factor(1 / 3, 1.0) == pytest.approx(2 / 3)  # η(L+2λ) = 2
     assert factor(0.4, 1.0) == pytest.approx(1.0) and factor(0.5, 1.0) == pytest.approx(1.5)
     assert next_gap(one, 0.5, rate=0.2, strength=1.0, curvature=curvature).value == pytest.approx(0.9)

@@ -1,4 +1,4 @@
-"""P6 to P10 of theory.md: no violation in random trials, the counterexample, a training error that rises."""
+"""P6 to P10 of docs/theory.md: no violation in random trials, the counterexample, a training error that rises."""
 
 import math
 
@@ -25,7 +25,7 @@ def test_no_bound_is_violated(seed: int) -> None:
 
 
 def test_the_papers_layer_selection_theorem_needs_a_condition() -> None:
-    """K_S = 1, K_T = 3, σ = 1: its upper bound ‖r_S‖/(1 - η) is negative (arXiv:2602.08239; theory.md P9)."""
+    """K_S = 1, K_T = 3, σ = 1: its upper bound ‖r_S‖/(1 - η) is negative (arXiv:2602.08239; docs/theory.md P9)."""
     found = perturbation(matrix([1.0]), matrix([3.0]), torch.tensor([2.0]).double(), 1.0)
     ratio = found.residual.after / found.residual.before
     assert ratio == pytest.approx(0.4)

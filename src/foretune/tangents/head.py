@@ -1,7 +1,7 @@
 """Where the network ends and its trained head begins.
 
 A new classification head is random and trained too, so tangents are taken of the *features entering it*
-(theory.md section 6), and the head itself is simulated by its own modules.
+(docs/theory.md section 6), and the head itself is simulated by its own modules.
 """
 
 import copy

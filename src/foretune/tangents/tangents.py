@@ -38,7 +38,7 @@ class Entry:
 
 @dataclass(repr=False)
 class Tangents:
-    """First-order behaviour of a network in all weights of its watched layers (theory.md section 6).
+    """First-order behaviour of a network in all weights of its watched layers (docs/theory.md section 6).
 
     For any changes ``dW`` of the layers' weights the head's features become, to first order,
     ``h = features + basis' t`` with ``t_q = sum over entries and rows of gradients[row, q]' dW inputs[row]``.
