@@ -32,7 +32,7 @@ def document(results: dict[str, Result]) -> str:
         ),
         *paragraph(
             f"The models are {' and '.join(dict.fromkeys(map(model, results.values())))}, classified from the mean of "
-            "the tokens, with LoRA of rank 8. P1 to P10 are the statements of [theory.md](theory.md). "
+            "the tokens, with LoRA of rank 8. P1 to P10 are the statements of [the theory](theory.md). "
             "`python benchmarks/paper/run.py` measures everything, and `python benchmarks/paper/document.py` writes "
             "this page from `benchmarks/results/paper`. The settings are in `benchmarks/paper/*.yaml`."
         ),

@@ -1,4 +1,4 @@
-"""The output basis: the few directions of the head's features along which tangents are taken (docs/theory.md section 6)."""
+"""The output basis: directions of the head's features along which tangents are taken (docs/theory.md section 6)."""
 
 import copy
 from collections.abc import Sequence

@@ -49,8 +49,8 @@ def collect(
     """Tangents of the task's model at its pretrained weights, for its training and evaluation examples.
 
     For every call ``z = W a`` of an adapted layer this keeps ``a`` and the gradients at ``z`` of the features that
-    enter the trained head, along an orthonormal basis of few directions (docs/theory.md section 6). It costs one forward
-    and one activation-only backward pass a direction, whatever adapters are forecast later, on ``task.device``.
+    enter the trained head, along an orthonormal basis of few directions (docs/theory.md section 6). It costs one
+    forward and one activation-only backward pass a direction, whatever adapters are forecast later, on ``task.device``.
     Modules without a rule, names that match nothing and heads that cannot be cut off are an ``InputError``.
 
     Args:

@@ -1,7 +1,8 @@
 """The engine: one forward pass, then one activation-only backward pass per output direction.
 
 For every call of an adapted layer ``z = W a + b`` it keeps the rows ``a`` that entered and the gradient of every
-output at ``z`` (docs/theory.md section 6). Weights get no gradients, and nothing below the lowest adapted layer is visited.
+output at ``z`` (docs/theory.md section 6). Weights get no gradients, and layers below the lowest adapted one are not
+visited.
 """
 
 from collections.abc import Callable, Generator, Mapping
