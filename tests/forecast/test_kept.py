@@ -7,6 +7,7 @@ import pytest
 from helpers import tiny_rows, write_jsonl, write_tiny_run
 
 from foretune.cli.console import progress_bar
+from foretune.errors import InputError
 from foretune.forecast.compare import compare
 from foretune.forecast.run import forecast_run, lead
 from foretune.results import read_json
@@ -74,6 +75,9 @@ def test_real_runs_of_other_data_are_never_compared(tmp_path: Path) -> None:
         fine_tune(task, candidate, out)
     write_jsonl(tmp_path / "train.jsonl", tiny_rows(48, seed=9))
     forecast(run, out)
+    with pytest.raises(InputError, match="; a, b: stale: it was trained on other data") as refusal:
+        compare(out)
+    assert str(refusal.value).count("stale") == 1
     fine_tune(load_task(run, ["a"]), load_task(run, ["a"]).candidates[0], out)
     found = compare(out)
     assert [row["name"] for row in found["candidates"]] == ["a"]

@@ -17,6 +17,8 @@ def command(directory: RunDirectory) -> None:
 
 def show(comparison: dict[str, Any]) -> None:
     """Print a comparison as tables."""
+    from foretune.forecast.truths import by_reason
+
     name = comparison["metric_name"]
     runs = table("forecast against truth", "candidate", f"forecast {name}", "true", "error", "forecast loss", "true")
     for row in comparison["candidates"]:
@@ -36,12 +38,11 @@ def show(comparison: dict[str, Any]) -> None:
         ranks.add_row(ranker, *(number(values[key]) for key in ("spearman", "kendall")), metric(values["regret"], name))
     out.print(ranks)
     inside = [row["within_interval"] for row in comparison["candidates"] if row["within_interval"] is not None]
-    error, ratio = difference(summary["mean_absolute_error"], name), number(summary["cost_ratio"])
-    say(
-        f"mean absolute error {error}; {sum(inside)} of {len(inside)} runs lie in their 90% interval; "
-        f"time to forecast ÷ time to train: {ratio}"
-    )
+    error = difference(summary["mean_absolute_error"], name)
+    say(f"mean absolute error {error}; {sum(inside)} of {len(inside)} runs lie in their 90% interval")
+    if (ratio := summary["cost_ratio"]) is not None:
+        say(f"after the pass over the model, a forecast took {100 * ratio:.1f}% of the time of its real run")
     if summary["noise_floor"] is not None:
         say(f"two seeds of the same candidate differ by {difference(summary['noise_floor'], name)} on average")
-    for item in comparison["skipped"]:
-        warn(f"not compared: {item['name']}: {item['reason']}")
+    for line in by_reason(comparison["skipped"]):
+        warn(f"not compared: {line}")

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
 from foretune.errors import InputError
-from foretune.forecast.truths import real_runs
+from foretune.forecast.truths import by_reason, real_runs
 from foretune.results import provenance, read_json, write_json
 
 Z_90 = 1.645  # half-width of a 90% normal band in standard deviations
@@ -78,7 +78,7 @@ def compare(directory: Path) -> dict[str, Any]:
     with_all_seeds = [(run.candidate, run.all_seeds) for run in runs]
     if not pairs:
         names = ", ".join(str(candidate["name"]) for candidate in forecast["candidates"]) or "none"
-        why = "".join(f"; {item['name']}: {item['reason']}" for item in skipped)
+        why = "".join(f"; {line}" for line in by_reason(skipped))
         raise InputError(
             str(directory / "train"),
             f"no candidate of the forecast has a real training run (candidates: {names}){why}",

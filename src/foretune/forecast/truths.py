@@ -1,5 +1,6 @@
 """Find the real runs in a run directory that a forecast can be compared with."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,14 @@ def real_runs(directory: Path, forecast: dict[str, Any]) -> tuple[list[RealRuns]
             reason = f"it was trained from seed {trained} and forecast for seed {wanted}"
             skipped.append({"path": "train", "name": run.candidate["name"], "reason": reason})
     return [run for run in runs.values() if run.results], skipped
+
+
+def by_reason(skipped: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Sentences such as ``a, b: the reason``, one for every reason for which results are skipped."""
+    names: dict[str, list[str]] = {}
+    for entry in skipped:
+        names.setdefault(entry["reason"], []).append(entry["name"])
+    return [f"{', '.join(dict.fromkeys(same))}: {reason}" for reason, same in names.items()]
 
 
 def _why_not(result: dict[str, Any], run: RealRuns | None, identity: str | None) -> str:

@@ -1,7 +1,7 @@
 """Renders results and figures as one HTML page that loads nothing else."""
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import plotly.graph_objects as go
@@ -45,6 +45,7 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["last_part"] = lambda path: PurePath(path).name
     drawn = figures(run)
     return environment.get_template("page.html").render(
         run=run,
