@@ -230,7 +230,7 @@ WRONG: list[tuple[Damage, str]] = [
     (overwrite("start.safetensors", trained_here=True), "start.safetensors changed after training"),
     (lambda run, adapter: (adapter / "adapter_config.json").write_text("{}"), "does not fit this model"),
     (overwrite("start.safetensors"), "cannot be read"),
-    (another_model, "other frozen weights"),
+    (another_model, "frozen weights differ from this model's"),
     (other_rank, "it belongs to another model: "),
     (other_modules, "does not fit this model"),
     (no_start, "its start is not known"),
