@@ -4,7 +4,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from foretune.tangents import Head, centring
-from foretune.tangents.basis import RATE, STEPS, limited, num_directions, output_basis, task_directions
+from foretune.tangents.basis import RATE, STEPS, limited_basis, num_directions, output_basis, task_directions
 from foretune.task.task import OWN_DIRECTIONS
 
 
@@ -49,7 +49,7 @@ def test_of_many_directions_each_example_gets_those_along_which_its_loss_bends_m
     ]
     basis = torch.linalg.qr(torch.randn(1 if linear else 3, 30, 22).double()).Q.mT
     features = torch.randn(3, 30).double()
-    kept = limited(basis, features, heads)
+    kept = limited_basis(basis, features, heads)
     assert kept.shape == (3, OWN_DIRECTIONS, 30)
     for i, example in enumerate(features):
         rows = basis[0 if linear else i]
@@ -67,13 +67,13 @@ def test_what_an_example_gets_does_not_depend_on_the_others() -> None:
     torch.manual_seed(0)
     basis, features = torch.linalg.qr(torch.randn(1, 30, 20).double()).Q.mT, torch.randn(4, 30).double()
     head = affine(torch.randn(11, 30))
-    together, alone = limited(basis, features, [head]), limited(basis, features[2:3], [head])
+    together, alone = limited_basis(basis, features, [head]), limited_basis(basis, features[2:3], [head])
     assert_close(together[2].T @ together[2], alone[0].T @ alone[0])
 
 
 def test_few_directions_are_all_taken() -> None:
     basis = output_basis(torch.randn(2, 3, 30), torch.randn(3, 30), 6)
-    assert limited(basis, torch.randn(2, 30), [affine(torch.randn(3, 30))]) is basis
+    assert limited_basis(basis, torch.randn(2, 30), [affine(torch.randn(3, 30))]) is basis
 
 
 def test_rows_that_add_nothing_cost_nothing() -> None:

@@ -173,5 +173,5 @@ def test_outputs_that_are_no_numbers_are_refused(where: str) -> None:
     embedding = task.model.get_parameter("bert.embeddings.word_embeddings.weight")
     with torch.no_grad():
         embedding[slice(None) if where == "everywhere" else task.eval[5]["input_ids"][-1]] = torch.nan
-    with pytest.raises(InputError, match=r"outputs \(float64\) are infinite or no numbers"):
+    with pytest.raises(InputError, match=r"outputs \(float64\) are infinite or NaN"):
         collect(task)

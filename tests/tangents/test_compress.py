@@ -1,4 +1,4 @@
-"""Fewer rows of an example: what is kept, what is lost, and that a collection made of them is as good as it says."""
+"""Compression of rows: the rank it chooses, the share it loses, and the tangents collected with it."""
 
 from pathlib import Path
 
@@ -13,7 +13,16 @@ from torch.testing import assert_close
 
 from foretune.kernel import ntk
 from foretune.tangents import collect, read_adapters
-from foretune.tangents.compress import RANKS, SIMULATED, Ranks, by_gram, lost, low_rank, padded, ranks_for
+from foretune.tangents.compress import (
+    RANKS,
+    SIMULATED_TOLERANCE,
+    Ranks,
+    by_gram,
+    lost_shares,
+    low_rank,
+    padded,
+    ranks_for,
+)
 
 
 def rows(seed: int, tokens: int, decay: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -58,7 +67,7 @@ def test_what_is_lost_is_near_the_least_possible() -> None:
     inputs, gradients = rows(1, 12, decay=0.6)
     squares = torch.linalg.svdvals(products(inputs, gradients)) ** 2
     least = (1 - squares.cumsum(1) / squares.sum(1, keepdim=True)).mean(0)[:12]
-    assert_close(lost(inputs, gradients, 12), least, rtol=1e-6, atol=1e-9)
+    assert_close(lost_shares(inputs, gradients, 12), least, rtol=1e-6, atol=1e-9)
     for rank in (1, 3, 6):
         kept = products(*low_rank(inputs, gradients, rank))
         share = ((products(inputs, gradients) - kept).square().sum((1, 2)) / squares.sum(1)).mean()
@@ -71,8 +80,8 @@ def test_ranks_are_the_smallest_that_keep_their_tolerance(tolerance: float) -> N
     counts = torch.full((3,), 12)
     found = ranks_for(inputs, gradients, counts, tolerance)
     assert found is not None
-    shares = lost(inputs, gradients, 12)
-    for rank, most in ((found.main, max(tolerance, SIMULATED)), (found.main + found.rest, tolerance)):
+    shares = lost_shares(inputs, gradients, 12)
+    for rank, most in ((found.main, max(tolerance, SIMULATED_TOLERANCE)), (found.main + found.rest, tolerance)):
         below = RANKS[RANKS.index(rank) - 1]
         assert shares[rank - 1] <= most < (shares[below - 1] if rank > 1 else 1)
     assert ranks_for(inputs, torch.zeros_like(gradients), counts, tolerance) == Ranks(1, 0)
@@ -91,7 +100,7 @@ def test_padded_rows_are_those_of_their_examples() -> None:
 
 @pytest.mark.parametrize("batch_size", [2, 32])
 @pytest.mark.parametrize("on_disk", [False, True])
-@pytest.mark.parametrize(("simulated", "tolerance"), [(False, 0.01), (True, SIMULATED)])
+@pytest.mark.parametrize(("simulated", "tolerance"), [(False, 0.01), (True, SIMULATED_TOLERANCE)])
 def test_collected_gradients_lose_no_more_than_the_tolerance(
     tmp_path: Path, batch_size: int, on_disk: bool, simulated: bool, tolerance: float
 ) -> None:

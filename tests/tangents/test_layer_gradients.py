@@ -123,7 +123,7 @@ def test_graphs_are_freed_without_the_garbage_collector() -> None:
 
 def test_every_layer_without_a_rule_is_named() -> None:
     model = nn.Sequential(nn.Embedding(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-    with pytest.raises(InputError, match=r"0, 1 \(types: .*LayerNorm.*Embedding"):
+    with pytest.raises(InputError, match=r"layers 0, 1 \(types: .*LayerNorm.*Embedding"):
         layer_gradients(model, dict(model.named_children()), lambda: model(torch.ones(2, 3).long()), None)
 
 

@@ -29,4 +29,4 @@ def test_no_batch_could_take_the_next_example(lengths: list[int], most: int) -> 
 
 
 def test_splits_are_not_mixed() -> None:
-    assert alike_in_splits([5, 3], [4, 9, 1], most=2) == [[1, 0], [4, 2], [3]]
+    assert alike_in_splits([5, 3], [4, 9, 1], max_examples=2) == [[1, 0], [4, 2], [3]]

@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from foretune.linear.growth import bounded
 from foretune.tangents import collect
-from foretune.tangents.normalisation import gain_and_offset, last_normalised, made_of
+from foretune.tangents.normalisation import are_normalised, gain_and_offset, last_normalisation
 
 
 def random_layer_norm(width: int) -> nn.LayerNorm:
@@ -77,13 +77,13 @@ def test_features_are_seen_to_be_tokens_or_their_means() -> None:
     tokens = torch.randn(2, 4, 8, dtype=torch.float64)
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
     means = torch.stack([tokens[0].mean(0), tokens[1, :2].mean(0)])
-    assert made_of(tokens[:, 2], tokens, None) and made_of(tokens[:, 2], tokens[:, 2], None)
-    assert made_of(means, tokens, mask) and not made_of(means, tokens, None)
+    assert are_normalised(tokens[:, 2], tokens, None) and are_normalised(tokens[:, 2], tokens[:, 2], None)
+    assert are_normalised(means, tokens, mask) and not are_normalised(means, tokens, None)
 
 
 @pytest.mark.parametrize("normalised", [torch.ones(2, 3, 4), torch.ones(2, 5), torch.ones(4, 3, 8), torch.ones(8)])
 def test_other_features_are_not(normalised: torch.Tensor) -> None:
-    assert not made_of(torch.arange(16.0).view(2, 8), normalised, None)
+    assert not are_normalised(torch.arange(16.0).view(2, 8), normalised, None)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -133,7 +133,7 @@ def test_what_a_basis_does_not_hold_moves_as_directions_beyond_it_do() -> None:
 def test_the_last_normalisation_is_seen_and_the_model_is_left_alone() -> None:
     model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     x = torch.randn(3, 4)
-    with last_normalised(model) as seen:
+    with last_normalisation(model) as seen:
         assert not seen
         model(x)
     assert seen[0].module is model[2]
