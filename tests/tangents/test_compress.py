@@ -119,9 +119,8 @@ def test_collected_gradients_lose_no_more_than_the_tolerance(
                 lost = sum(float((a - b).square().sum()) for a, b in group_pairs)
                 shares.setdefault(group, []).append(lost / total)
     worst = max(sum(values) / len(values) for values in shares.values())
-    assert (
-        tolerance / 5 < worst < 1.5 * tolerance
-    )  # not exact: ranks are chosen from 8 examples, and by the best projection
+    # the loss may exceed the tolerance a little: ranks are chosen from 8 examples and for the best projection
+    assert tolerance / 5 < worst < 1.5 * tolerance
     assert_close(close.features, exact.features)
 
 

@@ -86,7 +86,7 @@ def read_adapters(model: nn.Module) -> list[Adapter]:
             kinds.setdefault(kind, []).append(base_name(path))
         listed = "; ".join(f"{kind} ({', '.join(folded(names))})" for kind, names in kinds.items())
         fix = "use plain LoRA or rsLoRA on linear layers" + (", named in target_modules" if experts else "")
-        raise InputError("peft", f"foretune does not support {listed}", fix)
+        raise InputError("peft", f"foretune does not support these adapters: {listed}", fix)
     return adapters
 
 

@@ -88,10 +88,10 @@ def task_directions(head: Head, features: Float[Tensor, "n d"], labels: Tensor, 
 
 
 def num_directions(head_rows: Float[Tensor, "b k d"], task_rows: Float[Tensor, "m d"], linear: bool) -> int:
-    """The number of directions that hold both the outputs' gradients and the directions of the task.
+    """Count the directions that span both the outputs' gradients and the directions of the task.
 
-    It is the same for all examples. For a linear head it is the rank of both kinds of rows together. Otherwise the
-    head's rows differ between examples, so all of them are counted.
+    The number is the same for all examples. For a linear head it is the rank of both kinds of rows together.
+    Otherwise the head's rows differ between examples, so all of them are counted.
 
     Args:
         head_rows: Gradients of the centred outputs in the features, for every example or one for all.
@@ -108,7 +108,7 @@ def num_directions(head_rows: Float[Tensor, "b k d"], task_rows: Float[Tensor, "
 def output_basis(
     head_rows: Float[Tensor, "b k d"], task_rows: Float[Tensor, "m d"], count: int
 ) -> Float[Tensor, "b q d"]:
-    """Compute ``count`` orthonormal rows: first the outputs' gradients, then what the directions of the task add.
+    """Compute ``count`` orthonormal rows that span the outputs' gradients, and then the directions of the task.
 
     If both kinds of rows fit into ``count``, first-order changes of the outputs are exact. Otherwise the gradients get
     at least half of the rows.
@@ -132,7 +132,7 @@ def output_basis(
 def limited_basis(
     basis: Float[Tensor, "k s d"], features: Float[Tensor, "b d"], heads: Sequence[Head]
 ) -> Float[Tensor, "m q d"]:
-    r"""Return the basis, or for a basis with too many rows a few directions in its span for every example.
+    r"""Return the basis. If it has too many rows, return fewer directions in its span for every example.
 
     These are the directions along which the loss of the example curves most: the leading eigenvectors of
 

@@ -72,7 +72,8 @@ def collect(
     features. The pass runs on ``task.device`` and takes one forward pass, and one backward pass per direction without
     gradients of weights. The same tangents serve all adapters on these layers.
 
-    An ``InputError`` is raised if modules have no rule, if a name matches no module, or if the head cannot be cut off.
+    An ``InputError`` is raised if no layer has one of the names, if a layer has no rule, if the head cannot be cut off,
+    or if the outputs depend on padding.
 
     Args:
         task: Model, data and loss.
@@ -137,7 +138,7 @@ def select_layers(model: nn.Module, modules: str | Sequence[str], heads: Sequenc
         if not any(name == head or name.startswith(f"{head}.") for head in heads)
     }
     if modules == "all-linear":
-        # routers and experts are left out: once a router chooses others, experts run on other tokens
+        # routers and experts are left out, because training changes which tokens an expert gets
         excluded = tuple(f"{name}." for name in routers_and_experts(model))
         return {
             name: module

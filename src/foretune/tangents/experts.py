@@ -16,7 +16,7 @@ ROUTERS = ("router", "gate")  # names of routers in models
 
 
 def mixture_of_experts(model: nn.Module) -> tuple[str, ...]:
-    """Name the modules that route tokens to experts; most models have none.
+    """Return the names of the modules that route tokens to experts. Most models have none.
 
     Such a module has two children: experts and a router. Experts are a list of modules of one type, or a module whose
     parameters have an axis for the expert. A router has a weight with one row per expert.
@@ -38,7 +38,7 @@ def routers_and_experts(model: nn.Module) -> Mapping[str, str]:
 
 def _classified(block: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield the names and the kinds of the children that are experts or their router."""
-    children = {name: _base(child) for name, child in block.named_children() if name not in HEAD_NAMES}
+    children = {name: _unwrapped(child) for name, child in block.named_children() if name not in HEAD_NAMES}
     for name, child in children.items():
         others = {key: other for key, other in children.items() if key != name and not isinstance(other, nn.Embedding)}
         if "xpert" in type(child).__name__ and set(ROUTERS) & set(others):
@@ -69,5 +69,6 @@ def _is_router(module: nn.Module, count: int) -> bool:
     return len(matrices) == 1 and len(matrices[0]) == count
 
 
-def _base(module: nn.Module) -> nn.Module:
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module without its adapters."""
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
