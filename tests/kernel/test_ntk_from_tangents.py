@@ -1,3 +1,5 @@
+"""The kernel from collected tangents, compared with reference Jacobians."""
+
 import dataclasses
 from typing import Any
 
@@ -13,18 +15,16 @@ from foretune.tangents.reference import jacobian, kernel
 from foretune.task import Task
 
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
-SINGLE: dict[str, Any] = {
-    "rtol": 1e-4,
-    "atol": 1e-4,
-}  # LLaMA's norms and rotations are in float32 whatever the model's type
+# LLaMA computes norms and rotations in float32, also in a float64 model
+SINGLE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def adapters_of(kind: str, **changes: Any) -> list[Adapter]:
     return read_adapters(lora_model(kind, **changes))
 
 
-def oracle(task: Task, kind: str, num_labels: int = 3, **changes: Any) -> torch.Tensor:
-    """The centred kernel of all examples by jacrev, on one padded batch."""
+def reference_kernel(task: Task, kind: str, num_labels: int = 3, **changes: Any) -> torch.Tensor:
+    """The centred kernel of all examples from reference Jacobians, on one padded batch."""
     model: Any = lora_model(kind, **changes)
     model.base_model.model.load_state_dict(task.model.state_dict(), strict=False)
     rows = [*task.train, *task.eval]
@@ -35,26 +35,26 @@ def oracle(task: Task, kind: str, num_labels: int = 3, **changes: Any) -> torch.
 
 @pytest.mark.parametrize(
     "kind", ["bert", "llama", "gpt2", "deberta-v2", "roberta", "distilbert"]
-)  # the last two: bent heads
-def test_the_kernel_of_stored_tangents_is_the_oracles(kind: str) -> None:
+)  # the last two have nonlinear heads
+def test_the_kernel_from_tangents_equals_the_reference(kind: str) -> None:
     task = tiny_task(kind)
-    found = ntk(collect(task, batch_size=4), adapters_of(kind))
-    expected = oracle(task, kind)
-    assert found.matrix.shape == (18, 12)
+    result = ntk(collect(task, batch_size=4), adapters_of(kind))
+    expected = reference_kernel(task, kind)
+    assert result.matrix.shape == (18, 12)
     close = SINGLE if kind == "llama" else EXACT
-    assert_close(found.matrix, expected[:, :12], **close)
-    assert_close(found.k_train_train, expected[:12, :12], **close)
-    assert_close(found.k_eval_train, expected[12:, :12], **close)
+    assert_close(result.matrix, expected[:, :12], **close)
+    assert_close(result.k_train_train, expected[:12, :12], **close)
+    assert_close(result.k_eval_train, expected[12:, :12], **close)
     logits = task.model(**task.collator([*task.train, *task.eval])).logits.detach()
-    assert_close(found.outputs(found.f0), logits - logits.mean(1, keepdim=True), **close)
+    assert_close(result.outputs(result.f0), logits - logits.mean(1, keepdim=True), **close)
     one_hot = torch.eye(3, dtype=torch.float64)[[0, 1, 2] * 3]
-    assert_close(found.outputs(found.y), one_hot - 1 / 3, **EXACT)
-    assert_close(found.r0, (found.y - found.f0)[:6].flatten(), **EXACT)
-    assert_close(found.centred(logits), found.f0, **close)
+    assert_close(result.outputs(result.y), one_hot - 1 / 3, **EXACT)
+    assert_close(result.r0, (result.y - result.f0)[:6].flatten(), **EXACT)
+    assert_close(result.centred(logits), result.f0, **close)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_the_kernel_of_a_sample_is_a_part_of_the_kernel(kind: str) -> None:
+def test_the_kernel_of_a_sample_is_a_block_of_the_kernel(kind: str) -> None:
     tangents = collect(tiny_task(kind), batch_size=4)
     whole, part = ntk(tangents, adapters_of(kind)), ntk(tangents.sample(torch.tensor([4, 1, 2])), adapters_of(kind))
     chosen = torch.tensor([4, 1, 2])
@@ -65,18 +65,18 @@ def test_the_kernel_of_a_sample_is_a_part_of_the_kernel(kind: str) -> None:
     assert part.num_train == summary(part, 1.0)["examples"] == 3 and part.k_eval_train.shape == (0, 6)
 
 
-def test_regression_and_images() -> None:
+def test_kernels_of_regression_and_image_models_equal_the_reference() -> None:
     task = tiny_task("bert", num_labels=1)
-    found = ntk(collect(task), adapters_of("bert"))
-    assert_close(found.matrix, oracle_of_labels(task)[:, :6], **EXACT)
-    assert_close(found.y_eval.flatten(), torch.tensor(task.eval["labels"], dtype=torch.float64), **EXACT)
+    result = ntk(collect(task), adapters_of("bert"))
+    assert_close(result.matrix, reference_kernel_of_regression(task)[:, :6], **EXACT)
+    assert_close(result.y_eval.flatten(), torch.tensor(task.eval["labels"], dtype=torch.float64), **EXACT)
     images = tiny_task("vit", dtype=torch.float32)
     close = ntk(collect(images, dtype=torch.float32), adapters_of("vit"))
-    assert_close(close.matrix, oracle(images, "vit")[:, :12], **SINGLE)
+    assert_close(close.matrix, reference_kernel(images, "vit")[:, :12], **SINGLE)
     assert close.dtype == torch.float32 and close.matrix.dtype == torch.float64
 
 
-def oracle_of_labels(task: Task) -> torch.Tensor:
+def reference_kernel_of_regression(task: Task) -> torch.Tensor:
     import peft
     from cases import lora_config
 
@@ -92,10 +92,10 @@ def test_half_precision_rows_are_close() -> None:
     assert float((close.matrix - exact.matrix).norm() / exact.matrix.norm()) < 0.01
 
 
-def test_kernels_add_up_over_modules_and_rank_rows() -> None:
+def test_kernels_add_up_over_modules_and_ranks() -> None:
     tangents, adapters = collect(tiny_task("bert")), adapters_of("bert")
     whole, rows = ntk(tangents, adapters), ntk(tangents, adapters, granularity="rank_row")
-    assert all(name.endswith(".B") for name in whole.names)  # B = 0: nothing flows to A
+    assert all(name.endswith(".B") for name in whole.names)  # B = 0: the Jacobian in A is zero
     assert_close(rows.matrix, whole.matrix, **EXACT)
     query = "bert.encoder.layer.0.attention.self.query"
     queries = [x for x in adapters if x.layer.endswith("query")]
@@ -115,10 +115,10 @@ def test_kernels_add_up_over_modules_and_rank_rows() -> None:
 
 def test_trained_adapters_have_blocks_of_both_factors() -> None:
     tangents, adapters = collect(tiny_task("bert")), adapters_of("bert", trained=True)
-    found = ntk(tangents, adapters)
-    assert {name[-2:] for name in found.names} == {".A", ".B"}
-    assert float(torch.linalg.eigvalsh(found.k_train_train).min()) > -1e-10
-    assert_close(found.k_train_train, found.k_train_train.T, rtol=0, atol=0)
+    result = ntk(tangents, adapters)
+    assert {name[-2:] for name in result.names} == {".A", ".B"}
+    assert float(torch.linalg.eigvalsh(result.k_train_train).min()) > -1e-10
+    assert_close(result.k_train_train, result.k_train_train.T, rtol=0, atol=0)
 
 
 def test_rslora_changes_the_scale_and_not_the_condition_number() -> None:
@@ -139,7 +139,7 @@ def test_rslora_changes_the_scale_and_not_the_condition_number() -> None:
     }
 
 
-def test_what_is_missing_is_named() -> None:
+def test_missing_layers_and_unknown_names_are_named() -> None:
     tangents = collect(tiny_task("bert"), modules=["query"])
     with pytest.raises(ValueError, match=r"layer\.0\.attention\.self\.key.*layer\.1\.output\.dense"):
         ntk(tangents, adapters_of("bert"))
@@ -152,7 +152,7 @@ def test_what_is_missing_is_named() -> None:
         collect(tiny_task("bert"), modules=["querry"])
 
 
-def test_kernels_of_other_examples_do_not_add() -> None:
+def test_kernels_of_different_examples_cannot_be_added() -> None:
     tangents, adapters = collect(tiny_task("bert")), adapters_of("bert")
     one = ntk(tangents, adapters[:1])
     other: Kernel = dataclasses.replace(ntk(tangents, adapters[1:]), f0=one.f0 + 1)

@@ -1,3 +1,5 @@
+"""Eigenvalues of kernels, and the numbers computed from them."""
+
 import math
 
 import pytest
@@ -11,7 +13,7 @@ def diagonal(*values: float) -> Spectrum:
     return Spectrum.of(torch.diag(torch.tensor(values, dtype=torch.float64)))
 
 
-def test_numbers_of_a_diagonal_matrix() -> None:
+def test_the_numbers_of_a_diagonal_matrix() -> None:
     spectrum = diagonal(1.0, 4.0, 2.0)
     assert spectrum.eigenvalues.tolist() == [4.0, 2.0, 1.0]
     assert spectrum.condition_number == pytest.approx(4.0)
@@ -25,7 +27,7 @@ def test_numbers_of_a_diagonal_matrix() -> None:
     assert torch.allclose(rebuilt, torch.diag(torch.tensor([1.0, 4.0, 2.0]).double()))
 
 
-def test_a_singular_kernel_has_no_condition_number() -> None:
+def test_a_singular_kernel_has_an_infinite_condition_number() -> None:
     kernel, _ = linear_kernel(n=5, k=2, p=4)  # N = 10 > p
     assert kernel.condition_number() == math.inf
     assert kernel.spectrum().rank == 4
@@ -37,11 +39,11 @@ def test_a_singular_kernel_has_no_condition_number() -> None:
     assert diagonal(0.0, 0.0).condition_number == math.inf
 
 
-def test_the_spectrum_is_that_of_the_jacobian() -> None:
+def test_eigenvalues_are_the_squared_singular_values_of_the_jacobian() -> None:
     kernel, jacobian = linear_kernel(p=40)
     values = torch.linalg.svdvals(jacobian[:10]).square()
     assert torch.allclose(kernel.spectrum().eigenvalues, values)
-    assert kernel.spectrum() is kernel.spectrum()  # factored once
+    assert kernel.spectrum() is kernel.spectrum()  # computed once
 
 
 def test_alignment_is_the_cosine_of_the_centred_kernels() -> None:
@@ -58,7 +60,7 @@ def test_alignment_is_the_cosine_of_the_centred_kernels() -> None:
 
 
 def test_subsamples_keep_the_outputs_of_an_example_together() -> None:
-    # four examples whose two outputs are far apart in scale: any subset of examples has κ = 100
+    # four examples with two outputs of different scale: every subset of examples has κ = 100
     block = torch.kron(torch.eye(4), torch.diag(torch.tensor([1.0, 100.0]))).double()
     kernel = Kernel({"w": block}, torch.zeros(4, 2).double(), torch.zeros(4, 2).double(), 4, "cross_entropy")
     assert subsampled_condition_number(kernel) == (pytest.approx(100.0), pytest.approx(0.0))
@@ -69,7 +71,7 @@ def test_subsamples_keep_the_outputs_of_an_example_together() -> None:
 
 
 @pytest.mark.parametrize("bad", [{"fraction": 0.0}, {"fraction": 1.5}, {"draws": 1}])
-def test_subsampling_refuses_what_makes_no_sense(bad: dict[str, float]) -> None:
+def test_subsampling_refuses_wrong_fractions_and_draws(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         subsampled_condition_number(linear_kernel()[0], **bad)  # type: ignore[arg-type]
 

@@ -1,3 +1,5 @@
+"""``foretune.testing.ntk``, compared with reference Jacobians."""
+
 from typing import Any
 
 import pytest
@@ -18,16 +20,16 @@ EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 
 @pytest.mark.parametrize("trained", [False, True], ids=["B=0", "B≠0"])
 @pytest.mark.parametrize("kind", [*KINDS, "twice"])
-def test_the_ntk_is_the_oracles(kind: str, trained: bool) -> None:
+def test_the_ntk_equals_the_reference(kind: str, trained: bool) -> None:
     model = twice_model(trained) if kind == "twice" else lora_model(kind, trained)
     batch = tiny_batch("roberta" if kind == "twice" else kind)
-    found = ntk(model, batch)
-    assert_close(found, kernel(jacobian(model, batch)), **EXACT)
-    assert found.dtype == torch.float64 and found.shape == (12, 12)
+    result = ntk(model, batch)
+    assert_close(result, kernel(jacobian(model, batch)), **EXACT)
+    assert result.dtype == torch.float64 and result.shape == (12, 12)
 
 
 @pytest.mark.parametrize("changes", [{"use_rslora": True}, {"rank_pattern": {"query": 3}}])
-def test_scalings_and_ranks_are_pefts_own(changes: dict[str, Any]) -> None:
+def test_scalings_and_ranks_are_those_of_peft(changes: dict[str, Any]) -> None:
     model, batch = lora_model("bert", True, **changes), tiny_batch("bert")
     assert_close(ntk(model, batch), kernel(jacobian(model, batch)), **EXACT)
 
@@ -36,23 +38,23 @@ def test_active_adapters_are_summed() -> None:
     model: Any = lora_model("bert", True)
     batch = tiny_batch("bert")
     model.add_adapter("second", lora_config("bert", r=3, target_modules=["query"], modules_to_save=None))
-    model.add_adapter("asleep", lora_config("bert", modules_to_save=None))
+    model.add_adapter("inactive", lora_config("bert", modules_to_save=None))
     randomise(model, "second", seed=7)
     model.base_model.set_adapter(["default", "second"])
-    found = ntk(model, batch)
-    assert_close(found, kernel(jacobian(model, batch)), **EXACT)
+    result = ntk(model, batch)
+    assert_close(result, kernel(jacobian(model, batch)), **EXACT)
     model.base_model.set_adapter(["default"])
-    assert not torch.allclose(found, ntk(model, batch))
+    assert not torch.allclose(result, ntk(model, batch))
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_the_model_is_left_unchanged() -> None:
     model: Any = lora_model("bert", True, lora_dropout=0.5, attn_implementation="eager")
-    quiet, batch = ntk(model, tiny_batch("bert")), tiny_batch("bert")
+    without_dropout, batch = ntk(model, tiny_batch("bert")), tiny_batch("bert")
     model.train()
     model.base_model.model.bert.embeddings.eval()
     before = {name: (p.requires_grad, p.detach().clone()) for name, p in model.named_parameters()}
     modes = [module.training for module in model.modules()]
-    assert_close(ntk(model, batch), quiet, **EXACT)  # dropout is off
+    assert_close(ntk(model, batch), without_dropout, **EXACT)
     assert [module.training for module in model.modules()] == modes
     for name, parameter in model.named_parameters():
         assert parameter.grad is None and parameter.requires_grad == before[name][0]
@@ -60,8 +62,11 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_attention_padding_and_order_do_not_matter() -> None:
-    single: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}  # LLaMA's norms, rotations and eager softmax are in float32
+def test_the_ntk_does_not_depend_on_attention_padding_and_order() -> None:
+    single: dict[str, Any] = {
+        "rtol": 1e-3,
+        "atol": 1e-3,
+    }  # LLaMA computes norms, rotations and eager softmax in float32
     batch, model = tiny_batch("llama"), lora_model("llama", True)
     expected = ntk(model, batch)
     assert_close(ntk(lora_model("llama", True, attn_implementation="eager"), batch), expected, **single)
@@ -80,7 +85,7 @@ def test_attention_padding_and_order_do_not_matter() -> None:
     assert_close(shuffled, expected[entries][:, entries], **single)
 
 
-def test_a_linear_models_kernel_is_x_xt() -> None:
+def test_the_kernel_of_a_linear_model_is_x_xt() -> None:
     # logits W x with the adapter on W itself: J_B = s A x, and with A the identity K = (s² X X') ⊗ I
     x = torch.randn(5, 4, dtype=torch.float64)
 
@@ -101,15 +106,15 @@ def test_a_linear_models_kernel_is_x_xt() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
-def test_other_precisions_are_close(dtype: torch.dtype, tolerance: float) -> None:
+def test_lower_precisions_are_close(dtype: torch.dtype, tolerance: float) -> None:
     batch = tiny_batch("bert")
-    exact, found = ntk(lora_model("bert", True), batch), ntk(lora_model("bert", True, dtype=dtype), batch)
-    assert found.dtype == dtype
-    assert float((found.double() - exact).norm() / exact.norm()) < tolerance
+    exact, result = ntk(lora_model("bert", True), batch), ntk(lora_model("bert", True, dtype=dtype), batch)
+    assert result.dtype == dtype
+    assert float((result.double() - exact).norm() / exact.norm()) < tolerance
 
 
 @pytest.mark.parametrize("case", ["merged", "disabled", "none"])
-def test_adapters_that_do_nothing_are_an_error(case: str) -> None:
+def test_missing_merged_and_disabled_adapters_are_an_error(case: str) -> None:
     model: Any = lora_model("bert")
     if case == "merged":
         model.merge_adapter()
@@ -122,7 +127,7 @@ def test_adapters_that_do_nothing_are_an_error(case: str) -> None:
         unchecked(model, tiny_batch("bert"))
 
 
-def test_every_unsupported_layer_is_named_at_once() -> None:
+def test_all_unsupported_layers_are_named_in_one_message() -> None:
     config = lora_config("bert", target_modules=["word_embeddings", "position_embeddings"])
     model = get_peft_model(tiny_model("bert"), config)
     with pytest.raises(InputError, match=r"word_embeddings.*position_embeddings"):
@@ -141,13 +146,15 @@ def test_every_unsupported_layer_is_named_at_once() -> None:
     ],
     ids=["loha", "ia3", "adalora"],
 )
-def test_other_methods_than_lora_are_named(config: PeftConfig, name: str) -> None:
+def test_methods_other_than_lora_are_named(config: PeftConfig, name: str) -> None:
     model: Any = get_peft_model(tiny_model("bert"), config)
-    with pytest.raises(InputError, match=rf"no tangents for {name} \(bert\.encoder\.layer\.\{{0-1\}}\.attention"):
+    with pytest.raises(
+        InputError, match=rf"does not support these adapters: {name} \(bert\.encoder\.layer\.\{{0-1\}}\.attention"
+    ):
         ntk(model, tiny_batch("bert"))
 
 
-def test_a_model_with_an_output_for_every_token_is_refused() -> None:
+def test_a_model_with_an_output_per_token_is_an_error() -> None:
     model: Any = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=40, n_embd=16, n_layer=1, n_head=2))
     adapted: Any = get_peft_model(model, LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
     with pytest.raises(InputError, match=r"GPT2LMHeadModel has outputs of shape .*AutoModelForSequenceClassification"):

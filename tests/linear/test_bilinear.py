@@ -1,4 +1,4 @@
-"""Sums of bilinear forms against the plain ones, in float64."""
+"""Sums of bilinear forms, compared with plain sums in float64."""
 
 import math
 from typing import Any
@@ -16,14 +16,14 @@ Layers = list[tuple[Tensor, Tensor, list[Part]]]
 
 
 def layers(columns: int) -> Layers:
-    """Two layers with one input, then one with another; widths, ranks and scalings differ, and who has which layer."""
+    """Two layers with the same input and one with another. Widths, ranks, scalings and the columns of layers differ."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     first, second = draw(ROWS, 6), draw(ROWS, 4)
-    found: Layers = []
+    result: Layers = []
     for number, (inputs, width) in enumerate(((first, 7), (first, 3), (second, 5))):
         parts = [
             Part(
@@ -35,12 +35,12 @@ def layers(columns: int) -> Layers:
             for column, rank in zip(range(columns), (2, 4, 1), strict=False)
             if (number, column) != (1, 0) or columns == 1
         ]
-        found.append((inputs, draw(ROWS, DIRECTIONS, width), [*parts, parts[0]._replace(scaling=0.7)]))
-    return found
+        result.append((inputs, draw(ROWS, DIRECTIONS, width), [*parts, parts[0]._replace(scaling=0.7)]))
+    return result
 
 
 def both(given: Layers, columns: int) -> tuple[Bilinear, list[Tensor], Tensor]:
-    """The sums, what they are of, and the plain ones."""
+    """The sums, the factors in them, and the plain sums."""
     forms, plain = Bilinear(columns), [torch.zeros(ROWS, DIRECTIONS, dtype=torch.float64) for _ in range(columns)]
     for inputs, gradients, parts in given:
         forms.add(inputs, gradients, parts)
@@ -50,33 +50,33 @@ def both(given: Layers, columns: int) -> tuple[Bilinear, list[Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("columns", [1, 3])
-def test_values_and_gradients_are_those_of_the_plain_sums(columns: int) -> None:
+def test_values_and_gradients_equal_those_of_plain_sums(columns: int) -> None:
     given = layers(columns)
     forms, factors, plain = both(given, columns)
-    found, weights = forms.sum(), torch.randn(ROWS, DIRECTIONS, columns, dtype=torch.float64)
-    assert_close(found, plain, **EXACT)
-    for mine, true in zip(
-        torch.autograd.grad((weights * found).sum(), factors),
+    sums, weights = forms.sum(), torch.randn(ROWS, DIRECTIONS, columns, dtype=torch.float64)
+    assert_close(sums, plain, **EXACT)
+    for gradient, true in zip(
+        torch.autograd.grad((weights * sums).sum(), factors),
         torch.autograd.grad((weights * plain).sum(), factors),
         strict=True,
     ):
-        assert_close(mine, true, **EXACT)
+        assert_close(gradient, true, **EXACT)
     assert forms.size == ROWS * DIRECTIONS * sum(len(part.a) for *_, parts in given for part in parts)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
-def test_what_is_no_number_stays_in_its_column(wrong: float) -> None:
+def test_infinite_and_nan_values_stay_in_their_column(wrong: float) -> None:
     given = layers(3)
     with torch.no_grad():
         given[0][2][1].a[0, 0] = wrong
     column = given[0][2][1].column
     others = [k for k in range(3) if k != column]
     forms, factors, plain = both(given, 3)
-    found = forms.sum()
-    assert not found[..., column].isfinite().any()
-    assert_close(found[..., others], plain[..., others], **EXACT)
-    loss = (found**2).sum(2)
+    sums = forms.sum()
+    assert not sums[..., column].isfinite().any()
+    assert_close(sums[..., others], plain[..., others], **EXACT)
+    loss = (sums**2).sum(2)
     (true,) = torch.autograd.grad((plain[..., others] ** 2).sum(), factors[:1])
-    (mine,) = torch.autograd.grad(loss.sum(), factors[:1])
-    assert given[0][2][0].column != column and mine.isfinite().all()
-    assert_close(mine, true, **EXACT)
+    (gradient,) = torch.autograd.grad(loss.sum(), factors[:1])
+    assert given[0][2][0].column != column and gradient.isfinite().all()
+    assert_close(gradient, true, **EXACT)

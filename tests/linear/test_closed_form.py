@@ -1,3 +1,5 @@
+"""Gradient descent, gradient flow and ridge regression on a kernel, compared with explicit computations."""
+
 import math
 from typing import Any
 
@@ -26,7 +28,7 @@ def descend(kernel: Kernel, jacobian: Tensor, strength: float, rate: float, step
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 @pytest.mark.parametrize("p", [6, 40])  # fewer and more parameters than training outputs
-def test_gradient_descent_is_stepping(strength: float, p: int) -> None:
+def test_gradient_descent_equals_explicit_steps(strength: float, p: int) -> None:
     kernel, jacobian = linear_kernel(p=p)
     curve = gradient_descent(kernel, strength, 0.2, [0, 1, 7, 200])
     assert curve.t == (0.0, 0.2, pytest.approx(1.4), 40.0)
@@ -57,7 +59,7 @@ def test_gradient_flow_is_the_limit_of_small_steps(strength: float) -> None:
 
 @pytest.mark.parametrize("p", [6, 40])
 @pytest.mark.parametrize("strength", STRENGTHS)
-def test_both_ends_are_exact(strength: float, p: int) -> None:
+def test_gradient_flow_is_exact_at_time_zero_and_infinity(strength: float, p: int) -> None:
     kernel, jacobian = linear_kernel(p=p)
     curve = gradient_flow(kernel, strength, [0.0, math.inf])
     assert torch.equal(curve.fx_train[0], kernel.fx_train_0) and torch.equal(curve.fx_eval[0], kernel.fx_eval_0)
@@ -68,7 +70,7 @@ def test_both_ends_are_exact(strength: float, p: int) -> None:
     if strength:
         theta = torch.linalg.solve(train.T @ train + strength * torch.eye(p).double(), train.T @ kernel.r0)
     else:
-        theta = torch.linalg.pinv(train) @ kernel.r0  # least norm, as gradient descent from 0 finds it
+        theta = torch.linalg.pinv(train) @ kernel.r0  # the solution of least norm, which gradient descent from 0 finds
     expected = kernel.f0 + (jacobian @ theta).view_as(kernel.f0)
     assert_close(fit.fx_train, expected[:5], rtol=1e-8, atol=1e-9)
     assert_close(fit.fx_eval, expected[5:], rtol=1e-8, atol=1e-9)
@@ -78,7 +80,7 @@ def test_both_ends_are_exact(strength: float, p: int) -> None:
 
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("strength", STRENGTHS)
-def test_ridge_and_leave_one_out_are_explicit_solves(strength: float, k: int) -> None:
+def test_ridge_and_leave_one_out_equal_explicit_solutions(strength: float, k: int) -> None:
     kernel, _ = linear_kernel(n=6, k=k, p=40)
     fit, matrix = ridge(kernel, strength), kernel.k_train_train + strength * torch.eye(6 * k).double()
     weights = torch.linalg.solve(matrix, kernel.r0)
@@ -92,7 +94,7 @@ def test_ridge_and_leave_one_out_are_explicit_solves(strength: float, k: int) ->
     assert fit.leave_one_out_error == pytest.approx(float(fit.leave_one_out.square().sum() / 6))
 
 
-def test_singular_kernels_have_no_leave_one_out_without_strength() -> None:
+def test_leave_one_out_of_a_singular_kernel_needs_a_strength() -> None:
     kernel, _ = linear_kernel(p=6)
     assert bool(ridge(kernel, 0.0).leave_one_out.isnan().all())
     with pytest.raises(ValueError, match="strength is 0 and the kernel is singular"):
@@ -137,10 +139,10 @@ def test_the_mean_convention_has_the_same_minimiser() -> None:
     strength=st.sampled_from([0.0, 1e-3, 0.5, 20.0]),
     t=st.floats(0.0, 100.0),
 )
-def test_the_risk_falls(seed: int, p: int, strength: float, t: float) -> None:
+def test_the_risk_never_rises(seed: int, p: int, strength: float, t: float) -> None:
     kernel, _ = linear_kernel(p=p, seed=seed)
     modes = Modes.of(kernel)
     risk = float(gradient_flow(modes, strength, [t]).risk[0])
     slack = 1e-12 * float(kernel.r0.square().sum())
     later = float(gradient_flow(modes, strength, [t + 1]).risk[0])
-    assert later <= risk + slack  # without the term, and under it as φ falls in t
+    assert later <= risk + slack

@@ -1,4 +1,4 @@
-"""The growth of outputs beyond their tangents, against dense changes."""
+"""The growth of features beyond their tangents."""
 
 import math
 
@@ -17,7 +17,7 @@ from foretune.tangents import collect, read_adapters
 SHAPES = {"one": (2, 5, 7), "two": (2, 5, 7), "wide": (2, 9, 7), "other": (3, 5, 7)}  # r, i, o
 
 
-def drawn() -> dict[str, tuple[Tensor, Tensor]]:
+def random_factors() -> dict[str, tuple[Tensor, Tensor]]:
     return {
         layer: (torch.randn(r, i, dtype=torch.float64), torch.randn(o, r, dtype=torch.float64))
         for layer, (r, i, o) in SHAPES.items()
@@ -25,44 +25,44 @@ def drawn() -> dict[str, tuple[Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize("started", [(), ("one", "wide")])
-def test_norms_are_those_of_the_dense_changes(started: tuple[str, ...]) -> None:
+def test_change_norms_equal_norms_of_dense_changes(started: tuple[str, ...]) -> None:
     torch.manual_seed(0)
-    first, scalings = drawn(), {layer: 0.5 + k for k, layer in enumerate(SHAPES)}
+    first, scalings = random_factors(), {layer: 0.5 + k for k, layer in enumerate(SHAPES)}
     start = {layer: first[layer] for layer in started}
-    several = [Weights(drawn(), start, scalings), Weights(drawn(), {}, scalings), Weights({}, {}, {})]
-    for weights, found in zip(several, change_norms(several), strict=True):
-        assert set(found) == set(weights.now)
+    several = [Weights(random_factors(), start, scalings), Weights(random_factors(), {}, scalings), Weights({}, {}, {})]
+    for weights, norms in zip(several, change_norms(several), strict=True):
+        assert set(norms) == set(weights.now)
         for layer, (a, b) in weights.now.items():
             change = b @ a - (weights.start[layer][1] @ weights.start[layer][0] if layer in weights.start else 0)
             expected = scalings[layer] * torch.linalg.matrix_norm(change)
-            assert_close(found[layer], expected, rtol=1e-10, atol=1e-10)
+            assert_close(norms[layer], expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_small_changes_of_large_weights_are_measured_well(dtype: torch.dtype) -> None:
+def test_norms_of_small_changes_of_large_weights_are_accurate(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    first = {layer: (a.to(dtype), b.to(dtype)) for layer, (a, b) in drawn().items()}
+    first = {layer: (a.to(dtype), b.to(dtype)) for layer, (a, b) in random_factors().items()}
     a, b = first["one"]
     step = 1e-4 * torch.randn_like(b)
     now = first | {"one": (a, b + step)}
-    (found,) = change_norms([Weights(now, first, dict.fromkeys(SHAPES, 1.0))])
+    (norms,) = change_norms([Weights(now, first, dict.fromkeys(SHAPES, 1.0))])
     moved = (b + step).double() - b.double()
-    assert_close(found["one"], torch.linalg.matrix_norm(moved @ a.double()), rtol=1e-6, atol=0)
-    assert all(float(norm) < 1e-6 for layer, norm in found.items() if layer != "one")
+    assert_close(norms["one"], torch.linalg.matrix_norm(moved @ a.double()), rtol=1e-6, atol=0)
+    assert all(float(norm) < 1e-6 for layer, norm in norms.items() if layer != "one")
 
 
 CHANGES = st.lists(st.floats(0, 1e3), min_size=1, max_size=5)
 
 
 def factor(changes: list[float], sizes: list[float], normalised: bool) -> float:
-    """The growth of features when layers of these sizes change by as much."""
+    """The growth factor if layers with weights of these norms change by these norms."""
     named = {str(k): torch.tensor(change, dtype=torch.float64) for k, change in enumerate(changes)}
     return float(Growth({str(k): size for k, size in enumerate(sizes)}, normalised=normalised).factor(named))
 
 
 @pytest.mark.parametrize("normalised", [False, True])
 @given(changes=CHANGES, scale=st.floats(1e-3, 1e3), more=st.floats(0.01, 10))
-def test_growth_is_of_relative_changes_and_never_falls(
+def test_growth_depends_on_relative_changes_and_never_falls(
     normalised: bool, changes: list[float], scale: float, more: float
 ) -> None:
     sizes = [2.0 + k for k in range(len(changes))]
@@ -71,7 +71,7 @@ def test_growth_is_of_relative_changes_and_never_falls(
     assert before == pytest.approx(rescaled)
     assert factor([0.0 for _ in changes], sizes, normalised) == 1
     assert factor([changes[0] + more * sizes[0], *changes[1:]], sizes, normalised) > before
-    assert normalised or before < 3, "features that nothing normalises outgrow their tangents threefold at most"
+    assert normalised or before < 3, "features without a normalisation grow at most threefold"
 
 
 @pytest.mark.parametrize("normalised", [False, True])
@@ -82,13 +82,13 @@ def test_growth_does_not_depend_on_which_layers_change(normalised: bool, changes
     assert factor(changes, sizes, normalised) == pytest.approx(factor([sum(changes)], [2.0], normalised))
 
 
-def test_growth_of_what_diverges() -> None:
+def test_growth_of_infinite_and_nan_changes() -> None:
     growth = Growth({"one": 1.0})
     assert float(growth.factor({"one": torch.tensor(math.inf)})) == pytest.approx(3)
     assert math.isnan(growth.factor({"one": torch.tensor(math.nan)}))
 
 
-def test_the_model_changes_by_as_much_more() -> None:
+def test_the_model_scales_its_changes_by_the_growth() -> None:
     tangents, adapters = collect(tiny_task("bert")), read_adapters(lora_model("bert", False))
     examples = torch.arange(9)
     plain = TangentModel(tangents, adapters, tangents.head)
@@ -104,7 +104,7 @@ def test_the_model_changes_by_as_much_more() -> None:
         assert float(growth.factor(plain.changes())) > 1.01
 
 
-def test_normalised_features_keep_to_their_bound() -> None:
+def test_normalised_features_stay_within_their_limit() -> None:
     tangents, adapters = collect(tiny_task("roberta")), read_adapters(lora_model("roberta", True))
     examples = torch.arange(9)
     plain = TangentModel(tangents, adapters, tangents.head).eval()

@@ -1,4 +1,4 @@
-"""Noise in the place of gradients along directions that were not taken."""
+"""Noise that replaces the gradients along directions without tangents."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from foretune.linear.left_out import LeftOut
 from foretune.tangents import basis, collect, read_adapters
 
 
-def test_noise_has_the_size_that_the_directions_beyond_call_for() -> None:
+def test_noise_has_the_size_of_the_gradients_that_are_left_out() -> None:
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(6, 20000, dtype=torch.float64))
     left_out = LeftOut([weight])
     q = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
-    pull = torch.randn(4, 6, dtype=torch.float64)  # of the loss, at the features of four examples
+    pull = torch.randn(4, 6, dtype=torch.float64)  # gradients of the loss in the features of four examples
     inputs = torch.randn(4, 20000, dtype=torch.float64)
     features = inputs @ weight.T
     left_out.watch(features, q[None, :4], q[None])
@@ -32,7 +32,7 @@ def test_noise_has_the_size_that_the_directions_beyond_call_for() -> None:
     assert abs(float((noise * exact).sum() / noise.norm() / exact.norm())) < 0.02
 
 
-def test_where_nothing_pushes_along_the_directions_taken_there_is_no_noise() -> None:
+def test_there_is_no_noise_without_a_gradient_along_the_basis() -> None:
     weight = nn.Parameter(torch.ones(2, 3))
     left_out = LeftOut([weight])
     features = torch.ones(1, 3) @ weight.T
@@ -41,7 +41,9 @@ def test_where_nothing_pushes_along_the_directions_taken_there_is_no_noise() -> 
     assert_close(weight.grad, torch.tensor([[0.0] * 3, [1.0] * 3]))
 
 
-def test_a_run_with_fewer_directions_than_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_with_too_few_directions_has_noise_in_its_gradients(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(basis, "directions_taken", lambda span: 3)
     task = tiny_task("bert")
     tangents = collect(task, directory=tmp_path)
@@ -58,14 +60,14 @@ def test_a_run_with_fewer_directions_than_it_needs(monkeypatch: pytest.MonkeyPat
             [p.grad.flatten() for name, p in model.named_parameters() if p.grad is not None and "lora" in name]
         )
 
-    noisy, quiet = (
+    noisy, without_noise = (
         TangentModel(tangents, read_adapters(lora_model("bert", True)), tangents.head).train() for _ in range(2)
     )
-    quiet.left_out = None
-    for parameter in quiet.parameters():
+    without_noise.left_out = None
+    for parameter in without_noise.parameters():
         if parameter._backward_hooks:
             parameter._backward_hooks.clear()
-    first, exact = gradient(noisy), gradient(quiet)
+    first, exact = gradient(noisy), gradient(without_noise)
     assert noisy.left_out is not None
     assert torch.equal(first, gradient(noisy))
     ratio = noisy.left_out.ratio
@@ -73,10 +75,10 @@ def test_a_run_with_fewer_directions_than_it_needs(monkeypatch: pytest.MonkeyPat
     share = (first - exact).square().sum() / exact.square().sum()
     assert_close(float(share), ratio, rtol=0.3, atol=0)
     with torch.no_grad():
-        assert_close(noisy(torch.arange(9)).logits, quiet(torch.arange(9)).logits)
+        assert_close(noisy(torch.arange(9)).logits, without_noise(torch.arange(9)).logits)
 
 
-def test_few_classes_are_without_noise() -> None:
+def test_a_run_with_few_classes_has_no_noise() -> None:
     tangents = collect(tiny_task("bert"))
     assert tangents.num_left_out == 0 and torch.equal(tangents.basis, tangents.span)
     assert TangentModel(tangents, read_adapters(lora_model("bert", False)), tangents.head).left_out is None

@@ -1,4 +1,4 @@
-"""The linearised model against forward-mode derivatives of the same model with eager attention, in float64."""
+"""The linearised model, compared in float64 with forward-mode derivatives of the same model with plain attention."""
 
 import copy
 import math
@@ -42,7 +42,7 @@ def trained_values(model: nn.Module) -> dict[str, Tensor]:
 
 
 def move(model: nn.Module, seed: int = 7) -> None:
-    """A displacement as large as the parameters themselves: nothing small that a missing term could hide behind."""
+    """Move the trained parameters by as much as their own size, so that a missing term shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -51,7 +51,7 @@ def move(model: nn.Module, seed: int = 7) -> None:
 
 
 def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[dict[str, Tensor]], Tensor]:
-    """Logits as a function of the parameters, with attention that PyTorch itself can differentiate forwards."""
+    """Logits as a function of the parameters, with attention that PyTorch can differentiate in forward mode."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
 
     def function(theta: dict[str, Tensor]) -> Tensor:
@@ -61,43 +61,43 @@ def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[dict[str, T
     return function
 
 
-def oracle_attention(kind: str) -> str:
-    return "sdpa" if kind in {"llama", "vit"} else "eager"  # their eager attention takes softmax in single precision
+def reference_attention(kind: str) -> str:
+    return "sdpa" if kind in {"llama", "vit"} else "eager"  # their eager attention computes softmax in float32
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["B=0", "B≠0"])
 @pytest.mark.parametrize("kind", MODELS)
-def test_outputs_and_gradients_are_those_of_the_jacobian(kind: str, trained: bool) -> None:
+def test_outputs_and_gradients_equal_forward_mode_derivatives(kind: str, trained: bool) -> None:
     model, batch = build(kind, trained), batch_of(kind)
-    oracle = outputs(build(kind, trained, attn_implementation=oracle_attention(kind)), batch)
+    reference = outputs(build(kind, trained, attn_implementation=reference_attention(kind)), batch)
     start = trained_values(model)
     linear = linearise(model)
     assert torch.equal(linear(**batch).logits, model(**batch).logits)  # at θ0
     move(model)
     delta = {name: value - start[name] for name, value in trained_values(model).items()}
-    found = linear(**batch).logits
-    assert_close(found, sum(jvp(oracle, (start,), (delta,))), **EXACT)
-    assert float((model(**batch).logits - found).detach().abs().max()) > 1e-3  # it has moved out of the linear range
-    u = torch.randn(found.shape, dtype=torch.float64)
-    gradients = torch.autograd.grad(found, list(_theta(linear).values()), u)
-    expected = torch.func.vjp(oracle, start)[1](u)[0]
+    result = linear(**batch).logits
+    assert_close(result, sum(jvp(reference, (start,), (delta,))), **EXACT)
+    assert float((model(**batch).logits - result).detach().abs().max()) > 1e-3  # the model has left its linear range
+    u = torch.randn(result.shape, dtype=torch.float64)
+    gradients = torch.autograd.grad(result, list(_theta(linear).values()), u)
+    expected = torch.func.vjp(reference, start)[1](u)[0]
     for name, gradient in zip(_theta(linear), gradients, strict=True):
         assert_close(gradient, expected[name], **EXACT)
 
 
-def test_the_jacobian_is_the_oracles() -> None:
+def test_the_jacobian_equals_the_reference() -> None:
     model, batch = lora_model("bert", True), tiny_batch("bert")
-    oracle, start = outputs(lora_model("bert", True, attn_implementation="eager"), batch), trained_values(model)
+    reference, start = outputs(lora_model("bert", True, attn_implementation="eager"), batch), trained_values(model)
     linear = linearise(model)
     move(model)
-    expected = torch.cat([each.flatten(2) for each in jacrev(oracle)(start).values()], 2)
+    expected = torch.cat([part.flatten(2) for part in jacrev(reference)(start).values()], 2)
     f0, rows = linear.jacobian(batch)
-    assert_close(f0, oracle(start), **EXACT)
+    assert_close(f0, reference(start), **EXACT)
     assert_close(rows, expected, **EXACT)
     f0, rows = linear.jacobian(batch, centred=True)
-    assert_close(f0, oracle(start) @ centring(3).T, **EXACT)
+    assert_close(f0, reference(start) @ centring(3).T, **EXACT)
     assert_close(rows, torch.einsum("kc,ncp->nkp", centring(3), expected), **EXACT)
-    assert_close(linear(**batch).logits, oracle(start) + expected @ linear.displacement(), **EXACT)
+    assert_close(linear(**batch).logits, reference(start) + expected @ linear.displacement(), **EXACT)
 
 
 def _theta(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -105,20 +105,23 @@ def _theta(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "vit"])
-def test_any_parameters_of_a_plain_model_may_train(kind: str) -> None:
+def test_any_parameters_of_a_model_without_adapters_can_be_trained(kind: str) -> None:
     model, batch = tiny_model(kind), tiny_batch(kind)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("layers.1" in name or "layer.1" in name or "norm" in name.lower())
-    oracle, start = outputs(tiny_model(kind, attn_implementation=oracle_attention(kind)), batch), trained_values(model)
+    reference, start = (
+        outputs(tiny_model(kind, attn_implementation=reference_attention(kind)), batch),
+        trained_values(model),
+    )
     linear = linearise(model)
     move(model)
     delta = {name: value - start[name] for name, value in trained_values(model).items()}
-    assert_close(linear(**batch).logits, sum(jvp(oracle, (start,), (delta,))), **EXACT)
+    assert_close(linear(**batch).logits, sum(jvp(reference, (start,), (delta,))), **EXACT)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_padding_changes_nothing(kind: str, side: str) -> None:
+def test_outputs_do_not_depend_on_padding(kind: str, side: str) -> None:
     model, batch = lora_model(kind, True), tiny_batch(kind)
     linear = linearise(model)
     move(model)
@@ -137,7 +140,7 @@ def test_padding_changes_nothing(kind: str, side: str) -> None:
 
 @pytest.mark.parametrize("labels", [1, 3], ids=["regression", "classification"])
 @pytest.mark.parametrize("kind", ["bert", "llama", "distilbert"])
-def test_the_loss_is_the_models_own_of_the_linearised_outputs(kind: str, labels: int) -> None:
+def test_the_loss_is_the_models_loss_at_the_linearised_outputs(kind: str, labels: int) -> None:
     batch = tiny_batch(kind, num_labels=labels)
     if labels == 1:
         batch["labels"] = batch["labels"].double() + 0.5
@@ -145,12 +148,12 @@ def test_the_loss_is_the_models_own_of_the_linearised_outputs(kind: str, labels:
     linear = linearise(model)
     assert torch.equal(linear(**batch).loss, model(**batch).loss)
     move(model)
-    found, y = linear(**batch), batch["labels"]
+    result, y = linear(**batch), batch["labels"]
     rule = nn.functional.cross_entropy if labels > 1 else nn.functional.mse_loss
-    loss = rule(found.logits.squeeze(), y)
-    assert_close(found.loss, loss, **EXACT)
+    loss = rule(result.logits.squeeze(), y)
+    assert_close(result.loss, loss, **EXACT)
     assert_close(linear(**batch, return_dict=False)[0], loss, **EXACT)
-    assert type(found) is type(model(**batch))
+    assert type(result) is type(model(**batch))
 
 
 def test_hidden_states_are_linearised_too() -> None:
@@ -162,13 +165,13 @@ def test_hidden_states_are_linearised_too() -> None:
     assert not torch.allclose(hidden[-1], model(**batch, output_hidden_states=True).hidden_states[-1])
 
 
-def test_a_loss_that_cannot_be_told_apart_is_refused() -> None:
+def test_an_unknown_loss_is_refused() -> None:
     class Focal(TwiceModel):
         def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> Any:  # type: ignore[override]
-            found = super().forward(**inputs)
-            assert found.logits is not None
-            found.loss = None if labels is None else found.logits.softmax(-1).square().mean()
-            return found
+            result = super().forward(**inputs)
+            assert result.logits is not None
+            result.loss = None if labels is None else result.logits.softmax(-1).square().mean()
+            return result
 
     batch = tiny_batch("roberta")
     linear = linearise(Focal().double())
@@ -177,7 +180,9 @@ def test_a_loss_that_cannot_be_told_apart_is_refused() -> None:
     assert linear(**{name: value for name, value in batch.items() if name != "labels"}).loss is None
 
 
-class _Seen(TorchDispatchMode):
+class _Operations(TorchDispatchMode):
+    """Records the names of the operations that run."""
+
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
@@ -187,21 +192,21 @@ class _Seen(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_values_come_from_the_kernel_that_the_user_chose() -> None:
+def test_values_are_computed_by_the_attention_kernel_that_the_user_chose() -> None:
     model, batch = lora_model("bert", True), tiny_batch("bert")
     linear = linearise(model)
     for backend, fused in ((SDPBackend.FLASH_ATTENTION, True), (SDPBackend.MATH, False)):
         with sdpa_kernel(backend):
-            with _Seen() as seen:
-                found = linear(**batch).logits
-            assert any("flash_attention" in name for name in seen.names) is fused
-            assert torch.equal(found, model(**batch).logits)
+            with _Operations() as operations:
+                result = linear(**batch).logits
+            assert any("flash_attention" in name for name in operations.names) is fused
+            assert torch.equal(result, model(**batch).logits)
     assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("scale", [None, 0.3])
-def test_attention_in_plain_operations_is_the_fused_one(causal: bool, scale: float | None) -> None:
+def test_attention_in_plain_operations_equals_fused_attention(causal: bool, scale: float | None) -> None:
     from foretune.linear.forward_mode import attention
 
     query, key, value = (torch.randn(2, heads, 5, 8, dtype=torch.float64) for heads in (4, 2, 2))
@@ -210,16 +215,16 @@ def test_attention_in_plain_operations_is_the_fused_one(causal: bool, scale: flo
     assert_close(attention(query, key, value, **options), fused(query, key, value, **options), **EXACT)
     if not causal:
         mask = torch.rand(2, 1, 5, 5) < 0.5
-        mask[0, 0, 2] = False  # a query that may attend to nothing
-        for each in (mask, torch.where(mask, 0.5, -math.inf).double()):
-            options["attn_mask"] = each
+        mask[0, 0, 2] = False  # a query that attends to nothing
+        for attention_mask in (mask, torch.where(mask, 0.5, -math.inf).double()):
+            options["attn_mask"] = attention_mask
             with sdpa_kernel(SDPBackend.MATH):
                 assert_close(attention(query, key, value, **options), fused(query, key, value, **options), **EXACT)
     with pytest.raises(InputError, match="uses dropout with probability"):
         attention(query, key, value, dropout_p=0.1)
 
 
-def test_dropout_is_off_whatever_the_mode_and_the_mode_stays() -> None:
+def test_dropout_is_off_in_training_mode_and_modes_are_kept() -> None:
     torch.manual_seed(0)
     model = lora_model("bert", True, lora_dropout=0.5)
     for module in model.modules():
@@ -232,19 +237,19 @@ def test_dropout_is_off_whatever_the_mode_and_the_mode_stays() -> None:
     assert linear.training and all(module.training for module in model.modules() if module is not model)
 
 
-def test_without_gradients_and_in_inference_mode_it_is_the_same() -> None:
+def test_outputs_are_the_same_without_gradients_and_in_inference_mode() -> None:
     model, batch = lora_model("bert", True), tiny_batch("bert")
     linear = linearise(model)
     move(model)
     expected = linear(**batch).logits
     for mode in (torch.no_grad(), torch.inference_mode()):
         with mode:
-            found = linear(**batch).logits
-            assert not found.requires_grad and torch.equal(found, expected)
+            result = linear(**batch).logits
+            assert not result.requires_grad and torch.equal(result, expected)
 
 
-def test_gradients_go_to_the_trained_parameters_only() -> None:
-    """Also where peft asks for gradients at the embeddings, and with inputs that require them."""
+def test_only_trained_parameters_get_gradients() -> None:
+    """This holds if peft requests gradients at the embeddings, and if inputs require gradients."""
     model = lora_model("bert", True).train()
     model.enable_input_require_grads()
     embedded = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
@@ -255,7 +260,7 @@ def test_gradients_go_to_the_trained_parameters_only() -> None:
     assert all((p.grad is not None) == (name in linear.trained) for name, p in linear.named_parameters())
 
 
-def test_operations_without_forward_derivative_are_one_clear_error() -> None:
+def test_operations_without_a_forward_derivative_are_an_input_error() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -275,7 +280,7 @@ def test_operations_without_forward_derivative_are_one_clear_error() -> None:
 
     @torch.library.custom_op("foretune_test::double", mutates_args=())
     def double(x: Tensor) -> Tensor:
-        return x * 2  # PyTorch drops tangents here without a word
+        return x * 2  # PyTorch drops tangents here without an error
 
     for operation, words in ((Own.apply, "jvp"), (double, "foretune_test.double.default has no forward")):
         model = nn.Sequential(nn.Linear(4, 4))
@@ -284,7 +289,7 @@ def test_operations_without_forward_derivative_are_one_clear_error() -> None:
             linearise(model)(torch.randn(2, 4))
 
 
-def test_wrong_models_and_starts_are_explained() -> None:
+def test_wrong_models_and_starts_are_input_errors() -> None:
     model = tiny_model("bert")
     with pytest.raises(InputError, match="already linearised"):
         linearise(linearise(model))
@@ -312,7 +317,7 @@ def test_a_forward_that_accelerate_has_wrapped_still_runs() -> None:
     assert torch.equal(linear(**batch).logits, expected(**batch).logits) and calls == [1]
 
 
-def test_names_groups_and_state_are_the_models(tmp_path: Path) -> None:
+def test_names_parameter_groups_and_state_are_those_of_the_model(tmp_path: Path) -> None:
     model, batch = lora_model("bert"), tiny_batch("bert")
     linear = linearise(model)
     assert dict(linear.named_parameters()) == dict(model.named_parameters())
@@ -333,7 +338,7 @@ def test_names_groups_and_state_are_the_models(tmp_path: Path) -> None:
     model(**batch)
 
 
-def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
+def test_a_saved_and_loaded_model_has_the_same_outputs(tmp_path: Path) -> None:
     batch = tiny_batch("bert")
     for name, model in (("peft", lora_model("bert")), ("plain", tiny_model("bert"))):
         linear = linearise(model)
@@ -354,8 +359,8 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", [1, 3], ids=["regression", "classification"])
-def test_stepping_it_is_gradient_descent_in_closed_form(labels: int) -> None:
-    """Squared loss, frozen head: the steps are those on the kernel of the tangents, and end at its ridge regression."""
+def test_training_steps_equal_gradient_descent_in_closed_form(labels: int) -> None:
+    """With squared loss and a frozen head, steps equal those on the kernel, and converge to its ridge regression."""
     task = tiny_task("bert", num_labels=labels)
     model = get_peft_model(copy.deepcopy(task.model), lora_config("bert", modules_to_save=None)).double().eval()
     kernel = ntk(collect(task), read_adapters(model))

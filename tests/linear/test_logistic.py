@@ -1,3 +1,5 @@
+"""Kernel logistic regression: the optimum, its conventions, and saturated outputs."""
+
 import math
 from dataclasses import replace
 from typing import Any
@@ -29,7 +31,7 @@ def cross_entropy(kernel: Kernel, fx_train: Tensor) -> Tensor:
 
 
 def gradient(kernel: Kernel, jacobian: Tensor, theta: Tensor, strength: float) -> Tensor:
-    """Of the objective in the parameters, by autograd and torch's own loss."""
+    """The gradient of the objective in the parameters, by autograd and torch's own loss."""
     theta = theta.clone().requires_grad_()
     fx = kernel.fx_train_0 + (jacobian[: len(kernel.r0)] @ theta).view_as(kernel.fx_train_0)
     (cross_entropy(kernel, fx) + strength / 2 * theta.square().sum()).backward()
@@ -38,7 +40,7 @@ def gradient(kernel: Kernel, jacobian: Tensor, theta: Tensor, strength: float) -
 
 
 def displacement(fit: LogisticFit, kernel: Kernel, jacobian: Tensor) -> Tensor:
-    """δ of a fit, by stationarity: ``λ δ = J' (y - P p)``."""
+    """The displacement δ of a fit, from the condition of stationarity ``λ δ = J' (y - P p)``."""
     probabilities = kernel.outputs(fit.fx_train).softmax(1)
     residual = kernel.y_train - kernel.centred(probabilities)
     return jacobian[: len(kernel.r0)].T @ residual.flatten() / fit.strength
@@ -61,7 +63,7 @@ def test_the_gradient_at_the_optimum_is_zero(c: int, p: int, strength: float) ->
 
 @pytest.mark.parametrize("strength", [1e-3, 0.5])
 @pytest.mark.parametrize("c", [2, 4])
-def test_kernel_form_is_parameter_form(c: int, strength: float) -> None:
+def test_kernel_and_parameter_form_agree(c: int, strength: float) -> None:
     kernel, jacobian = classes(c, p=5)
     assert jacobian.shape[1] < len(kernel.r0)
     one, other = logistic(Modes.of(kernel), strength), logistic(kernel, strength, jacobian)
@@ -70,14 +72,14 @@ def test_kernel_form_is_parameter_form(c: int, strength: float) -> None:
     assert one.objective == pytest.approx(other.objective, rel=1e-12)
 
 
-def test_a_wide_jacobian_is_left_alone() -> None:
+def test_a_wide_jacobian_is_not_used() -> None:
     kernel, jacobian = classes(p=40)
     unread = torch.full_like(jacobian, math.nan)
     assert torch.equal(logistic(kernel, 0.1, unread).fx_eval, logistic(kernel, 0.1).fx_eval)
 
 
 @pytest.mark.parametrize("p", [6, 40])
-def test_it_is_where_gradient_descent_ends(p: int) -> None:
+def test_gradient_descent_converges_to_the_fit(p: int) -> None:
     kernel, jacobian = classes(p=p)
     strength, theta = 0.3, torch.zeros(p, dtype=torch.float64)
     rate = 1 / (float(kernel.spectrum().eigenvalues[0]) / 2 + strength)
@@ -89,18 +91,18 @@ def test_it_is_where_gradient_descent_ends(p: int) -> None:
     assert_close(fit.fx_eval, expected[7:], **EXACT)
 
 
-def test_a_strong_term_leaves_the_model_as_it_is() -> None:
+def test_a_large_strength_leaves_the_model_unchanged() -> None:
     kernel, _ = classes()
     fit = logistic(kernel, 1e12)
     assert_close(fit.fx_train, kernel.fx_train_0, rtol=0, atol=1e-10)
     assert_close(fit.fx_eval, kernel.fx_eval_0, rtol=0, atol=1e-10)
-    still = replace(kernel, blocks={"zero": torch.zeros_like(kernel.matrix)})
-    assert torch.equal(logistic(still, 0.1).fx_eval, kernel.fx_eval_0)
+    zero = replace(kernel, blocks={"zero": torch.zeros_like(kernel.matrix)})
+    assert torch.equal(logistic(zero, 0.1).fx_eval, kernel.fx_eval_0)
 
 
-def test_saturated_outputs_are_brought_back() -> None:
+def test_the_fit_converges_from_saturated_outputs() -> None:
     kernel, jacobian = classes(p=40)
-    wrong = replace(kernel, f0=-300 * kernel.y)  # certain of every class but the right one
+    wrong = replace(kernel, f0=-300 * kernel.y)  # outputs that are certain of wrong classes
     fit = logistic(wrong, 1e-3)
     theta = displacement(fit, wrong, jacobian)
     assert fit.converged and float(gradient(wrong, jacobian, theta, 1e-3).norm()) < 1e-6
@@ -117,7 +119,7 @@ def test_the_mean_convention_has_the_same_minimiser() -> None:
     assert float(slope.norm()) < 1e-10
 
 
-def test_what_cannot_be_solved_is_refused() -> None:
+def test_problems_that_cannot_be_solved_are_refused() -> None:
     kernel, jacobian = classes()
     for strength in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="strength"):

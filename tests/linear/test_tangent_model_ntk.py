@@ -1,3 +1,5 @@
+"""The tangent model and its kernel, and moments of its training."""
+
 import copy
 import dataclasses
 
@@ -13,13 +15,13 @@ from foretune.tangents import collect, read_adapters
 
 @pytest.mark.parametrize("trained", [False, True], ids=["B=0", "B≠0"])
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_the_ntk_linearises_the_tangent_model(kind: str, trained: bool) -> None:
+def test_the_ntk_is_the_kernel_of_the_tangent_model_at_its_start(kind: str, trained: bool) -> None:
     tangents, adapters = collect(tiny_task(kind)), read_adapters(lora_model(kind, trained))
     kernel = ntk(tangents, adapters)
     model = TangentModel(tangents, adapters, tangents.head).eval()
     logits = model(torch.arange(9)).logits
     outputs = kernel.centred(logits)
-    assert_close(outputs, kernel.f0, rtol=1e-10, atol=1e-10)  # it starts where the network starts
+    assert_close(outputs, kernel.f0, rtol=1e-10, atol=1e-10)  # it starts at the outputs of the network
     factors = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
     rows = [
         torch.cat([g.flatten() for g in torch.autograd.grad(value, factors, retain_graph=True)])
@@ -31,15 +33,18 @@ def test_the_ntk_linearises_the_tangent_model(kind: str, trained: bool) -> None:
 
 @pytest.mark.parametrize("trained", [False, True], ids=["B=0", "B≠0"])
 @pytest.mark.parametrize("growing", [False, True], ids=["tangents", "growing"])
-def test_moments_give_the_outputs_the_models_had(trained: bool, growing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recalled_moments_have_the_outputs_of_the_models(
+    trained: bool, growing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tangents, adapters = collect(tiny_task("bert")), read_adapters(lora_model("bert", trained))
     growth = Growth({adapter.layer: 1.0 for adapter in adapters}) if growing else None
     models = [
-        TangentModel(tangents, some, copy.deepcopy(tangents.head), growth=growth) for some in (adapters, adapters[:1])
+        TangentModel(tangents, active, copy.deepcopy(tangents.head), growth=growth)
+        for active in (adapters, adapters[:1])
     ]
     examples = torch.arange(9).flip(0)
     moments = Moments(models, examples[:7], batch=4)
-    monkeypatch.setattr("foretune.linear.moments.LOT", 4)  # of six
+    monkeypatch.setattr("foretune.linear.moments.LOT", 4)  # fewer than the six models
     torch.manual_seed(0)
     before = []
     for _ in range(3):
@@ -49,16 +54,16 @@ def test_moments_give_the_outputs_the_models_had(trained: bool, growing: bool, m
             before.append([model.eval()(examples[:7], tangents.labels[examples[:7]]) for model in models])
         moments.take()
     for stand_ins, outputs in zip(moments.recall(), before, strict=True):
-        for stand_in, had in zip(stand_ins, outputs, strict=True):
-            found = stand_in(examples[:7], tangents.labels[examples[:7]])
-            assert_close(found.logits, had.logits, rtol=1e-10, atol=1e-10)
-            assert_close(found.loss, had.loss, rtol=1e-10, atol=1e-10)
+        for stand_in, expected in zip(stand_ins, outputs, strict=True):
+            result = stand_in(examples[:7], tangents.labels[examples[:7]])
+            assert_close(result.logits, expected.logits, rtol=1e-10, atol=1e-10)
+            assert_close(result.loss, expected.loss, rtol=1e-10, atol=1e-10)
             assert bool(stand_in(examples[7:]).logits.isnan().all())
     assert moments.recall() == []
 
 
 @pytest.mark.parametrize("at_once", [0, 100])
-def test_how_much_is_held_at_once_changes_nothing(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_coordinates_do_not_depend_on_the_size_of_parts(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tangents, adapters = collect(tiny_task("bert")), read_adapters(lora_model("bert", True))
     model, examples = TangentModel(tangents, adapters, tangents.head).eval(), torch.arange(9)
     with torch.no_grad():
@@ -69,10 +74,10 @@ def test_how_much_is_held_at_once_changes_nothing(at_once: int, monkeypatch: pyt
         assert_close(model.coordinates(examples), whole, rtol=1e-10, atol=1e-12)
 
 
-def test_dropout_leaves_the_mean() -> None:
-    """The mean over dropout masks is the model without."""
+def test_dropout_does_not_change_the_mean() -> None:
+    """The mean over dropout masks is near the model without dropout."""
     tangents = collect(tiny_task("bert"))
-    adapters = [dataclasses.replace(each, dropout=0.5) for each in read_adapters(lora_model("bert", True))]
+    adapters = [dataclasses.replace(adapter, dropout=0.5) for adapter in read_adapters(lora_model("bert", True))]
     model, examples = TangentModel(tangents, adapters, tangents.head), torch.arange(9)
     torch.manual_seed(0)
     with torch.no_grad():

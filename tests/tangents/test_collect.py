@@ -1,3 +1,5 @@
+"""Collecting tangents: results do not depend on batches, and stored tangents are used again."""
+
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,24 +20,25 @@ EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 
 
 def full_gradients(tangents: Tangents, example: int, *, simulated: bool = False) -> list[Tensor]:
-    """For each layer ``sum_t (dh/dz_t) a_t'``: gradients of the features in the weights, free of basis and order.
+    """The gradient of an example's features in the weight of every layer, ``sum_t (dh/dz_t) a_t'``.
 
-    Of all rows, or of those alone that simulated runs read.
+    It does not depend on the basis or the order of rows. With ``simulated`` it is the sum over the rows that simulated
+    runs read.
     """
     basis = tangents.basis[example if len(tangents.basis) > 1 else 0]
-    # directions may differ in sign or order between passes: bring them to the span's projector
+    # the sign and order of directions may differ between passes; mapped back to features they do not matter
     result: dict[str, Tensor] = {}
     for number, entry in enumerate(tangents.entries):
         if simulated and not entry.simulated:
             continue
         rows, _ = tangents.rows(torch.tensor([example]), entry.rows_per_example)
         inputs, gradients = tangents.inputs(number)[rows], tangents.gradients(number)[rows]
-        found = torch.einsum("qd,qoi->doi", basis, torch.einsum("tqo,ti->qoi", gradients, inputs))
-        result[entry.layer] = result[entry.layer] + found if entry.layer in result else found
+        part = torch.einsum("qd,qoi->doi", basis, torch.einsum("tqo,ti->qoi", gradients, inputs))
+        result[entry.layer] = result[entry.layer] + part if entry.layer in result else part
     return list(result.values())
 
 
-def check_same(one: Tangents, two: Tangents, examples: list[int], rtol: float = 1e-10, atol: float = 1e-12) -> None:
+def assert_same(one: Tangents, two: Tangents, examples: list[int], rtol: float = 1e-10, atol: float = 1e-12) -> None:
     close: dict[str, Any] = {"rtol": rtol, "atol": atol}
     for place, example in enumerate(examples):
         for a, b in zip(full_gradients(one, place), full_gradients(two, example), strict=True):
@@ -46,30 +49,30 @@ def check_same(one: Tangents, two: Tangents, examples: list[int], rtol: float = 
 
 
 @pytest.mark.parametrize("kind", ["llama", "roberta"])
-def test_batches_order_and_padding_change_nothing(kind: str) -> None:
-    # LLaMA's norms and rotations are in float32 whatever the model's type
+def test_tangents_do_not_depend_on_batches_order_and_padding(kind: str) -> None:
+    # LLaMA computes norms and rotations in float32, also in a float64 model
     close = {"rtol": 1e-3, "atol": 1e-4} if kind == "llama" else EXACT
     expected = collect(tiny_task(kind), batch_size=3)
     for batch_size in (1, 32):
-        check_same(collect(tiny_task(kind), batch_size=batch_size), expected, list(range(9)), **close)
+        assert_same(collect(tiny_task(kind), batch_size=batch_size), expected, list(range(9)), **close)
     order = [3, 0, 5, 1, 4, 2]
-    check_same(collect(tiny_task(kind, order=order)), expected, [*order, 6, 7, 8], **close)
+    assert_same(collect(tiny_task(kind, order=order)), expected, [*order, 6, 7, 8], **close)
     if kind == "llama":  # RoBERTa reads its first position, so it cannot be padded on the left
-        check_same(collect(tiny_task(kind, padding_side="left")), expected, list(range(9)), **close)
+        assert_same(collect(tiny_task(kind, padding_side="left")), expected, list(range(9)), **close)
 
 
-def test_texts_without_attention_mask_get_one() -> None:
+def test_texts_without_an_attention_mask_have_the_same_tangents() -> None:
     task, expected = tiny_task("bert"), collect(tiny_task("bert"))
     task.train, task.eval = (split.remove_columns("attention_mask") for split in (task.train, task.eval))
-    check_same(collect(task), expected, list(range(9)))
+    assert_same(collect(task), expected, list(range(9)))
 
 
-def test_tangents_are_found_again_on_disk(tmp_path: Path) -> None:
+def test_stored_tangents_are_used_again(tmp_path: Path) -> None:
     expected = collect(tiny_task("bert"))
     first, second = (collect(tiny_task("bert"), directory=tmp_path) for _ in "12")
     assert not first.reused and second.reused
-    check_same(first, expected, list(range(9)))
-    check_same(second, expected, list(range(9)))
+    assert_same(first, expected, list(range(9)))
+    assert_same(second, expected, list(range(9)))
     (folder,) = tmp_path.iterdir()
     assert not collect(tiny_task("bert", order=[1, 0, 2, 3, 4, 5]), directory=tmp_path).reused  # other data
     assert not collect(tiny_task("bert"), ["query"], directory=tmp_path).reused  # other layers
@@ -81,7 +84,7 @@ def test_tangents_are_found_again_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["manifest.json", "summary.safetensors", "tangents.safetensors", "cut"])
-def test_half_written_tangents_are_made_anew(tmp_path: Path, damage: str) -> None:
+def test_incomplete_tangents_are_collected_again(tmp_path: Path, damage: str) -> None:
     expected = collect(tiny_task("bert"), directory=tmp_path)
     (folder,) = tmp_path.iterdir()
     if damage == "cut":
@@ -93,20 +96,22 @@ def test_half_written_tangents_are_made_anew(tmp_path: Path, damage: str) -> Non
         (folder / damage).unlink()
     again = collect(tiny_task("bert"), directory=tmp_path)
     assert not again.reused
-    check_same(again, expected, list(range(9)))
+    assert_same(again, expected, list(range(9)))
     assert collect(tiny_task("bert"), directory=tmp_path).reused
 
 
-def test_without_room_on_the_disk_the_pass_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pass_does_not_start_if_the_disk_has_too_little_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    begun: list[int] = []
+    progress: list[int] = []
     with pytest.raises(InputError, match=r"tangents take .* and .* are free") as caught:
-        collect(tiny_task("bert"), directory=tmp_path, progress=lambda done, _: begun.append(done))
-    assert str(tmp_path) in caught.value.where and not begun and list(tmp_path.iterdir()) == []
+        collect(tiny_task("bert"), directory=tmp_path, progress=lambda done, _: progress.append(done))
+    assert str(tmp_path) in caught.value.where and not progress and list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_pass_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupted_pass_leaves_no_files(tmp_path: Path) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
@@ -115,14 +120,14 @@ def test_an_interrupted_pass_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_frozen_model_has_a_head_too() -> None:
+def test_a_model_with_frozen_parameters_has_the_same_tangents() -> None:
     task = tiny_task("roberta")
     task.model.requires_grad_(False)
-    check_same(collect(task), collect(tiny_task("roberta")), list(range(9)))
+    assert_same(collect(task), collect(tiny_task("roberta")), list(range(9)))
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "llama", "vit"])
-def test_the_head_gives_the_models_outputs(kind: str) -> None:
+def test_the_head_computes_the_models_outputs_from_the_features(kind: str) -> None:
     task = tiny_task(kind, dtype=torch.float32)
     tangents = collect(task)
     assert_close(tangents.head(tangents.features), tangents.outputs, rtol=1e-4, atol=1e-5)
@@ -131,7 +136,7 @@ def test_the_head_gives_the_models_outputs(kind: str) -> None:
 
 
 def test_an_adapted_layer_right_below_the_head() -> None:
-    # the features entering the head are then the output of a watched layer itself
+    # the features are then the output of a watched layer
     task: Any = tiny_task("bert")
 
     class Plain(nn.Module):
@@ -145,7 +150,7 @@ def test_an_adapted_layer_right_below_the_head() -> None:
     assert_close(gradients, tangents.basis.expand_as(gradients), **EXACT)
 
 
-def test_features_need_no_gradients_below_the_head() -> None:
+def test_features_of_computes_no_gradients_below_the_head() -> None:
     task: Any = tiny_task("bert")
     batch = task.collator([task.train[0], task.train[3]])
     head = find_head(task.model, ("classifier",), batch)
@@ -154,7 +159,7 @@ def test_features_need_no_gradients_below_the_head() -> None:
     assert not task.model._forward_pre_hooks and not task.model.classifier._forward_pre_hooks
 
 
-def test_drawing_adapters_leaves_the_model_as_it_was() -> None:
+def test_drawing_adapters_leaves_the_model_unchanged() -> None:
     model: Any = tiny_model("bert")
     model.bert.pooler.requires_grad_(False)
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -168,10 +173,10 @@ def test_drawing_adapters_leaves_the_model_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("where", ["everywhere", "in one text"])
-def test_outputs_that_are_no_numbers_are_refused(where: str) -> None:
+def test_outputs_that_are_nan_are_an_input_error(where: str) -> None:
     task = tiny_task("bert", n=30, num_train=24)
     embedding = task.model.get_parameter("bert.embeddings.word_embeddings.weight")
     with torch.no_grad():
         embedding[slice(None) if where == "everywhere" else task.eval[5]["input_ids"][-1]] = torch.nan
-    with pytest.raises(InputError, match=r"outputs \(float64\) are infinite or no numbers"):
+    with pytest.raises(InputError, match=r"outputs \(float64\) are infinite or NaN"):
         collect(task)

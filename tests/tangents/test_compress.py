@@ -1,4 +1,4 @@
-"""Fewer rows of an example: what is kept, what is lost, and that a collection made of them is as good as it says."""
+"""Compression of rows: the rank it chooses, the share it loses, and the tangents collected with it."""
 
 from pathlib import Path
 
@@ -13,11 +13,20 @@ from torch.testing import assert_close
 
 from foretune.kernel import ntk
 from foretune.tangents import collect, read_adapters
-from foretune.tangents.compress import RANKS, SIMULATED, Ranks, by_gram, lost, low_rank, padded, ranks_for
+from foretune.tangents.compress import (
+    RANKS,
+    SIMULATED_TOLERANCE,
+    Ranks,
+    by_gram,
+    lost_shares,
+    low_rank,
+    padded,
+    ranks_for,
+)
 
 
 def rows(seed: int, tokens: int, decay: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Inputs and gradients of three examples; with a decay, tokens matter less and less."""
+    """Inputs and gradients of three examples; with a decay, later tokens have smaller inputs."""
     generator = torch.Generator().manual_seed(seed)
     inputs, gradients = (torch.randn(3, tokens, width, generator=generator).double() for width in (20, 14))
     return inputs * torch.exp(-decay * torch.arange(tokens)).unsqueeze(1), gradients
@@ -29,69 +38,69 @@ def products(inputs: Tensor, gradients: Tensor) -> Tensor:
 
 @settings(deadline=None, max_examples=50)
 @given(seed=st.integers(0, 1000), tokens=st.integers(1, 12), padding=st.integers(0, 5))
-def test_a_sufficient_rank_is_exact_whatever_the_padding(seed: int, tokens: int, padding: int) -> None:
-    inputs, gradients = (torch.nn.functional.pad(each, (0, 0, 0, padding)) for each in rows(seed, tokens))
-    found = low_rank(inputs, gradients, 12)
-    assert_close(products(*found), products(inputs, gradients), rtol=1e-10, atol=1e-10)
-    assert_close(found[0] @ found[0].mT, torch.eye(12).double().expand(3, -1, -1), rtol=1e-10, atol=1e-10)
+def test_a_sufficient_rank_is_exact_for_any_padding(seed: int, tokens: int, padding: int) -> None:
+    inputs, gradients = (torch.nn.functional.pad(x, (0, 0, 0, padding)) for x in rows(seed, tokens))
+    compressed = low_rank(inputs, gradients, 12)
+    assert_close(products(*compressed), products(inputs, gradients), rtol=1e-10, atol=1e-10)
+    assert_close(compressed[0] @ compressed[0].mT, torch.eye(12).double().expand(3, -1, -1), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("width", [5, 40])  # on either side of what a GPU decomposes at once
-def test_a_basis_by_gram_spans_the_columns_and_leaves_out_what_is_tiny(width: int) -> None:
+@pytest.mark.parametrize("width", [5, 40])  # fewer and more columns than a GPU decomposes at once
+def test_by_gram_spans_the_columns_without_dependent_directions(width: int) -> None:
     columns = torch.randn(2, 50, width, dtype=torch.float64)
     basis, true = by_gram(columns), torch.linalg.qr(columns)[0]
     assert_close(basis @ basis.mT, true @ true.mT, rtol=1e-10, atol=1e-10)
-    twice = by_gram(torch.cat([columns, columns[..., :3]], 2))  # three directions more than there are
+    twice = by_gram(torch.cat([columns, columns[..., :3]], 2))  # the last three columns are dependent
     assert_close(twice @ twice.mT, true @ true.mT, rtol=1e-10, atol=1e-10)
     assert not by_gram(torch.zeros(1, 6, 2, dtype=torch.float64)).any()
 
 
-def test_padding_changes_nothing_below_that_rank_either() -> None:
+def test_padding_does_not_change_a_low_rank_result() -> None:
     plain = rows(0, 10, decay=0.5)
-    for more in (7, 70):  # few tokens, and so many that these are not multiplied with each other
-        long = [torch.nn.functional.pad(each, (0, 0, 0, more)) for each in plain]
-        assert_close(products(*low_rank(long[0], long[1], 3)), products(*low_rank(*plain, 3)), rtol=1e-10, atol=1e-10)
+    for padding in (7, 70):  # few tokens, whose Gram matrix is used, and many
+        inputs, gradients = (torch.nn.functional.pad(x, (0, 0, 0, padding)) for x in plain)
+        assert_close(products(*low_rank(inputs, gradients, 3)), products(*low_rank(*plain, 3)), rtol=1e-10, atol=1e-10)
 
 
-def test_what_is_lost_is_near_the_least_possible() -> None:
-    """Against the singular values: the truth of what rank r must lose."""
+def test_the_lost_share_is_near_the_least_possible() -> None:
+    """The singular values give the least share that rank r must lose."""
     inputs, gradients = rows(1, 12, decay=0.6)
     squares = torch.linalg.svdvals(products(inputs, gradients)) ** 2
     least = (1 - squares.cumsum(1) / squares.sum(1, keepdim=True)).mean(0)[:12]
-    assert_close(lost(inputs, gradients, 12), least, rtol=1e-6, atol=1e-9)
+    assert_close(lost_shares(inputs, gradients, 12), least, rtol=1e-6, atol=1e-9)
     for rank in (1, 3, 6):
-        kept = products(*low_rank(inputs, gradients, rank))
-        share = ((products(inputs, gradients) - kept).square().sum((1, 2)) / squares.sum(1)).mean()
+        compressed = products(*low_rank(inputs, gradients, rank))
+        share = ((products(inputs, gradients) - compressed).square().sum((1, 2)) / squares.sum(1)).mean()
         assert least[rank - 1] <= share <= 2 * least[rank - 1] + 1e-9
 
 
 @pytest.mark.parametrize("tolerance", [0.02, 0.001, 0.3])
-def test_ranks_are_the_smallest_that_keep_their_tolerance(tolerance: float) -> None:
+def test_ranks_are_the_smallest_that_keep_the_tolerances(tolerance: float) -> None:
     inputs, gradients = rows(2, 12, decay=0.7)
     counts = torch.full((3,), 12)
-    found = ranks_for(inputs, gradients, counts, tolerance)
-    assert found is not None
-    shares = lost(inputs, gradients, 12)
-    for rank, most in ((found.main, max(tolerance, SIMULATED)), (found.main + found.rest, tolerance)):
-        below = RANKS[RANKS.index(rank) - 1]
-        assert shares[rank - 1] <= most < (shares[below - 1] if rank > 1 else 1)
+    ranks = ranks_for(inputs, gradients, counts, tolerance)
+    assert ranks is not None
+    shares = lost_shares(inputs, gradients, 12)
+    for rank, max_share in ((ranks.main, max(tolerance, SIMULATED_TOLERANCE)), (ranks.main + ranks.rest, tolerance)):
+        smaller = RANKS[RANKS.index(rank) - 1]
+        assert shares[rank - 1] <= max_share < (shares[smaller - 1] if rank > 1 else 1)
     assert ranks_for(inputs, torch.zeros_like(gradients), counts, tolerance) == Ranks(1, 0)
 
 
-def test_nothing_is_compressed_that_would_not_halve_the_rows_of_simulated_runs() -> None:
+def test_rows_are_not_compressed_if_simulated_runs_would_read_more_than_half() -> None:
     assert ranks_for(*rows(2, 12), torch.full((3,), 10), 0.02) is None  # main would be 6
-    found = ranks_for(*rows(2, 12, decay=0.7), torch.full((3,), 12), 1e-9)
-    assert found is not None and found.main <= 6 and found.main + found.rest == 12
+    ranks = ranks_for(*rows(2, 12, decay=0.7), torch.full((3,), 12), 1e-9)
+    assert ranks is not None and ranks.main <= 6 and ranks.main + ranks.rest == 12
 
 
-def test_padded_rows_are_those_of_their_examples() -> None:
-    found = padded(torch.arange(6).double().unsqueeze(1), [1, 3, 2])
-    assert found.squeeze(2).tolist() == [[0, 0, 0], [1, 2, 3], [4, 5, 0]]
+def test_padded_splits_rows_into_examples() -> None:
+    examples = padded(torch.arange(6).double().unsqueeze(1), [1, 3, 2])
+    assert examples.squeeze(2).tolist() == [[0, 0, 0], [1, 2, 3], [4, 5, 0]]
 
 
 @pytest.mark.parametrize("batch_size", [2, 32])
 @pytest.mark.parametrize("on_disk", [False, True])
-@pytest.mark.parametrize(("simulated", "tolerance"), [(False, 0.01), (True, SIMULATED)])
+@pytest.mark.parametrize(("simulated", "tolerance"), [(False, 0.01), (True, SIMULATED_TOLERANCE)])
 def test_collected_gradients_lose_no_more_than_the_tolerance(
     tmp_path: Path, batch_size: int, on_disk: bool, simulated: bool, tolerance: float
 ) -> None:
@@ -99,39 +108,41 @@ def test_collected_gradients_lose_no_more_than_the_tolerance(
     folder = tmp_path if on_disk else None
     close = collect(tiny_task("bert"), tolerance=0.01, batch_size=batch_size, directory=folder)
     assert close.num_bytes < exact.num_bytes and len({entry.rows_per_example for entry in close.entries}) > 1
-    shares: dict[int, list[float]] = {}  # of layers with the same input together, for which ranks are chosen
+    shares: dict[int, list[float]] = {}  # for the layers with the same input together, as ranks are chosen
     for example in range(9):
-        kept = full_gradients(close, example, simulated=simulated)
-        pairs = list(zip(kept, full_gradients(exact, example), strict=True))
+        compressed = full_gradients(close, example, simulated=simulated)
+        pairs = list(zip(compressed, full_gradients(exact, example), strict=True))
         for group in {entry.inputs for entry in exact.entries}:
-            some = [pair for pair, entry in zip(pairs, exact.entries, strict=True) if entry.inputs == group]
-            whole = sum(float(b.square().sum()) for _, b in some)
-            if whole > 0:
-                shares.setdefault(group, []).append(sum(float((a - b).square().sum()) for a, b in some) / whole)
-    worst = max(sum(each) / len(each) for each in shares.values())
-    assert tolerance / 5 < worst < 1.5 * tolerance  # the tolerance was kept by the best projection, ours is nearly that
+            group_pairs = [pair for pair, entry in zip(pairs, exact.entries, strict=True) if entry.inputs == group]
+            total = sum(float(b.square().sum()) for _, b in group_pairs)
+            if total > 0:
+                lost = sum(float((a - b).square().sum()) for a, b in group_pairs)
+                shares.setdefault(group, []).append(lost / total)
+    worst = max(sum(values) / len(values) for values in shares.values())
+    # the loss may exceed the tolerance a little: ranks are chosen from 8 examples and for the best projection
+    assert tolerance / 5 < worst < 1.5 * tolerance
     assert_close(close.features, exact.features)
 
 
-def test_no_tolerance_for_full_precision() -> None:
+def test_rows_in_full_precision_are_not_compressed_by_default() -> None:
     tangents = collect(tiny_task("bert"), dtype=torch.float32)
     assert {entry.rows_per_example for entry in tangents.entries} <= {None, 1}
 
 
-def test_the_kernel_of_fewer_rows_is_close() -> None:
+def test_the_kernel_from_compressed_rows_is_close() -> None:
     adapters = read_adapters(lora_model("roberta", False))
     exact, close = (ntk(collect(tiny_task("roberta"), tolerance=tolerance), adapters) for tolerance in (0.0, 0.02))
     assert 0 < float((close.matrix - exact.matrix).norm() / exact.matrix.norm()) < 0.1
 
 
-def test_another_tolerance_is_another_collection(tmp_path: Path) -> None:
+def test_tangents_with_another_tolerance_are_collected_again(tmp_path: Path) -> None:
     collect(tiny_task("bert"), directory=tmp_path, tolerance=0.2)
     assert collect(tiny_task("bert"), directory=tmp_path, tolerance=0.2).reused
     assert not collect(tiny_task("bert"), directory=tmp_path, tolerance=0.1).reused
 
 
 def test_a_model_in_half_precision_is_compressed_too() -> None:
-    """Its rows come in bfloat16, in which there are no decompositions."""
+    """Its rows are in bfloat16, for which torch has no decompositions."""
     task = tiny_task("bert")
     task.model.bfloat16()
     close, exact = collect(task), collect(task, tolerance=0.0)

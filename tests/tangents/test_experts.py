@@ -1,4 +1,4 @@
-"""Mixtures of experts are recognised by what they hold, and adapters on their routers and experts are refused."""
+"""Mixtures of experts are recognised by their parts, and adapters on their routers and experts are refused."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from foretune.testing import ntk
 
 
 @pytest.mark.parametrize("kind", MIXTURES)
-def test_blocks_that_route_are_named_with_or_without_adapters(kind: str) -> None:
+def test_mixtures_of_experts_are_named_with_and_without_adapters(kind: str) -> None:
     blocks = tuple(f"model.layers.{layer}.mlp" for layer in range(2))
     assert mixture_of_experts(tiny_model(kind)) == blocks
     adapted = get_peft_model(tiny_model(kind), LoraConfig(target_modules=["q_proj"], task_type="SEQ_CLS"))
@@ -25,13 +25,13 @@ def test_blocks_that_route_are_named_with_or_without_adapters(kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *ONE_BY_ONE, "t5", "bart"])
-def test_other_models_do_not_route(kind: str) -> None:
+def test_other_models_have_no_mixture_of_experts(kind: str) -> None:
     assert mixture_of_experts(tiny_model(kind)) == ()
     assert mixture_of_experts(tiny_model(kind, num_labels=2)) == ()  # as many classes as layers
 
 
 class Mixture(nn.Module):
-    """Experts as a list of networks, as models of other packages have them."""
+    """A mixture of experts whose experts are a list of networks, as in models of other packages."""
 
     def __init__(self, kind: type[nn.Module] = nn.Linear) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Mixture(nn.Module):
         return torch.stack([self.branches[int(self.choose(row).argmax())](row) for row in x])
 
 
-def test_a_list_of_networks_beside_a_choice_of_them_routes() -> None:
+def test_a_list_of_networks_beside_a_router_is_a_mixture_of_experts() -> None:
     model = nn.Sequential(nn.Linear(8, 8), Mixture())
     assert mixture_of_experts(model) == ("1",)
     assert mixture_of_experts(Mixture()) == ("",)
@@ -71,7 +71,7 @@ def test_a_router_among_all_linear_layers_is_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", MIXTURES)
-def test_other_layers_have_tangents(kind: str) -> None:
+def test_the_other_layers_of_a_mixture_have_tangents(kind: str) -> None:
     targets = r".*(q_proj|v_proj|shared_expert\.up_proj)"
     options: dict[str, Any] = {"modules_to_save": ["score"], "target_modules": targets, "exclude_modules": None}
     model, batch = lora_model(kind, True, **options), tiny_batch("llama")

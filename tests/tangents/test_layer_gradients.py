@@ -1,3 +1,5 @@
+"""The engine: inputs of layers and gradients at their outputs, compared with autograd."""
+
 import gc
 import weakref
 from typing import Any
@@ -17,30 +19,30 @@ from foretune.tangents.reference import jacobian, kernel
 EXACT: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 
 
-def test_rows_are_inputs_and_gradients_of_each_call() -> None:
+def test_inputs_and_gradients_of_calls_give_the_gradients_of_weights() -> None:
     model, batch = TwiceModel().double(), tiny_batch("roberta")
     mask = batch["attention_mask"].bool()
     layers = {"shared": model.shared, "other": model.other}
     outputs, calls, inputs, gradients = layer_gradients(model, layers, lambda: outputs_of(model, batch), mask)
     assert [(call.layer, call.index, call.shared) for call in calls] == [
         ("shared", 0, 0),
-        ("other", 0, 0),  # it was given the same tensor
+        ("other", 0, 0),  # it has the same input tensor
         ("shared", 1, 2),
     ]
     # d f_c / d W = sum over rows and calls of gradient' input
     for name, layer in layers.items():
         weights = [torch.autograd.grad(outputs_of(model, batch)[:, c].sum(), layer.weight)[0] for c in range(3)]
-        found = sum(
+        gradient = sum(
             torch.einsum("tco,ti->coi", gradients[call.position], inputs[call.position])
             for call in calls
             if call.layer == name
         )
-        assert_close(found, torch.stack(weights), **EXACT)
+        assert_close(gradient, torch.stack(weights), **EXACT)
     assert [int(call.row_counts.sum()) for call in calls] == [int(mask.sum())] * 3
     assert not outputs.requires_grad
 
 
-def test_an_input_changed_in_place_is_another_input() -> None:
+def test_an_input_that_was_changed_in_place_is_not_shared() -> None:
     class InPlace(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -56,7 +58,7 @@ def test_an_input_changed_in_place_is_another_input() -> None:
     assert_close(inputs[1], 2 * inputs[0])
 
 
-def test_flattened_tokens_are_cut_by_the_mask() -> None:
+def test_padding_is_removed_from_flattened_tokens() -> None:
     class Flat(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -74,13 +76,13 @@ def test_flattened_tokens_are_cut_by_the_mask() -> None:
         layer_gradients(model, {"map": model.map}, lambda: model(x, mask), None)
 
 
-def test_outputs_may_ignore_a_layer_or_ask_for_gradients() -> None:
+def test_outputs_may_ignore_a_layer_and_forward_may_compute_gradients() -> None:
     model, x = nn.ModuleDict({"used": nn.Linear(3, 2), "idle": nn.Linear(3, 2)}), torch.randn(4, 3)
 
     def forward() -> Tensor:
         hidden = model["used"](x)
         model["idle"](x)
-        torch.autograd.grad(hidden.sum(), hidden)  # must not be taken for one of the passes
+        torch.autograd.grad(hidden.sum(), hidden)  # must not be recorded as a backward pass
         return hidden.detach() if ignore else hidden
 
     for ignore in (False, True):
@@ -90,21 +92,21 @@ def test_outputs_may_ignore_a_layer_or_ask_for_gradients() -> None:
 
 
 def test_graphs_are_freed_without_the_garbage_collector() -> None:
-    # tensor hooks that close over the tape make cycles through C++ that are never collected
+    # tensor hooks that refer to the tape make cycles through C++ that Python never frees
     class Witness:
-        """A hook, which lives as long as the graph that it hangs on."""
+        """A tensor hook. It lives as long as its graph."""
 
         def __call__(self, gradient: Tensor) -> None: ...
 
     model: Any = tiny_model("bert")
     batch = tiny_batch("bert")
-    seen: list[weakref.ref[Witness]] = []
+    witnesses: list[weakref.ref[Witness]] = []
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
     def forward() -> Tensor:
         hidden = model.bert(**{name: value for name, value in batch.items() if name != "labels"})
         witness = Witness()
-        seen.append(weakref.ref(witness))
+        witnesses.append(weakref.ref(witness))
         hidden.last_hidden_state.register_hook(witness)
         return model.classifier(hidden.pooler_output)
 
@@ -112,7 +114,7 @@ def test_graphs_are_freed_without_the_garbage_collector() -> None:
     gc.disable()
     try:
         layer_gradients(model, layers, forward, batch["attention_mask"].bool())
-        assert seen[0]() is None
+        assert witnesses[0]() is None
         with pytest.raises(ZeroDivisionError):
             layer_gradients(model, layers, lambda: forward() / (1 // 0), None)
     finally:
@@ -123,20 +125,20 @@ def test_graphs_are_freed_without_the_garbage_collector() -> None:
 
 def test_every_layer_without_a_rule_is_named() -> None:
     model = nn.Sequential(nn.Embedding(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-    with pytest.raises(InputError, match=r"0, 1 \(types: .*LayerNorm.*Embedding"):
+    with pytest.raises(InputError, match=r"layers 0, 1 \(types: .*LayerNorm.*Embedding"):
         layer_gradients(model, dict(model.named_children()), lambda: model(torch.ones(2, 3).long()), None)
 
 
-def test_the_oracle_agrees_with_plain_autograd() -> None:
+def test_the_reference_jacobian_agrees_with_autograd() -> None:
     from cases import lora_model
 
     model, batch = lora_model("bert", True), tiny_batch("bert")
-    found = jacobian(model, batch)
+    jacobians = jacobian(model, batch)
     parameters = dict(model.named_parameters())
     logits = outputs_of(model, batch)
     for c, n in ((0, 1), (2, 3)):
-        names = list(found)
+        names = list(jacobians)
         rows = torch.autograd.grad(logits[n, c], [parameters[name] for name in names], retain_graph=True)
         for name, row in zip(names, rows, strict=True):
-            assert_close(found[name][n, c], row, **EXACT)
-    assert kernel(found).shape == (12, 12)
+            assert_close(jacobians[name][n, c], row, **EXACT)
+    assert kernel(jacobians).shape == (12, 12)

@@ -1,4 +1,4 @@
-"""How far a last normalisation lets the features move."""
+"""The last normalisation of a network: its factor and offset, and the limit that it sets to features."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from foretune.linear.growth import bounded
 from foretune.tangents import collect
-from foretune.tangents.normalisation import gain_and_offset, last_normalised, made_of
+from foretune.tangents.normalisation import are_normalised, gain_and_offset, last_normalisation
 
 
 def random_layer_norm(width: int) -> nn.LayerNorm:
@@ -21,74 +21,74 @@ def random_layer_norm(width: int) -> nn.LayerNorm:
     return norm
 
 
-def scales(module: nn.Module, width: int, dtype: torch.dtype = torch.float64) -> torch.Tensor | None:
+def measured_scales(module: nn.Module, width: int, dtype: torch.dtype = torch.float64) -> torch.Tensor | None:
     return gain_and_offset(module, width, dtype, torch.device("cpu"))
 
 
-def test_a_layer_norm_tells_its_gain_and_offset() -> None:
+def test_gain_and_offset_of_a_layer_norm_are_measured() -> None:
     torch.manual_seed(0)
     norm = random_layer_norm(16)
-    found = scales(norm, 16)
-    assert found is not None
-    assert_close(found[0], norm.weight.detach())
-    assert_close(found[1], norm.bias.detach())
+    measured = measured_scales(norm, 16)
+    assert measured is not None
+    assert_close(measured[0], norm.weight.detach())
+    assert_close(measured[1], norm.bias.detach())
 
 
 @pytest.mark.parametrize(("kind", "added"), [(LlamaRMSNorm, 0.0), (GemmaRMSNorm, 1.0)])
-def test_an_rms_norm_tells_its_gain_however_it_keeps_it(kind: type[nn.Module], added: float) -> None:
+def test_the_gain_of_an_rms_norm_is_measured_for_all_ways_to_store_it(kind: type[nn.Module], added: float) -> None:
     torch.manual_seed(0)
     norm = kind(16)
     weight = norm.get_parameter("weight")
     nn.init.normal_(weight)
-    found = scales(norm, 16, torch.float32)
-    assert found is not None
-    assert_close(found[0], added + weight.detach().double(), rtol=1e-4, atol=1e-4)
-    assert float(found[1].norm()) < 1e-5
+    measured = measured_scales(norm, 16, torch.float32)
+    assert measured is not None
+    assert_close(measured[0], added + weight.detach().double(), rtol=1e-4, atol=1e-4)
+    assert float(measured[1].norm()) < 1e-5
 
 
 @pytest.mark.parametrize("other", [nn.BatchNorm1d(8).eval(), nn.GroupNorm(2, 8), nn.LayerNorm(4), nn.Tanh()])
-def test_other_modules_are_no_normalisation_of_vectors(other: nn.Module) -> None:
-    assert scales(other.double(), 8) is None
-    assert scales(other.bfloat16(), 8, torch.bfloat16) is None
+def test_other_modules_have_no_gain_and_offset(other: nn.Module) -> None:
+    assert measured_scales(other.double(), 8) is None
+    assert measured_scales(other.bfloat16(), 8, torch.bfloat16) is None
 
 
 class Conditional(nn.LayerNorm):
-    """A normalisation that is told more than the vectors."""
+    """A normalisation with a second input."""
 
     def forward(self, input: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return scale * super().forward(input)
 
 
 @pytest.mark.parametrize("other", [Conditional(8), nn.BatchNorm2d(8).eval()])
-def test_what_does_not_take_single_vectors_has_no_bound(other: nn.Module) -> None:
-    assert scales(other, 8, torch.float32) is None
+def test_modules_that_do_not_accept_single_vectors_have_no_gain_and_offset(other: nn.Module) -> None:
+    assert measured_scales(other, 8, torch.float32) is None
 
 
-def test_short_numbers_are_enough_to_tell() -> None:
+def test_gain_is_measured_in_half_precision() -> None:
     torch.manual_seed(0)
     norm = random_layer_norm(16).bfloat16()
-    found = scales(norm, 16, torch.bfloat16)
-    assert found is not None
-    assert_close(found[0], norm.weight.detach().double(), rtol=0.02, atol=0.02)
+    measured = measured_scales(norm, 16, torch.bfloat16)
+    assert measured is not None
+    assert_close(measured[0], norm.weight.detach().double(), rtol=0.02, atol=0.02)
 
 
-def test_features_are_seen_to_be_tokens_or_their_means() -> None:
+def test_normalised_tokens_and_their_means_are_recognised() -> None:
     torch.manual_seed(0)
     tokens = torch.randn(2, 4, 8, dtype=torch.float64)
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
     means = torch.stack([tokens[0].mean(0), tokens[1, :2].mean(0)])
-    assert made_of(tokens[:, 2], tokens, None) and made_of(tokens[:, 2], tokens[:, 2], None)
-    assert made_of(means, tokens, mask) and not made_of(means, tokens, None)
+    assert are_normalised(tokens[:, 2], tokens, None) and are_normalised(tokens[:, 2], tokens[:, 2], None)
+    assert are_normalised(means, tokens, mask) and not are_normalised(means, tokens, None)
 
 
 @pytest.mark.parametrize("normalised", [torch.ones(2, 3, 4), torch.ones(2, 5), torch.ones(4, 3, 8), torch.ones(8)])
-def test_other_features_are_not(normalised: torch.Tensor) -> None:
-    assert not made_of(torch.arange(16.0).view(2, 8), normalised, None)
+def test_other_features_are_not_recognised(normalised: torch.Tensor) -> None:
+    assert not are_normalised(torch.arange(16.0).view(2, 8), normalised, None)
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_normalised_vector_moves_to_where_the_bound_says(shared: bool) -> None:
-    """Exact for a layer norm, whatever the size of the change, if that is a tangent."""
+def test_a_normalised_vector_moves_as_far_as_the_limit_says(shared: bool) -> None:
+    """For a layer norm the limit is exact for changes of any size along a tangent."""
     torch.manual_seed(0)
     norm, basis = random_layer_norm(16), torch.linalg.qr(torch.randn(6, 16, 16, dtype=torch.float64)).Q
     basis = basis[:1] if shared else basis
@@ -102,47 +102,47 @@ def test_a_normalised_vector_moves_to_where_the_bound_says(shared: bool) -> None
         assert_close(moved_to, norm(before + along / norm.weight * deviation), rtol=1e-8, atol=1e-8)
 
 
-def test_the_mean_of_tokens_that_move_alike_is_as_exact() -> None:
+def test_the_limit_is_exact_for_the_mean_of_tokens_that_move_in_the_same_way() -> None:
     torch.manual_seed(0)
     x = torch.nn.functional.layer_norm(torch.randn(5, 16, dtype=torch.float64), (16,), eps=0)
     norm, (away,) = random_layer_norm(16), torch.linalg.svd(torch.cat([x, torch.ones(1, 16)]))[2][-1:]
-    along = 3 * norm.weight * away  # a tangent at all tokens
+    along = 3 * norm.weight * away  # a tangent for all tokens
     basis = torch.eye(16, dtype=torch.float64).unsqueeze(0)
     moved_to = bounded(norm(x).mean(0, keepdim=True), along.unsqueeze(0), basis, norm.weight, norm.bias)
     assert_close(moved_to, norm(x + 3 * away).mean(0, keepdim=True), rtol=1e-8, atol=1e-8)
 
 
-def test_what_a_basis_does_not_hold_moves_as_directions_beyond_it_do() -> None:
+def test_the_limit_accounts_for_directions_outside_the_basis() -> None:
     torch.manual_seed(0)
     basis = torch.linalg.qr(torch.randn(16, 3, dtype=torch.float64)).Q.T.unsqueeze(0)
     gain, offset = torch.rand(16, dtype=torch.float64), torch.randn(16, dtype=torch.float64)
     coordinates, features = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 16, dtype=torch.float64)
-    shortest = torch.linalg.lstsq(basis[0] * gain, coordinates.T).solution  # of all w with Q diag(gain) w = c
+    shortest = torch.linalg.lstsq(basis[0] * gain, coordinates.T).solution  # the shortest w with Q diag(gain) w = c
     expected = features - offset + coordinates @ basis[0]
     expected = offset + expected / (1 + shortest.square().sum(0) / 16).sqrt().unsqueeze(1)
     assert_close(bounded(features, coordinates, basis, gain, offset), expected, rtol=1e-10, atol=1e-10)
-    more = offset + (features - offset + coordinates @ basis[0]) / (
+    further = offset + (features - offset + coordinates @ basis[0]) / (
         (1 + 2 * shortest.square().sum(0) / 16).sqrt().unsqueeze(1)
     )
-    assert_close(bounded(features, coordinates, basis, gain, offset, beyond=3), more, rtol=1e-10, atol=1e-10)
-    gain[:] = 0  # a direction that gains nothing cannot move
-    nowhere = bounded(features, 0 * coordinates, basis, gain, offset)
-    assert_close(nowhere, features)
+    assert_close(bounded(features, coordinates, basis, gain, offset, beyond=3), further, rtol=1e-10, atol=1e-10)
+    gain[:] = 0  # with gain 0 no direction can move
+    unmoved = bounded(features, 0 * coordinates, basis, gain, offset)
+    assert_close(unmoved, features)
 
 
-def test_the_last_normalisation_is_seen_and_the_model_is_left_alone() -> None:
+def test_the_last_normalisation_is_recorded_and_hooks_are_removed() -> None:
     model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     x = torch.randn(3, 4)
-    with last_normalised(model) as seen:
-        assert not seen
+    with last_normalisation(model) as last:
+        assert not last
         model(x)
-    assert seen[0].module is model[2]
-    assert_close(seen[0].output, model[2](model[1](model[0](x))))
+    assert last[0].module is model[2]
+    assert_close(last[0].output, model[2](model[1](model[0](x))))
     assert not any(module._forward_hooks for module in model)
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("bert", 0), ("roberta", 2), ("llama", 2)])
-def test_what_enters_the_heads_of_real_architectures(kind: str, rows: int) -> None:
+def test_architectures_with_and_without_normalised_features(kind: str, rows: int) -> None:
     task = tiny_task(kind)
     tangents = collect(task)
     assert tangents.normalisation.shape == (rows, tangents.features.shape[1])

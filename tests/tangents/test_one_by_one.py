@@ -1,4 +1,4 @@
-"""Models whose layers run on rows of no single example: tables of relative positions, tokens before the batch."""
+"""Models that must run on one example at a time, because rows of a layer belong to several examples."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 from cases import HEADS, lora_model, tiny_task
 from helpers import ONE_BY_ONE, tiny_batch
-from test_collect import EXACT, check_same, full_gradients
+from test_collect import EXACT, assert_same, full_gradients
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -30,32 +30,32 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("trained", [False, True], ids=["B=0", "B≠0"])
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_the_ntk_of_deberta_is_the_oracles(changes: dict[str, Any], trained: bool) -> None:
+def test_the_ntk_of_deberta_equals_the_reference(changes: dict[str, Any], trained: bool) -> None:
     model, batch = lora_model("deberta-v2", trained, **changes), tiny_batch("roberta")
     assert_close(ntk(model, batch), kernel(jacobian(model, batch)), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ["deberta", "xlnet"])
-def test_the_ntk_of_its_relatives_is_the_oracles(kind: str) -> None:
+def test_the_ntk_of_similar_models_equals_the_reference(kind: str) -> None:
     model, batch = lora_model(kind, True), tiny_batch("roberta")
     assert_close(ntk(model, batch), kernel(jacobian(model, batch)), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", ONE_BY_ONE)
-def test_batches_and_order_change_nothing(kind: str, tmp_path: Path) -> None:
-    # XLNet reads its last position, and computes positions in single precision
-    some: dict[str, Any] = {"n": 5, "num_train": 3, "padding_side": "left" if kind == "xlnet" else "right"}
+def test_tangents_do_not_depend_on_batches_and_order(kind: str, tmp_path: Path) -> None:
+    # XLNet reads the last token, and computes positions in float32
+    options: dict[str, Any] = {"n": 5, "num_train": 3, "padding_side": "left" if kind == "xlnet" else "right"}
     close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5} if kind == "xlnet" else EXACT
     heads = HEADS.get(kind, ["classifier"])
-    expected = collect(tiny_task(kind, **some), heads=heads, batch_size=2)
+    expected = collect(tiny_task(kind, **options), heads=heads, batch_size=2)
     order = [2, 0, 1]
-    shuffled = collect(tiny_task(kind, order=order, **some), heads=heads, directory=tmp_path)
-    check_same(shuffled, expected, [*order, 3, 4], **close)
-    assert collect(tiny_task(kind, order=order, **some), heads=heads, directory=tmp_path).reused
+    shuffled = collect(tiny_task(kind, order=order, **options), heads=heads, directory=tmp_path)
+    assert_same(shuffled, expected, [*order, 3, 4], **close)
+    assert collect(tiny_task(kind, order=order, **options), heads=heads, directory=tmp_path).reused
 
 
 class Shared(nn.Module):
-    """A layer with another beside it, which runs on one table for the whole batch."""
+    """Adds to a layer a second one that runs on one table for the whole batch."""
 
     def __init__(self, inner: nn.Module, rows: int) -> None:
         super().__init__()
@@ -76,32 +76,32 @@ def with_table(rows: int) -> Any:
 
 
 def features(model: Any, **inputs: Tensor) -> Tensor:
-    """What enters the classifier."""
-    seen: list[Tensor] = []
-    with_hook = model.classifier.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+    """The features that enter the classifier."""
+    recorded: list[Tensor] = []
+    handle = model.classifier.register_forward_pre_hook(lambda _, args: recorded.append(args[0][0]))
     model(**inputs)
-    with_hook.remove()
-    return seen[0]
+    handle.remove()
+    return recorded[0]
 
 
-@pytest.mark.parametrize("kind", ["1", "2", "7", "deberta", "deberta-v2"])  # rows of a table, or a model that has one
-def test_rows_of_a_table_are_each_examples_own(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["1", "2", "7", "deberta", "deberta-v2"])  # rows of the table, or a model with one
+def test_rows_of_a_table_hold_the_gradients_of_every_example(kind: str) -> None:
     task: Any = with_table(int(kind)) if kind.isdigit() else tiny_task(kind, n=5, num_train=3)
     tangents = collect(task)
     ending = {"deberta": "0.attention.self.pos_proj", "deberta-v2": "0.attention.self.query_proj"}.get(kind, "table")
     (layer,) = (name for name in tangents.layers if name.endswith(ending))
-    close = {"rtol": 1e-5, "atol": 1e-8} if kind == "deberta" else EXACT  # its norms are in single precision
+    close = {"rtol": 1e-5, "atol": 1e-8} if kind == "deberta" else EXACT  # its norms are in float32
     weight = task.model.get_parameter(f"{layer}.weight")
     for number, row in enumerate([*task.train, *task.eval]):
         inputs = {name: torch.tensor([row[name]]) for name in ("input_ids", "attention_mask")}
         entries = features(task.model, **inputs)
-        rows_of = torch.stack([torch.autograd.grad(each, weight, retain_graph=True)[0] for each in entries])
+        gradients = torch.stack([torch.autograd.grad(entry, weight, retain_graph=True)[0] for entry in entries])
         basis = tangents.basis[number if len(tangents.basis) > 1 else 0]
-        expected = torch.einsum("qd,qe,eoi->doi", basis, basis, rows_of)
+        expected = torch.einsum("qd,qe,eoi->doi", basis, basis, gradients)
         assert_close(full_gradients(tangents, number)[tangents.layers.index(layer)], expected, **close)
 
 
-def test_compressed_rows_are_close() -> None:
+def test_compressed_rows_of_a_table_are_close() -> None:
     exact, short = collect(with_table(40)), collect(with_table(40), tolerance=1e-3)
     (entry,) = (entry for entry in short.entries if entry.layer.endswith("table") and entry.simulated)
     assert entry.rows_per_example is not None and entry.rows_per_example < 40
@@ -110,7 +110,7 @@ def test_compressed_rows_are_close() -> None:
             assert float((a - b).norm()) <= 0.3 * float(a.norm())
 
 
-def test_batches_are_used_wherever_they_will_do() -> None:
+def test_batches_are_used_where_they_are_possible() -> None:
     model, batch = lora_model("bert", True), tiny_batch("bert")
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     example = next(singles(batch))
@@ -118,7 +118,7 @@ def test_batches_are_used_wherever_they_will_do() -> None:
 
 
 @pytest.mark.parametrize("fault", ["rows", "calls"])
-def test_layers_that_do_not_run_alike_are_an_error(fault: str) -> None:
+def test_layers_that_run_differently_for_some_examples_are_an_error(fault: str) -> None:
     model, calls = nn.Linear(3, 2), 0
 
     def forward(batch: Any) -> Tensor:
@@ -128,5 +128,5 @@ def test_layers_that_do_not_run_alike_are_an_error(fault: str) -> None:
         return output + model(torch.ones(1, 3)) if fault == "calls" and calls == 2 else output
 
     examples = [{"x": torch.randn(1, 3)} for _ in "12"]
-    with pytest.raises(InputError, match=r"more rows than|as often"):
+    with pytest.raises(InputError, match=r"more rows for some text|equally often"):
         layer_gradients_one_by_one(model, {"map": model}, forward, examples, (1,))

@@ -1,4 +1,4 @@
-"""Outputs of whole splits."""
+"""Outputs of a model for a whole split."""
 
 import torch
 from cases import tiny_task

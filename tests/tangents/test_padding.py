@@ -1,4 +1,4 @@
-"""Outputs of a text must not depend on how much padding its batch has."""
+"""Outputs for a text must not depend on the amount of padding in its batch."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ LEFT = ["llama", "xlnet"]
 
 @pytest.mark.parametrize(("kind", "side"), [*((kind, "right") for kind in RIGHT), *((kind, "left") for kind in LEFT)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_models_that_do_not_see_padding_pass(kind: str, side: str, dtype: torch.dtype) -> None:
-    if not (kind == "xlnet" and dtype == torch.float64):  # its positions are in single precision
+def test_models_that_ignore_padding_pass(kind: str, side: str, dtype: torch.dtype) -> None:
+    if not (kind == "xlnet" and dtype == torch.float64):  # it computes positions in float32
         check_padding_invariant(tiny_task(kind, padding_side=side, dtype=dtype))
 
 
@@ -25,7 +25,7 @@ def test_models_that_do_not_see_padding_pass(kind: str, side: str, dtype: torch.
     ("kind", "side", "other"), [("gpt2", "left", "right"), ("roberta", "left", "right"), ("xlnet", "right", "left")]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_side_that_would_do_is_named(kind: str, side: str, other: str, dtype: torch.dtype) -> None:
+def test_the_message_names_the_padding_side_that_works(kind: str, side: str, other: str, dtype: torch.dtype) -> None:
     task = tiny_task(kind, padding_side=side, dtype=dtype)
     with pytest.raises(InputError, match=rf"padding on the {side}.*padding_side: {other}") as caught:
         check_padding_invariant(task, "run.yaml: model.path")
@@ -43,7 +43,7 @@ def test_a_model_that_ignores_the_mask_is_refused() -> None:
         check_padding_invariant(task)
 
 
-def test_texts_of_one_length_need_no_padding() -> None:
+def test_texts_of_equal_length_pass_without_padding() -> None:
     task = tiny_task("gpt2", padding_side="left")
     rows = [number for number, row in enumerate(task.train) if len(row["input_ids"]) == len(task.train[0]["input_ids"])]
     task.train = task.eval = task.train.select(rows)
@@ -51,7 +51,7 @@ def test_texts_of_one_length_need_no_padding() -> None:
 
 
 @pytest.mark.parametrize("kind", ["t5", "bert"])
-def test_a_model_that_cannot_run_on_the_texts_is_an_error_that_says_why(kind: str) -> None:
+def test_the_message_says_why_a_model_cannot_run_on_the_texts(kind: str) -> None:
     task: Any = tiny_task(kind)
     if kind == "bert":
         task.model.forward = lambda input_ids, **_: task.model.config.no_such_key

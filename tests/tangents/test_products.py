@@ -1,4 +1,4 @@
-"""In which type long products are taken."""
+"""The precision of large matrix products."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from foretune.tangents.products import ShortLayers
 HEADS = ("classifier", "score")
 
 
-def test_products_are_short_for_short_rows_only_and_afterwards_as_before() -> None:
+def test_precision_is_lowered_only_for_bfloat16_rows_and_restored() -> None:
     assert torch.get_float32_matmul_precision() == "highest"
     with short_products(torch.float32):
         assert torch.get_float32_matmul_precision() == "highest"
@@ -23,7 +23,7 @@ def test_products_are_short_for_short_rows_only_and_afterwards_as_before() -> No
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_precisions_of_single_backends_stay_the_users() -> None:
+def test_precisions_set_for_single_backends_are_left_unchanged() -> None:
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # type: ignore[attr-defined]
     try:
         with short_products(torch.bfloat16):
@@ -32,18 +32,18 @@ def test_precisions_of_single_backends_stay_the_users() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize("modules", ["all-linear", "attention"])  # layers that are not watched have gradients too
+@pytest.mark.parametrize("modules", ["all-linear", "attention"])  # gradients pass through unwatched layers too
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])  # Linear and Conv1D
-@pytest.mark.parametrize(("product", "most"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
-def test_gradients_go_down_in_the_type_of_products(kind: str, modules: str, product: torch.dtype, most: float) -> None:
+@pytest.mark.parametrize(("product", "limit"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_gradients_pass_layers_in_the_product_type(kind: str, modules: str, product: torch.dtype, limit: float) -> None:
     model, batch = tiny_model(kind).double().eval(), tiny_batch(kind)
-    some = {"bert": ["query", "value"], "gpt2": ["c_attn"]}[kind] if modules == "attention" else modules
-    layers, short = select_layers(model, some, HEADS), ShortLayers(product)
-    short.product = product  # also where the processor has no use for it
+    selected = {"bert": ["query", "value"], "gpt2": ["c_attn"]}[kind] if modules == "attention" else modules
+    layers, short = select_layers(model, selected, HEADS), ShortLayers(product)
+    short.product = product  # also on processors without bfloat16
 
-    def found(quick: bool) -> tuple[Tensor, list[Tensor]]:
+    def compute(fast: bool) -> tuple[Tensor, list[Tensor]]:
         def forward() -> Tensor:
-            if not quick:
+            if not fast:
                 return outputs_of(model, batch)
             with short:
                 return outputs_of(model, batch)
@@ -51,13 +51,13 @@ def test_gradients_go_down_in_the_type_of_products(kind: str, modules: str, prod
         outputs, _, _, gradients = layer_gradients(model, layers, forward, None)
         return outputs, gradients
 
-    (outputs, gradients), (true_outputs, true) = found(True), found(False)
+    (outputs, gradients), (true_outputs, true) = compute(True), compute(False)
     errors = [float((a - b).norm() / b.norm()) for a, b in zip(gradients, true, strict=True)]
-    assert most / 100 <= max(errors) <= most
+    assert limit / 100 <= max(errors) <= limit
     assert_close(outputs, true_outputs, rtol=1e-12, atol=1e-12)
 
 
-def test_layers_that_are_to_be_exact_are() -> None:
+def test_layers_listed_as_exact_are_computed_exactly() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     model.requires_grad_(False)
@@ -74,8 +74,8 @@ def test_layers_that_are_to_be_exact_are() -> None:
     assert not torch.equal(gradient([model[1]]), true)
 
 
-def test_what_others_make_of_a_layer_has_its_own_gradient() -> None:
-    """Of layers that are trained, hooked or called otherwise, only the product itself is short."""
+def test_trained_and_hooked_layers_have_correct_gradients() -> None:
+    """For layers that are trained or have hooks, only the product with the weight is less exact."""
     layer = nn.Linear(3, 2).double()
     layer.register_forward_hook(lambda layer, args, output: output * 3)
     x, short = torch.randn(5, 3, dtype=torch.float64, requires_grad=True), ShortLayers(torch.bfloat16)
@@ -88,5 +88,5 @@ def test_what_others_make_of_a_layer_has_its_own_gradient() -> None:
     layer.requires_grad_(False)
     with short:
         frozen = layer(x)
-    (found,) = torch.autograd.grad(frozen.sum(), x)
-    assert_close(found, 3 * layer.weight.sum(0).expand(5, -1), rtol=2e-2, atol=2e-2)
+    (gradient,) = torch.autograd.grad(frozen.sum(), x)
+    assert_close(gradient, 3 * layer.weight.sum(0).expand(5, -1), rtol=2e-2, atol=2e-2)

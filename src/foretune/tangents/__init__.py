@@ -1,4 +1,7 @@
-"""Tangents: one pass over the model, from which every adapter's first-order behaviour follows."""
+"""One pass over the model collects its tangents, from which the first-order behaviour of every adapter follows.
+
+Tangents are the inputs of a model's linear layers, and the gradients at the layers' outputs, for every example.
+"""
 
 from foretune.tangents.adapters import Adapter as Adapter
 from foretune.tangents.adapters import adapted as adapted

@@ -1,4 +1,7 @@
-"""What peft puts around a layer: the factors of a LoRA update, their scale and their dropout."""
+"""The LoRA adapters of a peft model: their factors, scaling and dropout.
+
+LoRA changes a layer's weight by ``dW = scaling * B A``. A (r, i) and B (o, r) are called the factors.
+"""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,22 +18,22 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from foretune.errors import InputError
-from foretune.tangents.experts import routed
+from foretune.tangents.experts import routers_and_experts
 from foretune.tangents.rules import supported
 from foretune.task.module_names import folded
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One LoRA update ``dW = scaling * B A`` of one layer.
+    """The LoRA update ``dW = scaling * B A`` of one layer.
 
     Attributes:
         layer: Name of the layer in the model without adapters.
-        name: Name of the wrapped layer's adapter in the peft model, up to the factors.
+        name: Name of the factors' weights in the peft model, with ``{}`` in place of ``lora_A`` or ``lora_B``.
         a: Factor A.
         b: Factor B.
-        scaling: ``lora_alpha / r``, or what the config makes of it (rsLoRA: ``lora_alpha / sqrt(r)``).
-        dropout: Probability with which inputs are dropped while training.
+        scaling: ``lora_alpha / r`` for LoRA, ``lora_alpha / sqrt(r)`` for rsLoRA.
+        dropout: Probability with which inputs of the adapter are dropped during training.
     """
 
     layer: str
@@ -42,26 +45,26 @@ class Adapter:
 
 
 def read_adapters(model: nn.Module) -> list[Adapter]:
-    """The active adapters of a peft model, as they stand.
+    """Read the active adapters of a peft model, with the current values of their factors.
 
     Raises:
-        InputError: Some adapter is not plain LoRA on a linear layer.
+        InputError: An adapter is not plain LoRA on a linear layer.
     """
     adapters: list[Adapter] = []
-    others = _other_methods(model)
-    parts = routed(model)
+    unsupported = _other_methods(model)
+    experts = routers_and_experts(model)
     for path, layer in lora_layers(model).items():
         for key in layer.active_adapters:
-            if part := next((name for name in parts if f"{path}.".startswith(f"{name}.")), None):
-                others[part] = f"{parts[part]} of a mixture of experts"
+            if expert := next((name for name in experts if f"{path}.".startswith(f"{name}.")), None):
+                unsupported[expert] = f"{experts[expert]} of a mixture of experts"
             elif isinstance(layer, AdaLoraLayer):
-                others[path] = "AdaLoRA"
+                unsupported[path] = "AdaLoRA"
             elif key in layer.lora_variant:
-                others[path] = type(layer.lora_variant[key]).__name__.removesuffix("Variant")
+                unsupported[path] = type(layer.lora_variant[key]).__name__.removesuffix("Variant")
             elif key in layer.lora_A and not supported(layer):
-                others[path] = f"LoRA on {type(layer.get_base_layer()).__name__}"
+                unsupported[path] = f"LoRA on {type(layer.get_base_layer()).__name__}"
             elif key in layer.lora_A and layer.lora_B[key].bias is not None:
-                others[path] = "lora_bias"
+                unsupported[path] = "lora_bias"
             elif key in layer.lora_A:
                 a, b = layer.lora_A[key].weight, layer.lora_B[key].weight
                 dropout = getattr(layer.lora_dropout[key], "p", 0.0)
@@ -76,19 +79,19 @@ def read_adapters(model: nn.Module) -> list[Adapter]:
                     )
                 )
             elif key in layer.lora_embedding_A:
-                others[path] = "LoRA on an embedding"
-    if others:
+                unsupported[path] = "LoRA on an embedding"
+    if unsupported:
         kinds: dict[str, list[str]] = {}
-        for path, kind in others.items():
+        for path, kind in unsupported.items():
             kinds.setdefault(kind, []).append(base_name(path))
-        listed = "; ".join(f"{kind} ({', '.join(folded(paths))})" for kind, paths in kinds.items())
-        fix = "use plain LoRA or rsLoRA on linear layers" + (", named in target_modules" if parts else "")
-        raise InputError("peft", f"there are no tangents for {listed}", fix)
+        listed = "; ".join(f"{kind} ({', '.join(folded(names))})" for kind, names in kinds.items())
+        fix = "use plain LoRA or rsLoRA on linear layers" + (", named in target_modules" if experts else "")
+        raise InputError("peft", f"foretune does not support these adapters: {listed}", fix)
     return adapters
 
 
 def _other_methods(model: nn.Module) -> dict[str, str]:
-    """The layers with active adapters of methods other than LoRA, and the name of the method."""
+    """The layers with active adapters of methods other than LoRA, and the names of these methods."""
     return {
         name: type(module).__module__.split(".")[-2]
         for name, module in model.named_modules()
@@ -97,74 +100,84 @@ def _other_methods(model: nn.Module) -> dict[str, str]:
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """The layers that carry LoRA adapters, by their name in the peft model, but none in a head trained in full."""
-    heads = [name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    """The layers with LoRA adapters by their name in the peft model, without layers in fully trained modules."""
+    trained = [name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, LoraLayer) and not name.startswith(tuple(f"{head}." for head in heads))
+        if isinstance(module, LoraLayer) and not name.startswith(tuple(f"{prefix}." for prefix in trained))
     }
 
 
 def base_name(path: str) -> str:
-    """A layer's name in the model without adapters."""
+    """The name of a layer in the model without adapters."""
     return path.removeprefix("base_model.model.")
 
 
 @contextmanager
 def adapted(model: nn.Module, config: LoraConfig) -> Generator[PeftModel]:
-    """The model with adapters drawn from torch's generator, as ``get_peft_model`` draws them; removed afterwards."""
+    """Put new adapters around a model and remove them when the block ends.
+
+    ``get_peft_model`` draws them from torch's global generator.
+    """
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     peft_model = get_peft_model(model, config)
     try:
         yield peft_model
     finally:
         peft_model.unload()
-        for name, parameter in model.named_parameters():  # peft freezes them
+        for name, parameter in model.named_parameters():  # peft froze the parameters
             parameter.requires_grad_(trainable[name])
 
 
 def check_forecastable(config: LoraConfig, where: str = "peft") -> None:
-    """See that a config trains only plain LoRA factors and starts from the pretrained function.
+    """Check that a config trains only plain LoRA factors, and that training starts from the pretrained model.
+
+    Args:
+        config: The config.
+        where: The place that messages name.
 
     Raises:
-        InputError: It trains biases, tokens or bare parameters too, or its initialisation changes the weights.
+        InputError: The config uses DoRA, trains biases, embeddings or single parameters, repeats layers, or has an
+            initialisation that changes the pretrained weights.
     """
     if config.use_dora:
-        raise InputError(f"{where}.use_dora", "DoRA cannot be forecast yet", "leave it out; foretune train takes it")
+        raise InputError(f"{where}.use_dora", "DoRA cannot be forecast yet", "leave it out; foretune train accepts it")
     if config.bias != "none":
-        raise InputError(f"{where}.bias", f"it is {config.bias!r}, biases have no tangents", "write none")
+        raise InputError(f"{where}.bias", f"it is {config.bias!r}, and trained biases cannot be forecast", "write none")
     if config.trainable_token_indices:
-        raise InputError(f"{where}.trainable_token_indices", "embeddings have no tangents", "leave it out")
+        raise InputError(f"{where}.trainable_token_indices", "trained embeddings cannot be forecast", "leave it out")
     if config.layer_replication:
-        found = "repeated layers make another network than the one that tangents are of"
-        raise InputError(f"{where}.layer_replication", found, "leave it out; foretune train takes it")
+        problem = "it repeats layers, and only the network without repeated layers can be forecast"
+        raise InputError(f"{where}.layer_replication", problem, "leave it out; foretune train accepts it")
     if config.target_parameters:
-        found = (
-            f"parameters without a layer of their own ({', '.join(sorted(config.target_parameters))}) have no tangents"
-        )
-        fix = "leave it out and name layers in target_modules; foretune train takes it"
-        raise InputError(f"{where}.target_parameters", found, fix)
+        parameters = ", ".join(sorted(config.target_parameters))
+        problem = f"adapters on single parameters ({parameters}) cannot be forecast, only adapters on layers"
+        fix = "leave it out and name layers in target_modules; foretune train accepts it"
+        raise InputError(f"{where}.target_parameters", problem, fix)
     if config.init_lora_weights not in {True, "gaussian"}:
         raise InputError(
             f"{where}.init_lora_weights",
-            f"{config.init_lora_weights!r} changes the pretrained weights or the starting function",
-            "write true or gaussian to forecast; foretune train takes it as it is",
+            f"{config.init_lora_weights!r} changes the pretrained weights, or the model's outputs before training",
+            "write true or gaussian to forecast; foretune train accepts it as it is",
         )
 
 
 def draw_adapters(model: nn.Module, config: LoraConfig, generator_state: Tensor) -> list[Adapter]:
-    """Copies of the adapters that ``get_peft_model`` makes when torch's generator is in this state."""
+    """Draw the adapters that ``get_peft_model`` makes when torch's generator is in a given state.
+
+    The model and the generator are left unchanged.
+    """
     check_forecastable(config)
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator_state)
         with adapted(model, config) as peft_model:
             return [
-                Adapter(x.layer, x.name, _copied(x.a), _copied(x.b), x.scaling, x.dropout)
+                Adapter(x.layer, x.name, _cpu_copy(x.a), _cpu_copy(x.b), x.scaling, x.dropout)
                 for x in read_adapters(peft_model)
             ]
 
 
-def _copied(factor: Tensor) -> Tensor:
-    """A copy on the CPU, where runs are simulated."""
+def _cpu_copy(factor: Tensor) -> Tensor:
+    """Copy a factor to the CPU, where runs are simulated."""
     return factor.detach().to("cpu", copy=True)

@@ -1,9 +1,12 @@
-r"""Fewer rows of an example: a layer sees it through one matrix, whose rank is small.
+"""Compression of the rows of an example to a low rank.
 
-Whatever adapter changes a layer's weight by ``dW``, an example's features change by ``<G, dW>`` with the one matrix
-``G = sum_t g_t a_t'`` over its tokens t: gradients g and inputs a are needed only as a factorisation of it. Texts of
-twenty-six tokens have most of ``|G|^2`` in a few directions (``docs/log.md``), longer ones in not many more. Simulated
-runs do with fewer of them than the small eigenvalues of a kernel: rows are kept in two parts, and runs read the first.
+A row is the input a_t of a layer for token t, or the gradient g_t at its output. If an adapter changes the layer's
+weight by ``dW``, the example's features change by ``<G, dW>`` with ``G = sum_t g_t a_t'``. Only this sum matters, so
+fewer rows with nearly the same sum can replace the rows of all tokens. Texts of 26 tokens have most of ``|G|^2`` in a
+few directions (``docs/log.md``), and longer texts need few more.
+
+Rows are stored in two parts. Simulated runs read only the first part. Kernels read both, because their small
+eigenvalues need more rows.
 """
 
 from typing import NamedTuple
@@ -12,19 +15,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-TOLERANCE = 0.02  # share of |G|^2 that may be left out, on average over examples
-SIMULATED = 0.1  # share that simulated runs may leave out
-MORE = 4  # random inputs beyond the rank
-SMALL = 32  # rows of matrices of which a GPU decomposes many at once
-RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # few, so that many layers have rows alike
+TOLERANCE = 0.02  # share of |G|^2 that compression may lose, on average over examples
+SIMULATED_TOLERANCE = 0.1  # share that the rows for simulated runs may lose
+OVERSAMPLING = 4  # random inputs beyond the rank
+MAX_GPU_ROWS = 32  # largest matrices that a GPU decomposes in batches
+RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # few values, so that many layers have equally many rows
 
 
 class Ranks(NamedTuple):
-    """Rows of every example that are kept of a layer.
+    """The number of rows per example that are stored for a layer.
 
     Attributes:
-        main: Those that hold most, which simulated runs read.
-        rest: Those beyond them, which kernels read too.
+        main: Rows of the first part, which simulated runs and kernels read.
+        rest: Rows of the second part, which only kernels read.
     """
 
     main: int
@@ -34,83 +37,109 @@ class Ranks(NamedTuple):
 def low_rank(
     inputs: Float[Tensor, "b t i"], gradients: Float[Tensor, "b t p"], rank: int
 ) -> tuple[Float[Tensor, "b r i"], Float[Tensor, "b r p"]]:
-    """Rows whose outer products have nearly the same sum ``G = sum_t g_t a_t'``: the projection of G on few inputs.
+    """Replace the rows of every example by ``rank`` rows with nearly the same sum ``G = sum_t g_t a_t'``.
 
-    One step of subspace iteration from random inputs, the same for every example, and the best of what it finds. Rows
-    of zeros change nothing; with a rank of at least that of G the sum is exact. New inputs are orthonormal,
-    new gradients orthogonal, the longest last.
+    The new rows are a projection of G. One step of subspace iteration starts from random inputs, which are the same
+    for all examples, and the best ``rank`` directions of its result are kept. The sum is exact if G has at most this
+    rank. Rows of zeros, such as padding, change nothing.
+
+    Args:
+        inputs: Inputs of the layer.
+        gradients: Gradients at its output. Their last axis may hold several layers and directions.
+        rank: Number of new rows.
+
+    Returns:
+        Orthonormal inputs, and orthogonal gradients in order of increasing norm.
     """
     generator = torch.Generator().manual_seed(0)
-    more = min(rank + MORE, inputs.shape[2])
-    start = torch.randn(inputs.shape[2], more, generator=generator).to(inputs)
-    few = inputs.shape[1] <= 3 * more
-    gram = gradients @ gradients.mT if few else None  # (b t t): gradients are the longest rows, seldom to be read
+    width = min(rank + OVERSAMPLING, inputs.shape[2])
+    start = torch.randn(inputs.shape[2], width, generator=generator).to(inputs)
+    few_tokens = inputs.shape[1] <= 3 * width
+    gram = gradients @ gradients.mT if few_tokens else None  # (b t t), so that the long gradients are read less often
 
-    def across(columns: Float[Tensor, "b t m"]) -> Float[Tensor, "b t m"]:
+    def times_gram(columns: Float[Tensor, "b t m"]) -> Float[Tensor, "b t m"]:
         return gradients @ (columns.mT @ gradients).mT if gram is None else gram @ columns
 
-    basis = _orthonormal(inputs.mT @ across(inputs @ start))
-    seen = inputs @ basis
-    _, turn = _eigh(_single(seen.mT @ across(seen)))
-    turn = turn[:, :, more - rank :].to(basis.dtype)
-    return (basis @ turn).mT, (seen @ turn).mT @ gradients
+    basis = _orthonormal(inputs.mT @ times_gram(inputs @ start))
+    projected = inputs @ basis
+    _, rotation = _eigh(_at_least_float32(projected.mT @ times_gram(projected)))
+    rotation = rotation[:, :, width - rank :].to(basis.dtype)
+    return (basis @ rotation).mT, (projected @ rotation).mT @ gradients
 
 
 def _orthonormal(columns: Float[Tensor, "b i r"]) -> Float[Tensor, "b i r"]:
-    """An orthonormal basis of the columns; a GPU would factor them matrix by matrix, and takes ``by_gram``."""
+    """An orthonormal basis of the columns. A GPU factors one matrix at a time, so it uses ``by_gram`` instead."""
     if not columns.is_cuda:
-        return torch.linalg.qr(_single(columns))[0].to(columns.dtype)
+        return torch.linalg.qr(_at_least_float32(columns))[0].to(columns.dtype)
     return by_gram(columns.double()).to(columns.dtype)
 
 
 def by_gram(columns: Float[Tensor, "b i r"]) -> Float[Tensor, "b i r"]:
-    """An orthonormal basis of the columns' span but its directions of less than 1e-5 of the longest: zeros instead."""
-    squares, turn = _eigh(columns.mT @ columns)
+    """An orthonormal basis of the columns' span, from the eigenvectors of their Gram matrix.
+
+    Directions with a singular value below 1e-5 of the largest one are replaced by zeros.
+    """
+    squares, rotation = _eigh(columns.mT @ columns)
     inverse = torch.where(squares > 1e-10 * squares[:, -1:], squares.clamp_min(1e-300).rsqrt(), 0)
-    return columns @ (turn * inverse[:, None])
+    return columns @ (rotation * inverse[:, None])
 
 
 def _eigh(matrices: Float[Tensor, "b r r"]) -> tuple[Float[Tensor, "b r"], Float[Tensor, "b r r"]]:
-    """Eigenvalues and eigenvectors; a GPU is fast at many small ones only."""
-    place = matrices.device if matrices.shape[1] <= SMALL else "cpu"
-    values, vectors = torch.linalg.eigh(matrices.to(place))
+    """Eigenvalues and eigenvectors. Large matrices go to the CPU, because a GPU is fast only at many small ones."""
+    device = matrices.device if matrices.shape[1] <= MAX_GPU_ROWS else "cpu"
+    values, vectors = torch.linalg.eigh(matrices.to(device))
     return values.to(matrices), vectors.to(matrices)
 
 
-def _single(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """In single precision at least, as decompositions need it."""
+def _at_least_float32(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Convert half precision to float32, because decompositions do not support it."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def lost(inputs: Float[Tensor, "b t i"], gradients: Float[Tensor, "b t p"], most: int) -> Float[Tensor, " most"]:
-    """Mean share of ``|G|^2`` that the best projection on 1, 2, ... ``most`` inputs leaves out."""
-    inputs, gradients = _single(inputs), _single(gradients)
-    whole = ((inputs @ inputs.mT) * (gradients @ gradients.mT)).sum((1, 2))
-    rows = low_rank(inputs, gradients, most)[1]
-    kept = rows.square().sum(2).flip(1).cumsum(1)
-    there = whole > 0
-    return (1 - kept[there] / whole[there, None]).mean(0) if bool(there.any()) else torch.zeros(kept.shape[1])
+def lost_shares(
+    inputs: Float[Tensor, "b t i"], gradients: Float[Tensor, "b t p"], max_rank: int
+) -> Float[Tensor, " max_rank"]:
+    """The share of ``|G|^2`` that compression to 1, 2, ... ``max_rank`` rows loses, averaged over examples."""
+    inputs, gradients = _at_least_float32(inputs), _at_least_float32(gradients)
+    total = ((inputs @ inputs.mT) * (gradients @ gradients.mT)).sum((1, 2))
+    rows = low_rank(inputs, gradients, max_rank)[1]
+    retained = rows.square().sum(2).flip(1).cumsum(1)
+    nonzero = total > 0
+    if not bool(nonzero.any()):
+        return torch.zeros(retained.shape[1])
+    return (1 - retained[nonzero] / total[nonzero, None]).mean(0)
 
 
 def ranks_for(
     inputs: Float[Tensor, "b t i"], gradients: Float[Tensor, "b t p"], counts: Int[Tensor, " b"], tolerance: float
 ) -> Ranks | None:
-    """As few rows as lose at most the tolerance, and as few of them as lose at most ``SIMULATED``.
+    """Choose the smallest numbers of rows that keep the tolerances.
 
-    Both numbers are of ``RANKS``, the largest if all lose more, and no more than an example has tokens if these do.
-    None where simulated runs would not read half as many rows as there are tokens: compressing takes a tenth to a fifth
-    of the time that the passes take.
+    The first part may lose ``SIMULATED_TOLERANCE``, or ``tolerance`` if that is larger; both parts together may lose
+    ``tolerance``. The numbers are rounded up to ``RANKS``, but not beyond the mean number of tokens if that many rows
+    suffice. If no rank keeps a tolerance, the largest is taken.
+
+    Args:
+        inputs: Inputs of a layer, padded with zeros.
+        gradients: Gradients at the outputs of all layers with these inputs, padded with zeros.
+        counts: Number of tokens of every example.
+        tolerance: Share of ``|G|^2`` that may be lost, on average over examples.
+
+    Returns:
+        The numbers of rows. None if simulated runs would read more than half as many rows as there are tokens or input
+        features: compression takes 10 to 20% of the time of the passes, and would not pay.
     """
-    shares, tokens = lost(inputs, gradients, min(*inputs.shape[1:], RANKS[-1])).tolist(), float(counts.float().mean())
+    shares = lost_shares(inputs, gradients, min(*inputs.shape[1:], RANKS[-1])).tolist()
+    tokens = float(counts.float().mean())
 
-    def smallest(most: float) -> int:
-        enough = next((number for number, share in enumerate(shares, 1) if share <= most), len(shares))
-        return min(next((rank for rank in RANKS if rank >= enough), RANKS[-1]), max(enough, int(tokens)))
+    def smallest(max_share: float) -> int:
+        rank = next((number for number, share in enumerate(shares, 1) if share <= max_share), len(shares))
+        return min(next((rounded for rounded in RANKS if rounded >= rank), RANKS[-1]), max(rank, int(tokens)))
 
-    main, whole = smallest(max(tolerance, SIMULATED)), smallest(tolerance)
-    return Ranks(main, whole - main) if 2 * main <= min(inputs.shape[2], tokens) else None
+    main, total = smallest(max(tolerance, SIMULATED_TOLERANCE)), smallest(tolerance)
+    return Ranks(main, total - main) if 2 * main <= min(inputs.shape[2], tokens) else None
 
 
 def padded(rows: Float[Tensor, "rows w"], counts: list[int]) -> Float[Tensor, "b t w"]:
-    """Rows of examples that lie one behind the other, with zeros behind those of shorter ones."""
+    """Split consecutive rows into examples, and pad shorter examples with zeros."""
     return torch.nn.utils.rnn.pad_sequence(rows.split(counts), batch_first=True)

@@ -1,7 +1,7 @@
-"""Mixtures of experts: blocks in which a router chooses the weights that a token runs through.
+"""Mixtures of experts: blocks in which a router chooses, for every token, the experts that process it.
 
-Tangents are of the experts that were chosen before training. A run that moves what the router sees chooses other
-experts, and no derivative tells which.
+Experts are parallel networks with weights of their own. Tangents describe the experts that were chosen before training.
+Training changes the input of the router, which may then choose other experts. Derivatives do not show which.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,60 +12,63 @@ from torch import nn
 from foretune.task.module_names import HEAD_NAMES
 
 ROUTER, EXPERTS = "router", "experts"
-ROUTERS = ("router", "gate")  # what models call it
+ROUTERS = ("router", "gate")  # names of routers in models
 
 
 def mixture_of_experts(model: nn.Module) -> tuple[str, ...]:
-    """The names of the modules that route tokens to experts, none for most models.
+    """Return the names of the modules that route tokens to experts. Most models have none.
 
-    They are recognised by what they hold: experts (parameters with an axis for them, or a list of alike modules) beside
-    a router (a weight with a row for each of them).
+    Such a module has two children: experts and a router. Experts are a list of modules of one type, or a module whose
+    parameters have an axis for the expert. A router has a weight with one row per expert.
 
     Args:
-        model: With or without adapters.
+        model: A model with or without adapters.
     """
-    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in routed(model)))
+    return tuple(dict.fromkeys(name.rpartition(".")[0] for name in routers_and_experts(model)))
 
 
-def routed(model: nn.Module) -> Mapping[str, str]:
-    """The routers and the experts of a model by name, and which of the two each is."""
+def routers_and_experts(model: nn.Module) -> Mapping[str, str]:
+    """Map the name of every router to ``"router"``, and the name of every module of experts to ``"experts"``."""
     return {
-        f"{name}.{child}".lstrip("."): kind for name, module in model.named_modules() for child, kind in _parts(module)
+        f"{name}.{child}".lstrip("."): kind
+        for name, module in model.named_modules()
+        for child, kind in _classified(module)
     }
 
 
-def _parts(block: nn.Module) -> Iterator[tuple[str, str]]:
-    """Names of the children that are experts or their router."""
-    children = {name: _base(child) for name, child in block.named_children() if name not in HEAD_NAMES}
+def _classified(block: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield the names and the kinds of the children that are experts or their router."""
+    children = {name: _unwrapped(child) for name, child in block.named_children() if name not in HEAD_NAMES}
     for name, child in children.items():
-        others = {other: it for other, it in children.items() if other != name and not isinstance(it, nn.Embedding)}
+        others = {key: other for key, other in children.items() if key != name and not isinstance(other, nn.Embedding)}
         if "xpert" in type(child).__name__ and set(ROUTERS) & set(others):
-            routers = [other for other in others if other in ROUTERS]
+            routers = [key for key in others if key in ROUTERS]
         else:
-            count = _experts(child)
-            routers = [other for other, it in others.items() if count > 1 and _routes(it, count)]
+            count = _num_experts(child)
+            routers = [key for key, other in others.items() if count > 1 and _is_router(other, count)]
         if routers:
             yield name, EXPERTS
         for router in routers:
             yield router, ROUTER
 
 
-def _experts(module: nn.Module) -> int:
-    """How many experts a module holds, if it is one that holds experts; else 0."""
+def _num_experts(module: nn.Module) -> int:
+    """The number of experts in a module; 0 if the module cannot hold experts."""
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         return len(module) if len({type(child) for child in module.children()}) == 1 else 0
-    if type(module).__module__.startswith("torch."):  # convolutions have three axes too
+    if type(module).__module__.startswith("torch."):  # weights of convolutions have three axes too
         return 0
     stacked = [len(parameter) for parameter in module.parameters(recurse=False) if parameter.dim() == 3]
     return max(stacked, default=0)
 
 
-def _routes(module: nn.Module, count: int) -> bool:
-    """Whether a module, or the one layer in it, has a weight with a row for each expert."""
+def _is_router(module: nn.Module, count: int) -> bool:
+    """Whether the only matrix among the module's weights has one row per expert."""
     weights = [parameter for name, parameter in module.named_parameters() if "lora_" not in name]
     matrices = [weight for weight in weights if weight.dim() == 2]
     return len(matrices) == 1 and len(matrices[0]) == count
 
 
-def _base(module: nn.Module) -> nn.Module:
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module without its adapters."""
     return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module

@@ -1,7 +1,7 @@
-"""Where the network ends and its trained head begins.
+"""The head: the modules at the end of a network that are trained in full, usually a new classifier.
 
-A new classification head is random and trained too, so tangents are taken of the *features entering it*
-(docs/theory.md section 6), and the head itself is simulated by its own modules.
+The vectors that enter the head are called its features. A new head is random and changes much in training, so tangents
+are taken of the features and not of the outputs (docs/theory.md section 6). Simulated runs train the head itself.
 """
 
 import copy
@@ -28,22 +28,26 @@ LINKS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def head_names(model: nn.Module, extra: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of the modules trained in full: the new head by peft's rule (name endings), and those in ``extra``."""
+    """The names of the modules that are trained in full.
+
+    These are the modules whose names end as peft expects of a new head, and the modules whose names end with one of
+    ``extra``.
+    """
     endings = (*HEAD_NAMES, *extra)
-    found = [name for name, _ in model.named_modules() if name.endswith(endings)]
-    return tuple(name for name in found if not any(name.startswith(f"{other}.") for other in found))
+    names = [name for name, _ in model.named_modules() if name.endswith(endings)]
+    return tuple(name for name in names if not any(name.startswith(f"{other}.") for other in names))
 
 
 class Head(nn.Module):
-    """The trained end of a network as a function of the features that enter it.
+    """The trained modules at the end of a network, as a function of the features that enter them.
 
     Args:
-        names: The modules' names in the model, in the order in which they run; none for a head that is not trained:
-            the features are then the outputs themselves.
-        modules: The modules themselves.
-        links: What is applied in front of each module: a key of ``LINKS``.
-        dropouts: Probability of the dropout in front of each module, after the link.
-        sequence: Whether the first module expects a token axis (of which it uses one position).
+        names: Names of the modules in the model, in the order in which they run. Without modules, the features are the
+            outputs.
+        modules: The modules.
+        links: The function in front of every module, a key of ``LINKS``.
+        dropouts: The probability of the dropout in front of every module, after the link.
+        sequence: Whether the first module expects a token axis. It uses one token.
     """
 
     def __init__(
@@ -65,23 +69,23 @@ class Head(nn.Module):
 
     @property
     def linear(self) -> bool:
-        """Whether the outputs are affine in the features, so that their gradient is the same for every example."""
+        """Whether the outputs are affine in the features. Their gradients are then the same for all examples."""
         plain = all(link == "identity" for link in self.links)
         return plain and all(isinstance(step, nn.Linear) for step in self.steps)
 
     def gradients(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "k c d"]:
-        """Gradient of every output in the features: of each example (k = b), or one for all if they are affine."""
-        some = (features[:1] if self.linear else features).detach().requires_grad_()
+        """Gradients of all outputs in the features: for every example (k = b), or one for all if the head is affine."""
+        features = (features[:1] if self.linear else features).detach().requires_grad_()
         with torch.enable_grad():
-            return gradients_in(some, self(some))
+            return gradients_in(features, self(features))
 
     def with_modules(self, model: nn.Module) -> "Head":
-        """The same head with copies of another model's modules, such as those of another seed."""
+        """The same head with copies of the modules of another model, such as the model of another seed."""
         modules = [copy.deepcopy(model.get_submodule(name)) for name in self.names]
         return Head(self.names, modules, self.links, self.dropouts, self.sequence)
 
     def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
-        """Outputs for features (b, d)."""
+        """Compute the outputs of the network from the features."""
         hidden = features.unsqueeze(1) if self.sequence else features
         for step, link, dropout in zip(self.steps, self.links, self.dropouts, strict=True):
             hidden = step(nn.functional.dropout(LINKS[link](hidden), dropout, self.training))
@@ -90,14 +94,14 @@ class Head(nn.Module):
 
 @dataclass
 class Watch:
-    """What passes through the head modules and the dropouts during one forward pass."""
+    """Inputs and outputs of the head's modules, and outputs and probabilities of dropouts, in one forward pass."""
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
     dropouts: list[tuple[Tensor, float]] = field(default_factory=list)
 
     def clear(self) -> None:
-        """Forget the tensors, and the graphs they hold."""
+        """Drop the tensors and the graphs to which they belong."""
         self.inputs.clear()
         self.outputs.clear()
         self.dropouts.clear()
@@ -105,23 +109,23 @@ class Watch:
 
 @contextmanager
 def watched(model: nn.Module, names: Sequence[str]) -> Generator[Watch]:
-    """Watch the named modules and every dropout of ``model``."""
+    """Record the named modules and all dropouts of a model while the block runs."""
     watch, handles = Watch(), []
 
-    def see(name: str) -> Callable[..., None]:
+    def watch_module(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             watch.inputs[name], watch.outputs[name] = args[0], output
 
         return hook
 
-    def see_dropout(module: nn.Dropout, _: tuple[Tensor, ...], output: Tensor) -> None:
+    def watch_dropout(module: nn.Dropout, _: tuple[Tensor, ...], output: Tensor) -> None:
         watch.dropouts.append((output, module.p))
 
     for name, module in model.named_modules():
         if name in names:
-            handles.append(module.register_forward_hook(see(name)))
+            handles.append(module.register_forward_hook(watch_module(name)))
         elif isinstance(module, nn.Dropout):
-            handles.append(module.register_forward_hook(see_dropout))
+            handles.append(module.register_forward_hook(watch_dropout))
     try:
         yield watch
     finally:
@@ -131,20 +135,30 @@ def watched(model: nn.Module, names: Sequence[str]) -> Generator[Watch]:
 
 
 def find_head(model: nn.Module, names: Sequence[str], batch: Mapping[str, Tensor]) -> Head:
-    """Cut the model in front of its trained modules, checked on one batch.
+    """Cut the head off the model, and check on one batch that it gives the model's outputs.
+
+    Args:
+        model: The model, in eval mode.
+        names: Names of the modules that are trained in full.
+        batch: Inputs of the model.
+
+    Returns:
+        The head with copies of the modules.
 
     Raises:
-        InputError: The modules do not follow each other, or the outputs are not a function of one feature vector an
-            example, or no numbers.
+        InputError: The modules do not follow each other, the outputs depend on more than one feature vector per
+            example, or some outputs are not finite.
     """
     if not names:
         return Head((), (), (), (), False)
     with watched(model, names) as watch, torch.no_grad():
-        logits = finite(outputs_of(model, batch))
+        logits = checked_finite(outputs_of(model, batch))
         order = list(watch.inputs)
-        before: list[Tensor | None] = [None, *(watch.outputs[name] for name in order)]
-        links = [_link(name, source, watch.inputs[name]) for name, source in zip(order, before, strict=False)]
-        dropouts = [max((p for seen, p in watch.dropouts if seen is watch.inputs[name]), default=0.0) for name in order]
+        previous: list[Tensor | None] = [None, *(watch.outputs[name] for name in order)]
+        links = [_link(name, source, watch.inputs[name]) for name, source in zip(order, previous, strict=False)]
+        dropouts = [
+            max((p for dropped, p in watch.dropouts if dropped is watch.inputs[name]), default=0.0) for name in order
+        ]
         sequence = watch.inputs[order[0]].dim() == 3
         modules = [copy.deepcopy(model.get_submodule(name)) for name in order]
         head = Head(order, modules, links, dropouts, sequence).eval()
@@ -155,14 +169,18 @@ def find_head(model: nn.Module, names: Sequence[str], batch: Mapping[str, Tensor
     ):
         raise InputError(
             "model",
-            f"its outputs are not a function of what enters {order[0]!r} alone",
-            "use another model class",
+            f"its outputs do not depend only on the input of {order[0]!r}, the first module that is trained in full",
+            "use a model class that ends with this module",
         )
     return head
 
 
 def features_of(model: nn.Module, head: Head, batch: Mapping[str, Tensor]) -> Float[Tensor, "b d"]:
-    """What enters the head for a batch, one vector an example; nothing below the head is differentiated."""
+    """The features of a batch, one vector per example, without their graph.
+
+    If the head reads one token of a sequence, the gradients of the outputs tell which token it is. Gradients are
+    computed only down to the head's input.
+    """
     if not head.names:
         with torch.no_grad():
             return outputs_of(model, batch)
@@ -173,32 +191,33 @@ def features_of(model: nn.Module, head: Head, batch: Mapping[str, Tensor]) -> Fl
     handle = model.get_submodule(head.names[0]).register_forward_pre_hook(cut)
     try:
         with frozen(model), watched(model, head.names) as watch, torch.enable_grad():
-            return entering(head, watch, outputs_of(model, batch))[0].detach()
+            return head_features(head, watch, outputs_of(model, batch))[0].detach()
     finally:
         handle.remove()
 
 
-def _link(name: str, source: Tensor | None, entered: Tensor) -> str:
-    """Which function leads from the head module before to this one.
+def _link(name: str, source: Tensor | None, target: Tensor) -> str:
+    """Find the function that turns the output of the previous head module into the input of this one.
 
     Raises:
-        InputError: None of ``LINKS`` does.
+        InputError: No function of ``LINKS`` does.
     """
     for key, function in LINKS.items():
-        if source is None or (source.shape == entered.shape and torch.allclose(function(source), entered)):
+        if source is None or (source.shape == target.shape and torch.allclose(function(source), target)):
             return key
     raise InputError(
         "modules_to_save",
-        f"{name!r} does not follow another trained module through one of {', '.join(LINKS)}",
-        "train only the head in full (leave modules_to_save out) and adapt the other layers",
+        f"{name!r} is trained in full, but does not directly follow another such module (only {', '.join(LINKS)} "
+        "may lie between them)",
+        "leave modules_to_save out, so that only the head is trained in full, and adapt the other layers",
     )
 
 
 def outputs_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "b c"]:
-    """The model's logits for a batch; labels in it are left out.
+    """Compute the model's logits for a batch. Labels in the batch are ignored.
 
     Raises:
-        InputError: The model does not give one row of outputs for every example.
+        InputError: The model does not return one row of outputs per example.
     """
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     outputs = model(**inputs).logits
@@ -206,53 +225,52 @@ def outputs_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Float[Tensor, "
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         raise InputError(
             "model",
-            f"{type(base).__name__} has outputs of shape {tuple(outputs.shape)}, and only models with one row of "
-            "outputs for every text have tangents so far",
+            f"{type(base).__name__} has outputs of shape {tuple(outputs.shape)}, and foretune only supports models "
+            "with one row of outputs per text",
             "load it with AutoModelForSequenceClassification",
         )
     return outputs
 
 
-def finite(values: Float[Tensor, "b x"]) -> Float[Tensor, "b x"]:
-    """Outputs or features of the model as they are.
+def checked_finite(values: Float[Tensor, "b x"]) -> Float[Tensor, "b x"]:
+    """Return outputs or features of the model unchanged.
 
     Raises:
-        InputError: Some are infinite or not a number.
+        InputError: Some values are infinite or NaN.
     """
     if not bool(values.isfinite().all()):
         raise InputError(
             "model",
-            f"some of its outputs ({str(values.dtype).removeprefix('torch.')}) are infinite or no numbers",
-            "load weights that are whole, and half-precision ones in bfloat16 or float32",
+            f"some of its outputs ({str(values.dtype).removeprefix('torch.')}) are infinite or NaN",
+            "use undamaged weights, and load half-precision weights in bfloat16 or float32",
         )
     return values
 
 
 def gradients_in(features: Float[Tensor, "b ..."], outputs: Float[Tensor, "b c"]) -> Float[Tensor, "b c ..."]:
-    """Gradient of every output in its own example's features; examples must not interact."""
-    sums = outputs.sum(0)
-    return torch.stack([torch.autograd.grad(each, features, retain_graph=True)[0] for each in sums], 1)
+    """Gradients of all outputs in the features of the same example. Examples must not interact."""
+    return torch.stack([torch.autograd.grad(total, features, retain_graph=True)[0] for total in outputs.sum(0)], 1)
 
 
-def entering(
+def head_features(
     head: Head, watch: Watch, logits: Float[Tensor, "b c"]
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b c d"]]:
-    """The features that entered the head in the forward pass just made, and the outputs' gradients in them.
+    """The features that entered the head in the watched forward pass, and the gradients of the outputs in them.
 
     Raises:
-        InputError: The outputs depend on several positions of the features.
+        InputError: No adapted layer is below the head, or the outputs depend on several tokens of the head's input.
     """
     if not head.names:
         eye = torch.eye(logits.shape[1], dtype=logits.dtype, device=logits.device)
         return logits, eye.expand(len(logits), -1, -1)
-    entered = watch.inputs[head.names[0]]
-    if not entered.requires_grad:
-        raise InputError("target_modules", "no adapted layer lies below the head", "adapt layers of the network itself")
-    jacobian = gradients_in(entered, logits)  # (b, c, d) or (b, c, t, d)
-    if entered.dim() == 2:
-        return entered, jacobian
+    inputs = watch.inputs[head.names[0]]
+    if not inputs.requires_grad:
+        raise InputError("target_modules", "no adapted layer is below the head", "adapt layers before the head")
+    jacobian = gradients_in(inputs, logits)  # (b, c, d) or (b, c, t, d)
+    if inputs.dim() == 2:
+        return inputs, jacobian
     used = jacobian.abs().amax((1, 3)) > 0  # (b, t)
     if bool((used.sum(1) != 1).any()):
-        raise InputError("model", "its head reads several positions of an example", "set model.pooling to mean")
-    position, example = used.float().argmax(1), torch.arange(len(entered), device=entered.device)
-    return entered[example, position], jacobian[example, :, position]
+        raise InputError("model", "its head reads several tokens of a text", "set model.pooling to mean")
+    token, example = used.float().argmax(1), torch.arange(len(inputs), device=inputs.device)
+    return inputs[example, token], jacobian[example, :, token]

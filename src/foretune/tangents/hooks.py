@@ -1,8 +1,8 @@
-"""The engine: one forward pass, then one activation-only backward pass per output direction.
+"""The engine: one forward pass, then one backward pass per output.
 
-For every call of an adapted layer ``z = W a + b`` it keeps the rows ``a`` that entered and the gradient of every
-output at ``z`` (docs/theory.md section 6). Weights get no gradients, and layers below the lowest adapted one are not
-visited.
+Hooks record, for every call of a watched layer ``z = W a + b``, its input rows ``a`` and the gradients of all outputs
+at ``z`` (docs/theory.md section 6). Backward passes compute no gradients of weights and stop at the lowest watched
+layer.
 """
 
 from collections.abc import Callable, Generator, Mapping
@@ -20,16 +20,18 @@ from foretune.tangents.rules import check_supported, sizes
 
 @dataclass(frozen=True)
 class Call:
-    """One call of one layer on one batch, cut to the rows that are not padding.
+    """One call of a layer on a batch. Rows of padding do not count.
 
     Attributes:
         layer: Name of the layer.
-        index: 0 for its first call in the forward pass, 1 for its second, ...
-        position: Number of this call among all calls of the batch.
-        shared: Position of the first call that was given the same input tensor (its own, if none was).
-        row_counts: Rows of each example.
-        length: Rows of each example before the cut.
-        by_token: Whether the rows are the tokens that the mask keeps (else every row there is, padding or not).
+        index: 0 for the layer's first call in the forward pass, 1 for its second, ...
+        position: Number of this call among all calls of the forward pass.
+        shared: Position of the first call with the same input tensor. It is the call's own position if no earlier call
+            has this input.
+        row_counts: Number of rows of every example.
+        length: Number of rows of every example, including padding.
+        by_token: Whether the rows are the tokens that the mask marks. Otherwise the layer does not run on tokens, and
+            all its rows count.
         widths: Input and output width (i, o).
     """
 
@@ -44,34 +46,39 @@ class Call:
 
 
 class Rows:
-    """Where the rows of a batch go: here new tensors of the model's type; a subclass keeps them elsewhere.
+    """Provides the memory for the rows of a batch: new tensors of the model's type. A subclass may use other memory.
 
-    Room for all rows of a call, ``length`` an example, gets all of them, with zeros for padding.
+    The memory has ``sum(row_counts)`` rows for a call. If it has ``length`` rows for every example, padding is
+    written too, as zeros.
 
     Args:
-        device: Where new tensors are made.
+        device: The device of new tensors.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = device
 
     def inputs(self, call: Call, dtype: torch.dtype) -> Float[Tensor, "rows i"]:
-        """Room for what entered a call."""
+        """Memory for the inputs of a call."""
         return torch.empty(int(call.row_counts.sum()), call.widths[0], dtype=dtype, device=self.device)
 
     def gradients(self, call: Call, num_outputs: int, dtype: torch.dtype) -> Float[Tensor, "rows c o"]:
-        """Room for the gradients of every output at what came out of a call."""
+        """Memory for the gradients of all outputs at the output of a call."""
         shape = int(call.row_counts.sum()), num_outputs, call.widths[1]
         return torch.empty(shape, dtype=dtype, device=self.device)
 
 
 @dataclass
 class _Tape:
-    """What the hooks write down during the forward pass, and where the backward passes write."""
+    """The records of the hooks: the calls of the forward pass, and the gradients of the backward passes.
+
+    ``sources`` are the input tensors of the calls with their versions. ``leaves`` are layer outputs at which a backward
+    pass starts to need gradients. ``written`` says which calls the current backward pass has reached.
+    """
 
     mask: Bool[Tensor, "b t"] | None
-    room: Rows
-    alone: bool = False
+    storage: Rows
+    one_example: bool = False
     calls: list[Call] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
@@ -79,10 +86,13 @@ class _Tape:
     leaves: list[Tensor] = field(default_factory=list)
     handles: list[torch.utils.hooks.RemovableHandle] = field(default_factory=list)
     written: list[bool] = field(default_factory=list)
-    direction: int | None = None  # None until the passes begin: ``forward`` may ask for gradients of its own
+    direction: int | None = None  # the output of the current backward pass; None while ``forward`` runs
 
     def close(self) -> None:
-        """Break the cycle graph -> tensor hook -> tape -> graph, which no garbage collector sees."""
+        """Remove hooks and tensors.
+
+        Otherwise the graph, its tensor hooks and this tape refer to each other in a cycle that Python cannot free.
+        """
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
@@ -90,37 +100,40 @@ class _Tape:
         self.leaves.clear()
 
     def hook(self, name: str) -> Callable[..., Tensor]:
+        """A forward hook for the layer with this name."""
+
         def record(layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Tensor) -> Tensor:
-            source = entered(args, options)
+            source = layer_input(args, options)
             position, version = len(self.calls), source._version
-            shared = next((k for k, (x, then) in enumerate(self.sources) if x is source and then == version), position)
-            self.sources.append((source, version))  # a tensor changed in place since then is another input
-            keep = None if self.alone else _kept_tokens(source, self.mask)
-            padding = None if keep is None or bool(keep.all()) else ~keep.flatten()
-            counts = _row_counts(source, self.alone) if keep is None else keep.sum(1).cpu()
+            same = (k for k, (tensor, earlier) in enumerate(self.sources) if tensor is source and earlier == version)
+            shared = next(same, position)
+            self.sources.append((source, version))  # the version differs if a tensor was changed in place
+            mask = None if self.one_example else _mask_of_rows(source, self.mask)
+            padding = None if mask is None or bool(mask.all()) else ~mask.flatten()
+            counts = _row_counts(source, self.one_example) if mask is None else mask.sum(1).cpu()
             index = sum(call.layer == name for call in self.calls)
             length = source.numel() // (len(counts) * source.shape[-1])
-            call = Call(name, index, position, shared, counts, length, keep is not None, (*sizes(layer),))
+            call = Call(name, index, position, shared, counts, length, mask is not None, (*sizes(layer),))
             if shared == position:
-                self.inputs.append(self.room.inputs(call, output.dtype))
+                self.inputs.append(self.storage.inputs(call, output.dtype))
                 _write(source.detach(), padding, self.inputs[position])
             else:
                 self.inputs.append(self.inputs[shared])
             self.calls.append(call)
-            leaf = not output.requires_grad
-            if leaf:
+            is_leaf = not output.requires_grad
+            if is_leaf:
                 output = output.detach().requires_grad_()
                 self.leaves.append(output)
 
-            def keep_gradient(gradient: Tensor) -> None:
+            def record_gradient(gradient: Tensor) -> None:
                 if self.direction is None:
                     return
                 self.written[position] = True
                 _write(gradient, padding, self.gradients[position][:, self.direction])
 
-            # a tensor hook sees the gradient of the value at this point, whatever the model later does to it in place
-            self.handles.append(output.register_hook(keep_gradient))
-            return output.clone() if leaf else output  # autograd forbids in-place changes of leaves
+            # the hook gets the gradient at the output's present value, even if the model changes it in place later
+            self.handles.append(output.register_hook(record_gradient))
+            return output.clone() if is_leaf else output  # autograd forbids in-place changes of leaves
 
         return record
 
@@ -130,44 +143,44 @@ def layer_gradients(
     layers: Mapping[str, nn.Module],
     forward: Callable[[], Float[Tensor, "b c"]],
     mask: Bool[Tensor, "b t"] | None,
-    room: Rows | None = None,
+    storage: Rows | None = None,
     *,
-    alone: bool = False,
+    one_example: bool = False,
 ) -> tuple[Float[Tensor, "b c"], list[Call], list[Tensor], list[Tensor]]:
-    """Inputs of the named layers and the gradients of every output at their outputs, for one batch.
+    """Compute the inputs of the watched layers and the gradients of all outputs at the layers' outputs, for one batch.
 
-    Examples must not interact (no batch norm): the gradient of ``sum_b outputs[b, c]`` then holds each example's own.
-    Layers without a rule are an ``InputError`` that names all of them.
+    Examples must not interact, so the model must not have batch normalisation. Then the gradient of
+    ``sum_b outputs[b, c]`` at the rows of an example is the gradient of the example's own output.
 
     Args:
-        model: Evaluated as it stands (the caller chooses eval mode and the attention implementation).
+        model: The model. The caller sets eval mode and the attention implementation.
         layers: The layers to watch, by name.
-        forward: Runs the model and returns the outputs whose tangents are wanted.
-        mask: True where a token is not padding; None if nothing is padded.
-        room: Where to keep the rows of a call; by default in new tensors of the model's type.
-        alone: Whether the batch is one example, to which every row of every call belongs (``mask`` is not used).
+        forward: Runs the model and returns the outputs to differentiate.
+        mask: True for tokens, False for padding. None if nothing is padded.
+        storage: Provides the memory for the rows. The default is new tensors of the model's type.
+        one_example: Whether the batch is a single example that owns all rows of every call. ``mask`` is then ignored.
 
     Returns:
-        The outputs; the calls in the order in which they were made; their inputs; their gradients.
+        The outputs, the calls in the order in which they ran, their inputs, and their gradients.
 
     Raises:
-        InputError: A layer runs on something else than rows of each example.
+        InputError: Layers have types without a rule, or the first axis of a layer's input is not the batch.
     """
     check_supported(layers)
-    room = room or Rows()
-    tape = _Tape(mask, room, alone)
+    storage = storage or Rows()
+    tape = _Tape(mask, storage, one_example)
     try:
         with frozen(model), _hooked(layers, tape), torch.enable_grad():
             outputs = forward()
-            mixed = sorted({call.layer for call in tape.calls if len(call.row_counts) != len(outputs)})
-            if mixed:
+            mixing = sorted({call.layer for call in tape.calls if len(call.row_counts) != len(outputs)})
+            if mixing:
                 raise InputError(
                     "target_modules",
-                    f"{', '.join(mixed)} mix the rows of several examples (their inputs' first axis is not the batch)",
-                    "leave these layers out, or run the examples one by one",
+                    f"{', '.join(mixing)} mix the rows of examples (the first axis of their inputs is not the batch)",
+                    "leave these layers out, or run one example at a time",
                 )
             num_outputs = outputs.shape[1]
-            tape.gradients = [room.gradients(call, num_outputs, outputs.dtype) for call in tape.calls]
+            tape.gradients = [storage.gradients(call, num_outputs, outputs.dtype) for call in tape.calls]
             for c in range(num_outputs):
                 tape.direction, tape.written = c, [False] * len(tape.calls)
                 if tape.leaves and outputs.requires_grad:
@@ -184,7 +197,7 @@ def layer_gradients(
 
 @contextmanager
 def frozen(model: nn.Module) -> Generator[None]:
-    """No parameter of ``model`` requires gradients inside the block; afterwards those that did do again."""
+    """Inside the block no parameter of the model requires gradients. Afterwards ``requires_grad`` is restored."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
@@ -197,7 +210,7 @@ def frozen(model: nn.Module) -> Generator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Generator[None]:
-    """Eval mode inside the block, every module's own mode afterwards."""
+    """Inside the block the model is in eval mode. Afterwards the mode of every module is restored."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -217,19 +230,19 @@ def _hooked(layers: Mapping[str, nn.Module], tape: _Tape) -> Generator[None]:
             handle.remove()
 
 
-def entered(args: tuple[Any, ...], options: Mapping[str, Any]) -> Tensor:
-    """The input of a layer, which may have been passed by name."""
+def layer_input(args: tuple[Any, ...], options: Mapping[str, Any]) -> Tensor:
+    """The input of a layer, passed by position or by name."""
     source: Tensor = args[0] if args else next(iter(options.values()))
     return source
 
 
 def token_mask(batch: Mapping[str, Tensor]) -> Bool[Tensor, "b t"] | None:
-    """True where a token of a batch is not padding; None for inputs without tokens."""
+    """The mask of a batch: True for tokens, False for padding. None for inputs without tokens."""
     return batch["attention_mask"].bool() if "attention_mask" in batch else None
 
 
-def _kept_tokens(source: Tensor, mask: Tensor | None) -> Tensor | None:
-    """The token mask if the rows of an input (b, t, i), or flattened (b t, i), are tokens; None if they are not."""
+def _mask_of_rows(source: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The token mask, if the rows of an input (b, t, i) or (b t, i) are the tokens. Otherwise None."""
     if mask is None:
         return None
     if source.dim() == 2:
@@ -237,16 +250,17 @@ def _kept_tokens(source: Tensor, mask: Tensor | None) -> Tensor | None:
     return mask if source.shape[:-1] == mask.shape else None
 
 
-def _row_counts(source: Tensor, alone: bool) -> Int[Tensor, " b"]:
-    """Rows of each example of an input without token mask: (b, i) has one, (b, ..., i) the product of the rest.
+def _row_counts(source: Tensor, one_example: bool) -> Int[Tensor, " b"]:
+    """The number of rows of every example, for an input (b, ..., i) whose rows are not tokens.
 
-    If the example is alone, it has all of them.
+    A single example owns all rows.
     """
-    examples = 1 if alone else len(source)
+    examples = 1 if one_example else len(source)
     return torch.full((examples,), source.shape[:-1].numel() // examples, dtype=torch.long)
 
 
 def _write(values: Tensor, padding: Bool[Tensor, " rows"] | None, target: Tensor) -> None:
+    """Copy rows without padding, or with zeros for padding if the target has space for all rows."""
     flat = values.reshape(-1, values.shape[-1])
     if padding is None or len(target) == len(flat):
         target.copy_(flat)

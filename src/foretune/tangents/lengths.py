@@ -1,14 +1,14 @@
-"""Examples of like length together: passes that waste little on padding and need memory for few tokens."""
+"""Batches of examples of similar length, which need little padding and little memory."""
 
 from collections.abc import Sequence
 
 from datasets import Dataset
 
-TOKENS = 1024  # in a pass, padding counted: enough to keep a processor busy, little enough for long texts
+TOKENS = 1024  # most tokens of a batch, with padding: enough to keep a processor busy, few enough for memory
 
 
 def lengths(split: Dataset) -> list[int]:
-    """Tokens of each example that are not padding; 1 for inputs without tokens."""
+    """The number of tokens of every example, without padding; 1 for inputs without tokens."""
     if "attention_mask" in split.column_names:
         return [sum(mask) for mask in split["attention_mask"]]
     if "input_ids" in split.column_names:
@@ -16,19 +16,28 @@ def lengths(split: Dataset) -> list[int]:
     return [1] * len(split)
 
 
-def alike(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Batches of at most ``most`` examples and ``TOKENS`` padded tokens, shorter examples first.
+def alike(lengths: Sequence[int], max_examples: int) -> list[list[int]]:
+    """Put examples of similar length into batches, shorter examples first.
 
-    An example that is longer than ``TOKENS`` is a batch of its own.
+    A batch has at most ``max_examples`` examples and ``TOKENS`` tokens, padding included. An example with more tokens
+    is a batch of its own.
+
+    Args:
+        lengths: The number of tokens of every example.
+        max_examples: The most examples in a batch.
+
+    Returns:
+        The indices of the examples of every batch.
     """
     batches: list[list[int]] = [[]]
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batches[-1] and (len(batches[-1]) == most or (len(batches[-1]) + 1) * lengths[i] > TOKENS):
+        if batches[-1] and (len(batches[-1]) == max_examples or (len(batches[-1]) + 1) * lengths[i] > TOKENS):
             batches.append([])
         batches[-1].append(i)
     return batches
 
 
-def alike_in_splits(train: Sequence[int], evaluation: Sequence[int], most: int) -> list[list[int]]:
-    """Batches of the training examples, then of those for evaluation, which are numbered behind them."""
-    return alike(train, most) + [[len(train) + i for i in batch] for batch in alike(evaluation, most)]
+def alike_in_splits(train: Sequence[int], evaluation: Sequence[int], max_examples: int) -> list[list[int]]:
+    """Batch the training examples, then the evaluation examples. Their indices follow the training examples'."""
+    later = [[len(train) + i for i in batch] for batch in alike(evaluation, max_examples)]
+    return alike(train, max_examples) + later

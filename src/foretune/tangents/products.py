@@ -1,4 +1,8 @@
-"""In which type long products are taken: rows that are kept in bfloat16 need none that are more exact than they."""
+"""The precision of large matrix products.
+
+Rows that are stored in bfloat16 are rounded, so products with them need no more precision than that. On devices with
+fast bfloat16 products this saves up to half of the time.
+"""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,7 +15,14 @@ from torch.overrides import TorchFunctionMode
 
 
 def product_dtype(stored: torch.dtype, device: torch.device | str = "cpu") -> torch.dtype:
-    """In which type to multiply long matrices of stored rows: bfloat16 where the device can, else float32."""
+    """The type in which to multiply large matrices of stored rows.
+
+    It is float64 for rows in float64, bfloat16 for rows in bfloat16 if the device supports it, and float32 otherwise.
+
+    Args:
+        stored: The type in which rows are stored.
+        device: The device that computes the product.
+    """
     if stored == torch.float64:
         return stored
     if torch.device(device).type == "cuda":
@@ -23,35 +34,39 @@ def product_dtype(stored: torch.dtype, device: torch.device | str = "cpu") -> to
 
 @contextmanager
 def short_products(stored: torch.dtype) -> Generator[None]:
-    """Inside the block products of long float32 matrices may be as inexact as the rows that they are made of.
+    """Inside the block float32 products of large matrices may be as inexact as the stored rows.
 
-    Those of rows kept in bfloat16 then go to the faster library, which rounds their factors only where the processor
-    gains from it. Many small products are slower there.
+    For rows in bfloat16 this sets torch's float32 matmul precision to ``medium``. Products then go to a faster library,
+    which rounds factors to bfloat16 only on processors that gain from it. Many small products would be slower there.
+
+    Args:
+        stored: The type in which rows are stored. Nothing changes for types other than bfloat16.
     """
     try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # set for some backends only, by somebody who knows why
-        before = None
-    if stored != torch.bfloat16 or before is None:
+        previous = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the user set precisions for single backends: leave them
+        previous = None
+    if stored != torch.bfloat16 or previous is None:
         yield
         return
     torch.set_float32_matmul_precision("medium")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(previous)
 
 
 class ShortLayers(TorchFunctionMode):
-    """Inside the block linear layers take ``short_products``, and gradients go down through them in ``product_dtype``.
+    """Inside the block linear layers compute faster and less exactly.
 
-    Normalisations, attention and the stream between layers stay as they are, and so do products on a GPU on the way up,
-    which would be less exact there.
+    Forward products use ``short_products``, and gradients pass through the layers' weights in ``product_dtype``.
+    Normalisations, attention and values between layers keep their precision. Forward products on a GPU keep theirs too,
+    because ``short_products`` would lose more there.
 
     Args:
-        stored: How rows are kept that come of it: nothing changes where these are no shorter than the network's.
-        exact: Modules whose layers stay as they are.
-        device: Where the network is.
+        stored: The type in which rows are stored. Nothing changes if it is at least as precise as the network's type.
+        exact: Modules whose layers are computed exactly.
+        device: The device of the network.
     """
 
     def __init__(
@@ -68,22 +83,22 @@ class ShortLayers(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Of ``linear(a, W, b)`` and, as GPT-2's layers have it, ``addmm(b, a, W')``."""
-        layer = _layer(function, args)
-        if layer is None or id(layer[1]) in self.exact or self.product.itemsize >= layer[1].dtype.itemsize:
+        """Replace ``linear(a, W, b)``, and ``addmm(b, a, W')`` as GPT-2's layers use it."""
+        operands = _layer_operands(function, args)
+        if operands is None or id(operands[1]) in self.exact or self.product.itemsize >= operands[1].dtype.itemsize:
             return function(*args, **kwargs or {})
-        source, parameter = layer
+        source, parameter = operands
         with nullcontext() if parameter.is_cuda else short_products(self.stored):
             output = function(*args, **kwargs or {})
-        trained = any(each.requires_grad for each in args if isinstance(each, Tensor) and each is not source)
+        trained = any(x.requires_grad for x in args if isinstance(x, Tensor) and x is not source)
         if trained or not source.requires_grad:
             return output
         weight = parameter if function is nn.functional.linear else parameter.T
-        return _WeightIn.apply(source, output.detach(), weight.to(self.product))
+        return _BackwardWith.apply(source, output.detach(), weight.to(self.product))
 
 
-def _layer(function: Callable[..., Any], args: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
-    """What enters the linear layer that is called, and its parameter; None: another function."""
+def _layer_operands(function: Callable[..., Any], args: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+    """The input and the weight of a call of a linear layer; None for other functions."""
     if function is nn.functional.linear and len(args) > 1:
         return args[0], args[1]
     if function is torch.addmm and len(args) == 3:
@@ -91,17 +106,17 @@ def _layer(function: Callable[..., Any], args: Sequence[Any]) -> tuple[Tensor, T
     return None
 
 
-class _WeightIn(torch.autograd.Function):
-    """What a layer computed, as before; its gradient goes down through its weight (o i) in the type of that."""
+class _BackwardWith(torch.autograd.Function):
+    """Returns a layer's output unchanged. The gradient at its input is computed with the given weight, in its type."""
 
     @staticmethod
     def forward(ctx: Any, source: Tensor, output: Tensor, weight: Tensor) -> Tensor:
-        """The output."""
+        """Return the output. ``weight`` has the shape (o, i)."""
         ctx.weight = weight
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Float[Tensor, "... i"] | None, ...]:
-        """The gradient at the source."""
+        """Compute the gradient at the layer's input."""
         (gradient,) = grads
         return (gradient.to(ctx.weight.dtype) @ ctx.weight).to(gradient.dtype), None, None

@@ -1,4 +1,7 @@
-"""The slow oracle: Jacobians by ``torch.func.jacrev``, which shares no code with the engine."""
+"""Slow reference Jacobians, with which tests compare the engine.
+
+They are computed by ``torch.func.jacrev`` and share no code with the engine.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -14,10 +17,17 @@ _HEADS = (".modules_to_save.", ".original_module.")
 
 
 def jacobian(peft_model: PeftModel, batch: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "n c *shape"]]:
-    """Jacobian of the logits in every entry of the active LoRA factors, by parameter name, in float64.
+    """Compute the Jacobian of the logits in every entry of the active LoRA factors, in float64.
 
-    A copy of the model is evaluated with PyTorch's plain attention (``SDPBackend.MATH``), whose operations all have
-    derivatives that ``vmap`` can batch.
+    A copy of the model is evaluated with PyTorch's plain attention (``SDPBackend.MATH``), because ``vmap`` can batch
+    the derivatives of all its operations.
+
+    Args:
+        peft_model: The model with its adapters.
+        batch: The inputs of the model. Labels are ignored.
+
+    Returns:
+        The Jacobians by parameter name.
     """
     model = copy.deepcopy(peft_model).double().eval()
     active = tuple(f".{name}." for name in model.active_adapters)
@@ -43,6 +53,6 @@ def jacobian(peft_model: PeftModel, batch: Mapping[str, Tensor]) -> dict[str, Fl
 
 
 def kernel(jacobians: Mapping[str, Float[Tensor, "n c *shape"]]) -> Float[Tensor, "N N"]:
-    """``J J'`` over all parameters, example-major."""
+    """Compute the kernel ``J J'`` from the Jacobians J in all parameters, with rows in the order of the examples."""
     rows = torch.cat([value.flatten(2).flatten(0, 1) for value in jacobians.values()], 1)
     return rows @ rows.T

@@ -1,6 +1,9 @@
-"""Which layer types have tangents: a registry of rules, one per layer type."""
+"""The layer types that are supported: a registry with one rule per type.
 
-from collections.abc import Callable, Iterable, Mapping
+A rule is a function that returns the input and output width of a layer.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from peft.tuners.lora import LoraLayer
@@ -23,15 +26,21 @@ _RULES: dict[type[nn.Module], Rule] = {}
 
 
 def layer_rule(*types: type[nn.Module]) -> Callable[[Rule], Rule]:
-    """Register how to read the sizes of layers of these types.
+    """Register a rule for layer types, so that they can be adapted in forecasts.
 
-    A layer qualifies if its output is affine in its weight, token by token: ``z = W a + b`` with rows ``a`` of the
-    input's last axis. Subclasses inherit the rule.
+    The output of such a layer must be affine in its weight, token by token: ``z = W a + b``, where ``a`` runs along the
+    last axis of the input. Subclasses inherit the rule.
 
     >>> from torch import nn
     >>> @layer_rule(nn.LazyLinear)
     ... def lazy(layer):
     ...     return Sizes(layer.in_features, layer.out_features)
+
+    Args:
+        *types: The layer types.
+
+    Returns:
+        A decorator for the rule.
     """
 
     def register(rule: Rule) -> Rule:
@@ -54,19 +63,19 @@ def _conv1d(layer: nn.Module) -> Sizes:
 
 
 def supported(layer: nn.Module) -> bool:
-    """Whether a rule exists for this layer's type or one of its bases; a LoRA layer counts as what it wraps."""
+    """Whether a rule exists for a layer's type or a base class of it. For a LoRA layer the wrapped layer counts."""
     return _rule(layer) is not None
 
 
 def sizes(layer: nn.Module) -> Sizes:
-    """Widths of a supported layer."""
+    """The input and output width of a supported layer."""
     rule = _rule(layer)
     assert rule is not None
     return rule(_wrapped(layer))
 
 
 def _rule(layer: nn.Module) -> Rule | None:
-    if isinstance(layer, ParamWrapper):  # LoRA on a bare parameter: no layer runs
+    if isinstance(layer, ParamWrapper):  # LoRA on a single parameter, without a layer
         return None
     return next((_RULES[base] for base in type(_wrapped(layer)).__mro__ if base in _RULES), None)
 
@@ -76,21 +85,17 @@ def _wrapped(layer: nn.Module) -> nn.Module:
 
 
 def check_supported(layers: Mapping[str, nn.Module]) -> None:
-    """Raise one error that names every layer without a rule.
+    """Check that all layers have a rule.
 
     Raises:
-        InputError: Some layer's type has no rule.
+        InputError: Some layers have no rule. The message names all of them.
     """
     missing = {name: type(_wrapped(layer)) for name, layer in layers.items() if not supported(layer)}
     if missing:
-        kinds = ", ".join(sorted({f"{kind.__module__}.{kind.__name__}" for kind in missing.values()}))
+        types = ", ".join(sorted({f"{kind.__module__}.{kind.__name__}" for kind in missing.values()}))
         raise InputError(
             "target_modules",
-            f"no tangent rule for {_listing(missing)} (types: {kinds})",
+            f"foretune has no rule for the layers {', '.join(sorted(missing))} (types: {types})",
             f"target layers of type {', '.join(sorted(kind.__name__ for kind in _RULES))}, "
-            "or register a rule with foretune.tangents.layer_rule",
+            "or register a rule with foretune.layer_rule",
         )
-
-
-def _listing(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))

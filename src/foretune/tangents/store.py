@@ -1,4 +1,7 @@
-"""Tangents on disk: one safetensors file written row by row, then renamed, beside a manifest."""
+"""Files of tangents: a folder with the rows, a summary of everything else, and a manifest with checksums.
+
+The folder is written under a temporary name and renamed when it is complete.
+"""
 
 import json
 import os
@@ -19,7 +22,7 @@ from torch import Tensor
 from foretune.errors import InputError
 from foretune.results import SCHEMA_VERSION, file_checksum, read_json, temporary_path, write_json
 
-FORMAT = 9
+FORMAT = 9  # the names of folders depend on it; raise it when the meaning of the files changes
 ROWS, SUMMARY, MANIFEST = "tangents.safetensors", "summary.safetensors", "manifest.json"
 _NAMES = {
     torch.float64: "F64",
@@ -33,12 +36,17 @@ Spec = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 class RowFile:
-    """A safetensors file whose tensors are written row by row, by a thread beside the computation.
+    """A safetensors file whose tensors are written a few rows at a time, by a thread of its own.
 
-    Rows go through ``pwrite``: a full disk is then an error, where writing into a memory map would kill the process.
+    Rows are written with ``pwrite``. On a full disk this raises an error; writing to a memory map would kill the
+    process.
+
+    Args:
+        path: The file.
+        spec: Shape and type of every tensor by name.
 
     Raises:
-        InputError: The disk has no room for them.
+        InputError: The tensors need more space than the disk has.
     """
 
     def __init__(self, path: Path, spec: Spec) -> None:
@@ -47,7 +55,7 @@ class RowFile:
         for name, (shape, dtype) in spec.items():
             size = int(np.prod(shape)) * dtype.itemsize
             header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [end, end + size]}
-            gap = -size % 64  # tensors are aligned; the gap is its own tensor, as the format allows no holes
+            gap = -size % 64  # tensors are aligned; the format allows no holes, so the gap is a tensor too
             if gap:
                 offsets = [end + size, end + size + gap]
                 header[f"{name}.gap"] = {"dtype": "U8", "shape": [gap], "data_offsets": offsets}
@@ -56,8 +64,8 @@ class RowFile:
         if end > free:
             raise InputError(
                 str(path.parent.parent),
-                f"the tangents take {end / 1e9:.2g} GB and {free / 1e9:.2g} GB are free",
-                "make room, name a directory on another disk with -o, or let some examples stand for all with --sample",
+                f"the tangents take {end / 1e9:.2g} GB, and only {free / 1e9:.2g} GB are free",
+                "free some space, write to another disk with -o, or collect fewer examples with --sample",
             )
         text = json.dumps(header).encode()
         text += b" " * (-(len(text) + 8) % 64)
@@ -71,23 +79,26 @@ class RowFile:
         self.pending: Future[None] = self.thread.submit(lambda: None)
 
     def write(self, batch: Mapping[str, tuple[int, Float[Tensor, "rows ..."]]]) -> None:
-        """Begin to write contiguous rows of some tensors, each from a row number on.
+        """Start to write contiguous rows, once the rows of the previous call are written.
 
-        Returns when the rows of the call before are written: whoever fills two sets of memory in turn overwrites none.
+        The caller may then reuse the memory of the previous call, but not yet the memory of this one.
+
+        Args:
+            batch: The number of the first row, and the rows, for some of the tensors by name.
         """
         self.pending.result()
         self.pending = self.thread.submit(self._write, dict(batch))
 
     def _write(self, batch: dict[str, tuple[int, Tensor]]) -> None:
         for name, (first, rows) in batch.items():
-            left = memoryview(rows.reshape(-1).view(torch.uint8).numpy().data)
-            at = self.starts[name] + first * (len(left) // max(len(rows), 1))
-            while left:
-                done = os.pwrite(self.file.fileno(), left, at)
-                left, at = left[done:], at + done
+            remaining = memoryview(rows.reshape(-1).view(torch.uint8).numpy().data)
+            offset = self.starts[name] + first * (len(remaining) // max(len(rows), 1))
+            while remaining:
+                written = os.pwrite(self.file.fileno(), remaining, offset)
+                remaining, offset = remaining[written:], offset + written
 
     def close(self) -> None:
-        """Wait for the last rows; no more come."""
+        """Wait until all rows are written, and close the file."""
         try:
             self.pending.result()
         finally:
@@ -96,9 +107,12 @@ class RowFile:
 
 
 def fault(folder: Path) -> str | None:
-    """Why the tangents in a folder cannot be read, "" if there are none; None if they can.
+    """Tell why the tangents in a folder cannot be used.
 
-    Every byte is looked at: numbers that a disk or somebody changed would go into forecasts unseen.
+    All files are compared with their checksums, because a changed number would make forecasts wrong unnoticed.
+
+    Returns:
+        The reason. It is empty if the folder does not exist, and None if the tangents can be used.
     """
     if not folder.exists():
         return ""
@@ -107,11 +121,11 @@ def fault(folder: Path) -> str | None:
     except InputError as error:
         return error.found
     damaged = [name for name, value in files.items() if file_checksum(folder / name) != value]
-    return f"{', '.join(damaged)} changed after it was written" if damaged else None
+    return f"{', '.join(damaged)} changed after being written" if damaged else None
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Rows (mapped, read when used), summary and manifest of a folder without fault."""
+    """Load rows, summary and manifest from a folder without a fault. Rows are memory-mapped and read when used."""
     with safe_open(folder / ROWS, framework="pt") as file:
         rows = {name: file.get_tensor(name) for name in file.keys() if not name.endswith(".gap")}
     return rows, load_file(folder / SUMMARY), read_json(folder / MANIFEST, "")
@@ -119,7 +133,7 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, 
 
 @contextmanager
 def writing(folder: Path) -> Generator[Path]:
-    """A temporary folder that becomes ``folder`` when the block ends well, and disappears when it does not."""
+    """Provide a temporary folder. It becomes ``folder`` if the block succeeds, and is removed if the block fails."""
     temporary = temporary_path(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -132,6 +146,6 @@ def writing(folder: Path) -> Generator[Path]:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest, with checksums of the other files, which marks the folder as finished."""
+    """Write the manifest with checksums of the other files. It marks the folder as complete."""
     files = {name: file_checksum(folder / name) for name in (ROWS, SUMMARY)}
     write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, "files": files} | manifest)

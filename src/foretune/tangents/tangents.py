@@ -1,4 +1,4 @@
-"""The collected tangents: what one pass over the data leaves behind, and how to find one's rows in it."""
+"""The collected tangents of a model, and how to find the rows of an example in them."""
 
 import copy
 from collections.abc import Callable
@@ -19,14 +19,17 @@ from foretune.tangents.head import Head
 
 @dataclass(frozen=True)
 class Entry:
-    """Rows of one call of one layer.
+    """Describes the stored rows of one call of a layer.
+
+    Compressed rows of a call are split into two entries: the rows with the largest gradients, and the rest. The
+    gradient of a layer's weight is the sum over all entries of the layer.
 
     Attributes:
-        layer: Name of the layer; what its entries add up to is its gradient.
-        inputs: Number of the entry that keeps its inputs: calls with the same input share them.
-        rows_per_example: How many rows every example has, or None for one row a token.
-        widths: Input and output width (i, o).
-        simulated: Whether simulated runs read these rows: a call's largest are one entry, what they leave out another.
+        layer: Name of the layer.
+        inputs: Number of the entry that stores the inputs. Calls with the same input share them.
+        rows_per_example: Number of rows of every example. None if there is one row per token.
+        widths: Input and output width of the layer (i, o).
+        simulated: Whether simulated runs read these rows. Kernels read all entries.
     """
 
     layer: str
@@ -38,28 +41,34 @@ class Entry:
 
 @dataclass(repr=False)
 class Tangents:
-    """First-order behaviour of a network in all weights of its watched layers (docs/theory.md section 6).
+    """First-order behaviour of a network in the weights of all its watched layers (docs/theory.md section 6).
 
-    For any changes ``dW`` of the layers' weights the head's features become, to first order,
-    ``h = features + basis' t`` with ``t_q = sum over entries and rows of gradients[row, q]' dW inputs[row]``.
+    The head is the trained end of the network, and its features h are the vectors that enter it. If the weights change
+    by ``dW``, the features become, to first order, ``h = features + basis' t``, where
+    ``t_q = sum over entries and rows of gradients[row, q]' dW inputs[row]``.
+
+    Rows lie in stored order, which groups examples of similar length. ``features``, ``outputs``, ``labels``, and a
+    ``span`` or ``basis`` with a value for every example are in the order of the examples: training examples first.
 
     Attributes:
-        entries: The layer calls.
-        tensors: ``inputs.K`` (rows i) and ``gradients.K`` (rows q o) of entry K, examples in stored order.
-        place: Where each example stands in the stored order; training examples come first.
-        counts: Tokens of each example, in stored order.
-        features: What enters the head (n d), in the order of the examples, as everything below.
+        entries: Descriptions of the stored rows.
+        tensors: ``inputs.K`` (rows i) and ``gradients.K`` (rows q o) of entry K, in stored order.
+        place: The place of every example in the stored order.
+        counts: Number of tokens of every example, in stored order.
+        features: The features that enter the head (n d).
         outputs: The model's outputs (n c).
-        span: Orthonormal directions (1 s d) that matter to the outputs, or (n s d) where the head is not affine.
-        basis: Those along which tangents are taken: all of these, or (n q d) a few in their span for each example.
+        span: Orthonormal directions of the features that matter to the outputs: (1 s d), or (n s d) if the head is not
+            affine.
+        basis: The directions along which tangents are taken: the span itself, or if that is too large a few directions
+            in the span for every example (n q d).
         labels: Targets (n).
-        normalisation: What the network's last normalisation multiplies by and adds, γ and β (2 d), if the features are
-            made of what it gives; else nothing (0 d).
-        head: The trained head as it was when the tangents were taken.
-        num_train: How many of the examples are for training.
+        normalisation: The factor γ and the offset β of the network's last normalisation (2 d), if the features are its
+            outputs or their mean over tokens. Otherwise it is empty (0 d).
+        head: The head at the time of the pass.
+        num_train: Number of training examples.
         loss: ``cross_entropy`` or ``mean_squared_error``.
-        seconds: What the pass took.
-        reused: Whether they were read from disk.
+        seconds: Duration of the pass in seconds.
+        reused: Whether the tangents were read from disk instead of collected.
     """
 
     entries: tuple[Entry, ...]
@@ -81,17 +90,17 @@ class Tangents:
 
     @property
     def num_examples(self) -> int:
-        """Training and evaluation examples n."""
+        """Number of training and evaluation examples, n."""
         return len(self.place)
 
     @property
     def num_directions(self) -> int:
-        """Directions q of the output basis."""
+        """Number of directions of the basis, q."""
         return self.basis.shape[1]
 
     @property
     def num_left_out(self) -> int:
-        """Directions that matter, but along which no tangents are taken."""
+        """Number of directions of the span that the basis leaves out."""
         return self.span.shape[1] - self.num_directions
 
     @property
@@ -101,55 +110,64 @@ class Tangents:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the rows."""
+        """Size of the rows in bytes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
-        """The watched layers."""
+        """Names of the watched layers."""
         return tuple(dict.fromkeys(entry.layer for entry in self.entries))
 
     @property
     def stored(self) -> Int[Tensor, " n"]:
-        """Which example stands at each place of the stored order, the inverse of ``place``."""
+        """The index of the example at every place of the stored order: the inverse of ``place``."""
         return torch.argsort(self.place)
 
     @cached_property
     def token_starts(self) -> Int[Tensor, " starts"]:
-        """Where each stored example's tokens start."""
+        """The first row of every example in stored order, for entries with one row per token, then the total."""
         return torch.cat([torch.zeros(1, dtype=torch.long), self.counts.cumsum(0)])
 
     def row_counts(self, rows_per_example: int | None) -> Int[Tensor, " n"]:
-        """How many rows each stored example has in an entry with this many rows an example."""
+        """The number of rows of every example in stored order, for an entry with this ``rows_per_example``."""
         return self.counts if rows_per_example is None else torch.full_like(self.counts, rows_per_example)
 
     def rows(
         self, examples: Int[Tensor, " b"], rows_per_example: int | None
     ) -> tuple[Int[Tensor, " rows"] | slice, Int[Tensor, " rows"]]:
-        """The rows of some examples (a slice where they lie together), and to which of them (0 to b-1) each belongs."""
+        """Find the rows of some examples.
+
+        Args:
+            examples: Indices of the examples.
+            rows_per_example: The value of the entry.
+
+        Returns:
+            The numbers of the rows, as a slice if the rows are contiguous; and for every row the position of its
+            example in ``examples``.
+        """
         places, numbers = self.place[examples], torch.arange(len(examples))
-        together = bool((places.diff() == 1).all())
+        contiguous = bool((places.diff() == 1).all())
         if rows_per_example is not None:
             owner = numbers.repeat_interleave(rows_per_example)
-            if together:
+            if contiguous:
                 return slice(int(places[0]) * rows_per_example, int(places[-1] + 1) * rows_per_example), owner
             return (places.unsqueeze(1) * rows_per_example + torch.arange(rows_per_example)).flatten(), owner
         first, sizes = self.token_starts[places], self.counts[places]
         owner = numbers.repeat_interleave(sizes)
-        if together:
+        if contiguous:
             return slice(int(first[0]), int(first[0]) + len(owner)), owner
         within = torch.arange(len(owner)) - (sizes.cumsum(0) - sizes)[owner]
         return first[owner] + within, owner
 
     def on(self, device: torch.device) -> "Tangents":
-        """The same with the rows on a GPU, if it has room for twice as many; else where they are."""
+        """Move the rows to a GPU with enough memory for twice their size. Otherwise they stay where they are."""
         if device.type != "cuda" or 2 * self.num_bytes > torch.cuda.mem_get_info(device)[0]:
             return self
         return replace(self, tensors={name: rows.to(device) for name, rows in self.tensors.items()})
 
     def sample(self, examples: Int[Tensor, " m"]) -> "Tangents":
-        """The tangents of some training examples alone; their rows are copied where they do not lie together."""
-        examples = examples[self.place[examples].argsort()]  # rows stay in the order in which they lie
+        """The tangents of only some training examples. Rows are copied if they are not contiguous."""
+        examples = examples[self.place[examples].argsort()]  # keep the stored order of the rows
         tensors = {}
         for number, entry in enumerate(self.entries):
             rows, _ = self.rows(examples, entry.rows_per_example)
@@ -169,27 +187,27 @@ class Tangents:
             num_train=len(examples),
         )
 
-    def directions(self, which: Float[Tensor, "k q d"], examples: Int[Tensor, " b"]) -> Float[Tensor, "m q d"]:
-        """``span`` or ``basis`` of some examples: one for all of them (k = 1), or one for each."""
-        return which[examples] if len(which) > 1 else which
+    def directions(self, rows: Float[Tensor, "k q d"], examples: Int[Tensor, " b"]) -> Float[Tensor, "m q d"]:
+        """The rows of ``span`` or ``basis`` for some examples. One set of rows for all (k = 1) is returned as it is."""
+        return rows[examples] if len(rows) > 1 else rows
 
     def inputs(self, entry: int) -> Float[Tensor, "rows i"]:
-        """What entered a call."""
+        """The inputs of an entry."""
         return self.tensors[f"inputs.{self.entries[entry].inputs}"]
 
     def gradients(self, entry: int) -> Float[Tensor, "rows q o"]:
-        """Gradients of the features' coordinates at what came out of a call."""
+        """Gradients of the features' coordinates in the basis, at the outputs of the layer."""
         return self.tensors[f"gradients.{entry}"]
 
     def output_gradients(self, examples: Int[Tensor, " b"]) -> Float[Tensor, "b c q"]:
-        """Gradient of the outputs in the coordinates of the features, at the head of the tangents, in float64."""
+        """Gradients of the outputs in the features' coordinates, for the head of the tangents, in float64."""
         gradients = copy.deepcopy(self.head).double().gradients(self.features[examples].double())
         basis = self.directions(self.basis, examples).double()
         shape = len(examples), -1, -1
         return torch.einsum("bcd,bqd->bcq", gradients.expand(shape), basis.expand(shape))
 
     def save(self, folder: Path) -> None:
-        """Write everything but the rows, which are there already, and mark the folder as finished."""
+        """Write summary and manifest to a folder that already holds the rows, and so mark it as complete."""
         small = {name: getattr(self, name).contiguous() for name in _SMALL}
         small |= {f"head.{name}": value.contiguous() for name, value in self.head.state_dict().items()}
         save_file(small, folder / store.SUMMARY)
@@ -205,28 +223,32 @@ class Tangents:
     def load(
         cls, folder: Path, head: Callable[[], Head], notify: Callable[[str], None] | None = None
     ) -> "Tangents | None":
-        """Tangents saved in ``folder``, their rows mapped and read when used; None if there are none that are whole.
+        """Load the tangents from a folder. Rows are memory-mapped and read when used.
 
         Args:
-            folder: Where they were saved.
-            head: Cuts the model's own modules off, which the head's values are loaded into.
-            notify: Called with a sentence if they are there and damaged.
+            folder: The folder.
+            head: Returns the model's head, into which the saved values are loaded.
+            notify: Called with a sentence if the tangents are damaged.
+
+        Returns:
+            The tangents, or None if there are none or they are damaged.
         """
-        why = store.fault(folder)
-        if why is not None:
-            if why and notify:
-                notify(f"{folder}: {why}; the tangents are made again")
+        reason = store.fault(folder)
+        if reason is not None:
+            if reason and notify:
+                notify(f"{folder}: {reason}; the tangents are made again")
             return None
         tensors, small, manifest = store.load(folder)
-        modules = head()
-        modules.load_state_dict({name[5:]: value for name, value in small.items() if name.startswith("head.")})
+        loaded_head = head()
+        loaded_head.load_state_dict({name[5:]: value for name, value in small.items() if name.startswith("head.")})
         entries = [
             Entry(layer, inputs, rows, tuple(widths), simulated)
             for layer, inputs, rows, widths, simulated in manifest["entries"]
         ]
         rest: dict[str, Any] = {name: small[name] for name in _SMALL}
         keys = {name: manifest[name] for name in ("num_train", "loss", "seconds")}
-        return cls(entries=tuple(entries), tensors=tensors, head=modules, reused=True, **rest, **keys)
+        return cls(entries=tuple(entries), tensors=tensors, head=loaded_head, reused=True, **rest, **keys)
 
 
+# the tensors of the summary file
 _SMALL = ("place", "counts", "features", "outputs", "span", "basis", "labels", "normalisation")
