@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import write_jsonl, write_tiny_run
+from helpers import write_jsonl, write_model, write_tiny_run
 from peft import LoraConfig
 from task.bad_inputs import CASES, BadInput
 
@@ -172,6 +172,21 @@ def test_commands_without_results_say_what_to_run(
     for command in ("compare", "report"):
         assert foretune(monkeypatch, command, tmp_path) == 2
         assert "foretune" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["doctor", "forecast", "train"])
+def test_a_model_that_cannot_run_on_the_texts_is_refused_before_anything_is_spent(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_tiny_run(tmp_path, peft={"target_modules": ["q"]})
+    shutil.rmtree(tmp_path / "model")
+    write_model(tmp_path / "model", "t5")  # its decoder has no token to start with
+    directory = [] if command == "doctor" else ["-o", tmp_path / "out"]
+    capsys.readouterr()
+    assert foretune(monkeypatch, command, run, *directory) == 2
+    message = capsys.readouterr().err
+    assert "model.path: T5ForSequenceClassification cannot be run on the texts" in message
+    assert "Traceback" not in message
 
 
 def test_a_result_of_other_settings_is_moved_away_and_made_again(

@@ -55,6 +55,7 @@ def full() -> OSError:
             "not enough memory",
         ),
         (RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"), "not enough memory"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "not enough memory"),
         (ValueError("a fault of ours"), None),
         (OSError(errno.EBADF, "Bad file descriptor"), None),
     ],
@@ -108,6 +109,48 @@ def test_ctrl_c_gives_one_line(tmp_path: Path) -> None:
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert "interrupted: no unfinished file was left" in said and "Traceback" not in said
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    os.getpid()  # the handler of the signal has run by now
+except BaseException:  # as C++ does with an exception that it cannot pass on
+    os.abort()
+def work():
+    time.sleep(60)
+"""
+INTERRUPTED_CLEANING = """
+import os, signal, time
+class Closing:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.getpid()
+def work():
+    Closing()
+    time.sleep(60)
+"""
+STARTED = """
+import sys, foretune.cli
+def run():
+    import library
+    library.work()
+sys.modules["foretune.cli.main"]._run = run
+foretune.cli.main()
+"""
+
+
+@pytest.mark.parametrize("library", [INTERRUPTED_IMPORT, INTERRUPTED_CLEANING], ids=["import", "cleaning"])
+def test_ctrl_c_gives_one_line_where_no_exception_can_be_raised(library: str, tmp_path: Path) -> None:
+    (tmp_path / "library.py").write_text(library)
+    command = [sys.executable, "-c", STARTED]
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path}, timeout=50
+    )
+    assert done.returncode == 130
+    assert done.stderr.split() == "interrupted: no unfinished file was left; run the same command to continue".split()
 
 
 def test_names_of_the_user_are_not_read_as_markup(

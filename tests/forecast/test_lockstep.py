@@ -71,6 +71,7 @@ def assert_same(run: Run, other: Run) -> None:
         {"optim": "sgd", "lr_scheduler_type": "cosine", "warmup_steps": 3, "weight_decay": 0.1, "max_grad_norm": 0.01},
         {"eval_strategy": "steps", "eval_steps": 1, "num_train_epochs": 6, "max_grad_norm": 0},  # more than TOGETHER
         {"eval_strategy": "no", "train_sampling_strategy": "group_by_length", "optim": "adamw_torch_fused"},
+        {"dataloader_drop_last": True, "per_device_train_batch_size": 10, "per_device_eval_batch_size": 20},
     ],
     ids=str,
 )

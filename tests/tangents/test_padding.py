@@ -8,7 +8,7 @@ from cases import tiny_task
 from helpers import KINDS, ONE_BY_ONE
 
 from foretune.errors import InputError
-from foretune.tangents import check_padding_invariant, collect
+from foretune.tangents import check_padding_invariant, check_runs, collect
 
 RIGHT = [kind for kind in (*KINDS, *ONE_BY_ONE) if kind != "xlnet"]
 LEFT = ["llama", "xlnet"]
@@ -55,5 +55,10 @@ def test_the_message_says_why_a_model_cannot_run_on_the_texts(kind: str) -> None
     task: Any = tiny_task(kind)
     if kind == "bert":
         task.model.forward = lambda input_ids, **_: task.model.config.no_such_key
-    with pytest.raises(InputError, match=r"cannot be run on the texts \(.*(decoder_start|no_such_key)"):
-        check_padding_invariant(task)
+    for check in (check_padding_invariant, check_runs):
+        with pytest.raises(InputError, match=r"cannot be run on the texts \(.*(decoder_start|no_such_key)"):
+            check(task)
+
+
+def test_a_real_run_may_see_padding() -> None:
+    check_runs(tiny_task("gpt2", padding_side="left"))

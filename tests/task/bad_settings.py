@@ -99,6 +99,12 @@ BAD_SETTINGS = [
         ("peft.init_lora_weights", "'pissa_niter_x'"),
     ),
     BadInput("corda", run(peft={"init_lora_weights": "corda"}), ("init_lora_weights", "'corda'", "true or gaussian")),
+    BadInput("loftq", run(peft={"init_lora_weights": "loftq"}), ("run.yaml: peft", "loftq_config", "must be specified")),
+    BadInput(
+        "loftq without all keys",
+        run(peft={"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}),
+        ("peft.init_lora_weights", "'loftq'", "'loftq_iter' is missing", "true or gaussian"),
+    ),
     BadInput("another peft_type", run(peft={"peft_type": "IA3"}), ("peft.peft_type", "'IA3'", "Write lora")),
     BadInput(
         "targets in one text",

@@ -71,6 +71,11 @@ def test_ordinary_data_is_not_warned_of(tmp_path: Path) -> None:
         ([0, 1, -100] * 5, "5 rows have the label '-100', a class like others: remove them if it means none"),
         (["a", "b", "None"] * 5, "5 rows have the label 'None', a class like others: remove them if it means none"),
         (
+            ["0,5", "1,5", "2,0"] * 5,
+            "the labels, such as '0,5', are numbers with a decimal comma, and count as classes: "
+            "if they are ratings, write 0.5 and set task: regression",
+        ),
+        (
             [f"c{i}" for i in range(30)],
             "30 training examples have 30 different labels: is data.label the column of the labels?",
         ),
@@ -79,7 +84,7 @@ def test_ordinary_data_is_not_warned_of(tmp_path: Path) -> None:
 )
 def test_labels(labels: list[Any], sentence: str, tmp_path: Path) -> None:
     ordinary = [
-        label for label in dict.fromkeys(labels) if str(label) in {"neg", "pos", "0", "1", "a", "b", "c0", "c1"}
+        label for label in dict.fromkeys(labels) if str(label) in {"neg", "pos", "0", "1", "a", "b", "c0", "c1", "0,5", "1,5"}
     ]
     found = warned(tmp_path, rows(labels), rows(ordinary, start=len(labels)))
     assert sentence in found and found[0] == sentence

@@ -4,11 +4,13 @@ import errno
 import os
 import signal
 import sys
+from types import FrameType
 from typing import Any, NoReturn
 
 from foretune.errors import InputError
 
 INTERRUPTED = 130
+RETRY = 0.05  # seconds after which a Ctrl-C that could not be raised is raised again
 # Errors of the system that the user can fix (a full disk, missing permissions), and how.
 REFUSED = {
     errno.ENOSPC: "make room, or name another disk with -o",
@@ -18,7 +20,7 @@ REFUSED = {
     errno.EROFS: "name a directory on a disk that can be written to",
 }
 FULL_DISK = ("No space left on device", "StorageFull", "PytorchStreamWriter failed", "file write failed")
-NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "bad_alloc")
+NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "bad_alloc", "failed to map segment")
 
 
 def main() -> None:
@@ -27,19 +29,19 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # print question marks on a terminal that has only ASCII
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    interrupt = _Interrupt()
-    try:
-        _run()
-    except InputError as error:
-        _refuse(str(error))
-    except BaseException as error:
-        if interrupt.came or isinstance(error, KeyboardInterrupt) or _code(error) == INTERRUPTED:
-            print("\ninterrupted: no unfinished file was left; run the same command to continue", file=sys.stderr)
-            sys.exit(INTERRUPTED)
-        message = _said(error)
-        if message is None:
-            raise
-        _refuse(message)
+    with _Interrupt() as interrupt:
+        try:
+            _run()
+        except InputError as error:
+            _refuse(str(error))
+        except BaseException as error:
+            if interrupt.came or isinstance(error, KeyboardInterrupt) or _code(error) == INTERRUPTED:
+                print("\ninterrupted: no unfinished file was left; run the same command to continue", file=sys.stderr)
+                sys.exit(INTERRUPTED)
+            message = _said(error)
+            if message is None:
+                raise
+            _refuse(message)
 
 
 def _run() -> None:
@@ -52,23 +54,62 @@ def _run() -> None:
 
 
 class _Interrupt:
-    """Remembers that Ctrl-C was pressed, because a library that is interrupted while it loads raises another error."""
+    """Handles Ctrl-C inside the block: it raises KeyboardInterrupt as soon as Python can pass that on.
+
+    C++ code that loads a library ends the process when it meets a Python exception, so the exception waits until
+    imports have ended. Python drops exceptions inside a ``__del__`` or a callback, so there it is raised once more.
+    ``came`` remembers that Ctrl-C was pressed, because a library may turn the exception into another one.
+    """
 
     def __init__(self) -> None:
         self.came = False
-        try:
-            signal.signal(signal.SIGINT, self)
-        except ValueError:  # not the main thread, where another handler is in place
-            pass
 
-    def __call__(self, number: int, frame: Any) -> None:
-        """Remember it, and raise the usual exception.
+    def __enter__(self) -> "_Interrupt":
+        self.hook = sys.unraisablehook
+        try:
+            self.handlers = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGALRM)}
+        except ValueError:  # not the main thread, where another handler is in place
+            self.handlers = {}
+            return self
+        sys.unraisablehook = self._dropped
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.handlers:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            sys.unraisablehook = self.hook
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle Ctrl-C, or the alarm that stands for an earlier one.
 
         Raises:
-            KeyboardInterrupt: Always.
+            KeyboardInterrupt: No import is running, or Ctrl-C was pressed before.
         """
+        again = self.came and number == signal.SIGINT
         self.came = True
-        raise KeyboardInterrupt
+        if again or not _is_importing(frame):
+            raise KeyboardInterrupt
+        self._try_again()
+
+    def _dropped(self, unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            self._try_again()
+        else:
+            self.hook(unraisable)
+
+    def _try_again(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, RETRY)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a frame runs inside an import statement."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _code(error: BaseException) -> Any:

@@ -37,6 +37,7 @@ def command(
     much of a difference between candidates is chance.
     """
     from foretune.run_directory import run_directory
+    from foretune.tangents import check_runs
     from foretune.task.loading import load_run
     from foretune.train import fine_tune
     from foretune.train.rehearsal import rehearse
@@ -45,6 +46,7 @@ def command(
         loaded = load_run(run, candidate)
         about_input(loaded.warnings)
         task = loaded.task
+        check_runs(task, f"{run}: model.path")
         for chosen in task.candidates:  # check all of them before the first is trained
             rehearse(task, chosen, f"{run}: candidate {chosen.name!r}")
         for chosen in task.candidates:

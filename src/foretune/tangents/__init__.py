@@ -20,6 +20,7 @@ from foretune.tangents.hooks import layer_gradients as layer_gradients
 from foretune.tangents.outputs import all_outputs as all_outputs
 from foretune.tangents.outputs import batches as batches
 from foretune.tangents.padding import check_padding_invariant as check_padding_invariant
+from foretune.tangents.padding import check_runs as check_runs
 from foretune.tangents.products import ShortLayers as ShortLayers
 from foretune.tangents.products import product_dtype as product_dtype
 from foretune.tangents.products import short_products as short_products

@@ -53,6 +53,20 @@ def check_padding_invariant(task: Task, where: str = "model.path") -> None:
     raise InputError(where, problem, fix)
 
 
+def check_runs(task: Task, where: str = "model.path") -> None:
+    """Check that the model runs on the texts, with one forward pass on a few of them.
+
+    Args:
+        task: Model and data.
+        where: The field that messages name.
+
+    Raises:
+        InputError: The model cannot be run on the texts.
+    """
+    with task.placed(), evaluating(task.model), torch.no_grad(), _explained(type(task.model).__name__, where):
+        _outputs(task, _spread(task))
+
+
 @contextmanager
 def _errors_explained(name: str, where: str) -> Generator[None]:
     """Explain errors of the model, except a lack of memory.

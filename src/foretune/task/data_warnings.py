@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from foretune.errors import printable
 from foretune.task.data import EncodedData, RawData
-from foretune.task.labels import HARD_TO_SEE, folded
+from foretune.task.labels import DECIMAL_COMMA, HARD_TO_SEE, folded
 from foretune.task.problems import shown
 
 MISSING = {"na", "n/a", "nan", "null", "none", "nil", "-100", "?"}  # how others write that there is no label
@@ -67,6 +67,12 @@ def _classes(raw: RawData, labels: Sequence[str]) -> Iterator[str]:
     count = len(raw.train_labels)
     if len(used) == 1:
         yield f"all {count} training examples have the label {shown(labels[min(used)])}: there is nothing to learn"
+    if all(DECIMAL_COMMA.fullmatch(name) for name in labels):
+        example = labels[0].strip().replace(",", ".")
+        yield (
+            f"the labels, such as {shown(labels[0])}, are numbers with a decimal comma, and count as classes: "
+            f"if they are ratings, write {example} and set task: regression"
+        )
     if len(used) > MANY_CLASSES and 2 * len(used) > count:
         yield f"{count} training examples have {len(used)} different labels: is data.label the column of the labels?"
     if len(set(raw.eval_labels)) == 1:

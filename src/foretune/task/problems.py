@@ -91,6 +91,8 @@ def shown(value: Any) -> str:
 
 def said(error: Exception) -> str:
     """What another package's error says, on one line and without its last full stop."""
+    if isinstance(error, KeyError):  # its text is only the key
+        return f"{error} is missing"
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
