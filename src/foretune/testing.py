@@ -66,7 +66,7 @@ def ntk(peft_model: PeftModel, batch: Mapping[str, Tensor]) -> Float[Tensor, "N 
 def _gradients(
     model: nn.Module, layers: Mapping[str, nn.Module], batch: Mapping[str, Tensor]
 ) -> tuple[Tensor, list[Call], list[Tensor], list[Tensor]]:
-    """Outputs, calls, inputs and gradients of a batch; example by example where the model needs it."""
+    """Outputs, layer calls, inputs and gradients of a batch; one example at a time if the model needs that."""
     room = Rows(_device(model))
     forward = functools.partial(outputs_of, model)
     example = next(singles(batch))
