@@ -76,7 +76,7 @@ BAD_DATA = [
         "link to itself", odd_file("t.jsonl", lambda path: path.symlink_to(path)), ("data.train", "cannot be read")
     ),
     BadInput("not gzip", train_bytes(ROW, "t.jsonl.gz"), ("t.jsonl.gz", "not a gzip file", "gzip")),
-    BadInput("cut gzip", train_bytes(gzip.compress(ROW * 9)[:-9], "t.csv.gz"), ("t.csv.gz", "ends within", "again")),
+    BadInput("cut gzip", train_bytes(gzip.compress(ROW * 9)[:-9], "t.csv.gz"), ("t.csv.gz", "cut off", "again")),
     BadInput("gzip without its suffix", train_bytes(gzip.compress(ROW)), ("train.jsonl", "gzip", "end in .gz")),
     BadInput(
         "gzip twice",
@@ -84,9 +84,7 @@ BAD_DATA = [
         ("t.csv.gz", "gzip", "compressed twice"),
     ),
     BadInput("gzip suffix alone", train_bytes(gzip.compress(ROW), "t.gz"), ("t.gz", "'.gz'", ".jsonl, .json, .csv")),
-    BadInput(
-        "packed parquet", train_bytes(b"", "t.parquet.gz"), ("t.parquet.gz", "compressed text file that ends in .gz")
-    ),
+    BadInput("packed parquet", train_bytes(b"", "t.parquet.gz"), ("t.parquet.gz", "compressed text files end in .gz")),
     BadInput("utf-16 data", train_bytes("text,label\n".encode("utf-16-le"), "t.csv"), ("line 1", "NUL", "UTF-8")),
     BadInput(
         "pointer to data",

@@ -68,7 +68,7 @@ CASES = [
     BadInput(
         "hub without split",
         run(data={"train": {"hub": "glue"}}),
-        ("data.train", "without a split", "split: train"),
+        ("data.train", "has no split", "split: train"),
     ),
     BadInput(
         "unreachable hub data",

@@ -72,16 +72,16 @@ BAD_MODELS = [
     BadInput(
         "config size text", edited("config.json", hidden_size="big"), ("model.path", "hidden_size", CONFIG_JSON[2])
     ),
-    BadInput("config size 0", edited("config.json", hidden_size=0), (*CONFIG_JSON, "describes no model")),
+    BadInput("config size 0", edited("config.json", hidden_size=0), (*CONFIG_JSON, "does not describe a model")),
     BadInput(
         "config heads",
         edited("config.json", num_attention_heads=5),
-        (*CONFIG_JSON, "describes no model", "(32)", "heads (5)"),
+        (*CONFIG_JSON, "does not describe a model", "(32)", "heads (5)"),
     ),
     BadInput("config activation", edited("config.json", hidden_act="gellu"), (*CONFIG_JSON, "there is no 'gellu'")),
     BadInput("config dtype", edited("config.json", dtype="float31"), ("model.path", "'float31'", CONFIG_JSON[2])),
     BadInput("config labels", edited("config.json", id2label=["a", "b"]), ("cannot load the config", CONFIG_JSON[2])),
-    BadInput("config padding", edited("config.json", pad_token_id=99), (*CONFIG_JSON, "describes no model")),
+    BadInput("config padding", edited("config.json", pad_token_id=99), (*CONFIG_JSON, "does not describe a model")),
     BadInput(
         "config of more layers",
         edited("config.json", num_hidden_layers=3),
@@ -147,16 +147,16 @@ BAD_MODELS = [
     BadInput(
         "token without embedding",
         model_folder(lambda folder: more_tokens(folder, "good")),
-        ("model.path", "'good'", "embeddings of only 29 tokens", "tokenizer", "resize_token_embeddings"),
+        ("model.path", "'good'", "largest token number of the model is 28", "tokenizer", "resize_token_embeddings"),
     ),
     BadInput(
         "padding without embedding",
         model_folder(lambda folder: more_tokens(folder, "<pad>")),
-        ("model.path", "'<pad>' for padding", "embeddings of only 29 tokens", "resize_token_embeddings(30)"),
+        ("model.path", "'<pad>' for padding", "largest token number of the model is 28", "resize_token_embeddings(30)"),
     ),
     BadInput(
         "token type without embedding",
         pairs_for_a_model_of_one_token_type,
-        ("model.path", "token type 1", "embeddings of only 1 types", "own tokenizer"),
+        ("model.path", "token type 1", "largest token type of the model is 0", "own tokenizer"),
     ),
 ]

@@ -226,12 +226,12 @@ BAD_SETTINGS = [
     BadInput(
         "home of an unknown user",
         run(data={"eval": "~nosuchuser/e.jsonl"}),
-        ("data.eval", "~nosuchuser", "no user 'nosuchuser'"),
+        ("data.eval", "~nosuchuser", "no such home folder"),
     ),
     BadInput(
         "model in the home of an unknown user",
         run(model={"path": "~nosuchuser/m"}),
-        ("model.path", "~nosuchuser", "no user 'nosuchuser'"),
+        ("model.path", "~nosuchuser", "no such home folder"),
     ),
     BadInput("nul in a model", run(model={"path": "mo\0del"}), ("model.path", r"'mo\x00del'", "NUL")),
     BadInput("folder that is a file", run(data={"train": "run.yaml/t.jsonl"}), ("data.train", "Not a directory")),

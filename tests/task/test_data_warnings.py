@@ -12,6 +12,7 @@ from foretune.task.data import encode_data, read_data
 from foretune.task.data_warnings import data_warnings
 
 Rows = list[dict[str, Any]]
+NO_LABEL = "remove these rows if it means that they have no label"
 
 
 def warnings_for(folder: Path, train: Rows, test: Rows, regression: bool = False, **keys: Any) -> tuple[str, ...]:
@@ -67,9 +68,9 @@ def test_ordinary_data_gives_no_warnings(tmp_path: Path) -> None:
             ["a", "b", "NEG", "NEG "] * 5,
             "the labels 'NEG' (5 rows) and 'NEG ' (5 rows) differ only in blanks: make them one",
         ),
-        (["neg", "pos", "NA"] * 5, "5 rows have the label 'NA', used as a class: remove them if it means no label"),
-        ([0, 1, -100] * 5, "5 rows have the label '-100', used as a class: remove them if it means no label"),
-        (["a", "b", "None"] * 5, "5 rows have the label 'None', used as a class: remove them if it means no label"),
+        (["neg", "pos", "NA"] * 5, "5 rows have the label 'NA', which is used as a class: " + NO_LABEL),
+        ([0, 1, -100] * 5, "5 rows have the label '-100', which is used as a class: " + NO_LABEL),
+        (["a", "b", "None"] * 5, "5 rows have the label 'None', which is used as a class: " + NO_LABEL),
         (
             [f"c{i}" for i in range(30)],
             "30 training examples have 30 different labels: is data.label the column of the labels?",

@@ -22,7 +22,7 @@ class Candidate:
 
     Args:
         name: Unique within a run, and usable as a folder name.
-        peft: The adapter's config. Pass ``peft_config()`` to peft instead of it, because peft changes configs.
+        peft: The adapter's config. peft changes the configs that it gets, so give it a copy from ``peft_config()``.
         training: Keys of ``transformers.TrainingArguments``; other keys have their default values.
         proximal: The proximal term, which pulls the trained parameters back toward their start; off by default.
     """

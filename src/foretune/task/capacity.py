@@ -17,6 +17,8 @@ from foretune.task.problems import shown
 def check_capacity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: EncodedData, source: str) -> None:
     """Check that the model can take all texts.
 
+    Token types distinguish the first and the second text of a pair.
+
     Args:
         model: The model without adapters.
         tokenizer: The tokenizer of the texts; its padding token must have an embedding too.
@@ -40,8 +42,8 @@ def check_capacity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, d
         if tokens is not None and number >= tokens:
             token = tokenizer.convert_ids_to_tokens(number)
             problem = (
-                f"the tokenizer gives {token!r} {use} the number {number}, "
-                f"but the model has embeddings of only {tokens} tokens"
+                f"{token!r} {use} has the number {number} in the tokenizer, "
+                f"but the largest token number of the model is {tokens - 1}"
             )
             fix = (
                 "save the model's own tokenizer into its folder, or give the model more embeddings with "
@@ -52,7 +54,7 @@ def check_capacity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, d
     if token_types is not None and largest >= token_types:
         problem = (
             f"the tokenizer gives texts the token type {largest}, "
-            f"but the model has embeddings of only {token_types} types"
+            f"but the largest token type of the model is {token_types - 1}"
         )
         raise InputError(where, problem, "save the model's own tokenizer into its folder")
 

@@ -45,7 +45,7 @@ def training_problems(values: dict[str, Any], regression: bool, field: str) -> l
         get_reporting_integration_callbacks(arguments.report_to)
     except ValueError as error:
         problems.append(
-            Problem(f"{field}.report_to", f"found {shown(arguments.report_to)}", f"write none: {error_text(error)}")
+            Problem(f"{field}.report_to", f"found {shown(arguments.report_to)}", f"write none ({error_text(error)})")
         )
     return problems + optimisation_problems(arguments, field)
 

@@ -25,6 +25,8 @@ NOT_USED = {  # keys of the training section that have no effect, and why
 
 
 class _Section(BaseModel):
+    """A section of the file; unknown keys and values of a wrong type are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
@@ -101,7 +103,7 @@ class TableSpec(_Section):
         if bool(value.get("path")) == bool(value.get("hub")):
             raise custom_error(f"found {shown(value)}", fix)
         if value.get("hub") and not value.get("split"):
-            raise custom_error("a hub data set without a split", "add split, such as split: train")
+            raise custom_error("the hub data set has no split", "add one, such as split: train")
         return value
 
 
@@ -138,9 +140,10 @@ class DataSpec(_Section):
 
 
 class ProximalSpec(_Section):
-    """The proximal section: the strength of the term (for the mean loss), and when it acts; see ``foretune.proximal``.
+    """The proximal section: a term that pulls the trained parameters back toward their start.
 
-    The proximal term pulls the trained parameters back toward their start (docs/theory.md section 1).
+    ``strength`` is λ for the mean loss (docs/theory.md section 1), ``rule`` says in which steps the term acts, and
+    ``scope`` whether the rule looks at all parameters together or at one tensor at a time; see ``foretune.proximal``.
     """
 
     strength: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number_or_same)] = 0.0
@@ -179,7 +182,7 @@ class RunConfig(_Section):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """One sentence for every part of the file that was left out; notes are not part of the config."""
+        """One sentence for every key of the file that is ignored; notes are not part of the config."""
         return self._notes
 
     def merged(self, candidate: CandidateSpec) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

@@ -176,6 +176,11 @@ def _check_first_rows(train: Table, whole: Table, label: str, source: str) -> No
 
 
 def _texts(table: Table, name: str, where: str) -> list[str]:
+    """Read a column of texts.
+
+    Raises:
+        InputError: A value is missing or is not valid text.
+    """
     values = column(table, name, where)
     for row, value in enumerate(values, start=1):
         if not isinstance(value, str):
@@ -235,4 +240,5 @@ def _stats(split: Dataset, texts: list[list[str]], labels: tuple[str, ...] | Non
 
 
 def _digest(texts: tuple[str, ...]) -> bytes:
+    """A hash of the texts of an example; capital letters and blanks around texts make no difference."""
     return hashlib.blake2b("\0".join(text.strip().lower() for text in texts).encode(), digest_size=16).digest()

@@ -66,7 +66,7 @@ def _contradictions(raw: RawData, labels: Sequence[str]) -> Iterator[str]:
 
 
 def _classes(raw: RawData, labels: Sequence[str]) -> Iterator[str]:
-    """Warn about classes that are alone, too many, not tested, or mean a missing label."""
+    """Warn if there is only one class, if there are very many, if only one is tested, or if one means: no label."""
     rows, used = _rows(raw, labels), set(raw.train_labels)
     count = len(raw.train_labels)
     if len(used) == 1:
@@ -78,7 +78,10 @@ def _classes(raw: RawData, labels: Sequence[str]) -> Iterator[str]:
         yield f"all {len(raw.eval_labels)} evaluation examples have the label {label}: the other classes are not tested"
     for name in labels:
         if rows[name] and name.strip().lower() in MISSING:
-            yield f"{rows[name]} rows have the label {shown(name)}, used as a class: remove them if it means no label"
+            yield (
+                f"{rows[name]} rows have the label {shown(name)}, which is used as a class: "
+                "remove these rows if it means that they have no label"
+            )
 
 
 def _targets(raw: RawData) -> Iterator[str]:
@@ -91,7 +94,7 @@ def _targets(raw: RawData) -> Iterator[str]:
 
 
 def _texts(raw: RawData, data: EncodedData) -> Iterator[str]:
-    """Warn about texts of both splits, blank texts, and texts that are cut."""
+    """Warn about texts that are in both splits, blank, or cut."""
     if data.overlap:
         yield f"{data.overlap} evaluation texts are also training texts: the evaluation will look too good"
     for split, columns in (("training", raw.train_texts), ("evaluation", raw.eval_texts)):

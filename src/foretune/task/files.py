@@ -38,8 +38,8 @@ def absolute_path(text: str, folder: Path, where: str) -> str:
         The absolute path.
 
     Raises:
-        InputError: The text is a web address, contains a NUL character, or starts with ``~name`` and there is no user
-            of that name.
+        InputError: The text is a web address, contains a NUL character, or starts with the home folder of an unknown
+            user.
     """
     if "://" in text:
         raise InputError(where, f"{shown(text)} is a web address, not a path", "download the file and write its path")
@@ -50,7 +50,7 @@ def absolute_path(text: str, folder: Path, where: str) -> str:
     except RuntimeError as error:
         home = text.split("/")[0]
         fix = f"write the whole path, or ./{home} if the folder's name starts with a tilde"
-        raise InputError(where, f"there is no user {home[1:]!r}, whose home folder {shown(text)} names", fix) from error
+        raise InputError(where, f"{shown(text)} starts with {home}, but there is no such home folder", fix) from error
 
 
 def read_file(path: Path, where: str, fix: str, largest: int | None = None) -> bytes:
@@ -102,16 +102,19 @@ def decompressed(content: bytes, path: Path, where: str) -> bytes:
     parts, size, rest = [], 0, content
     fix = "compress it again with gzip, or give the uncompressed file"
     try:
-        while rest.strip(b"\0"):  # a file may hold several compressed parts, and zeros after the last
+        while rest.strip(b"\0"):  # a file may have several compressed parts, and zeros after the last one
             reader = zlib.decompressobj(wbits=31)
             parts.append(reader.decompress(rest, LARGEST_DECOMPRESSED - size + 1))
             size += len(parts[-1])
             if size > LARGEST_DECOMPRESSED:
                 raise FileFault(
-                    path, where, f"its content has more than {LARGEST_DECOMPRESSED:,} bytes", "give a smaller file"
+                    path,
+                    where,
+                    f"it has more than {LARGEST_DECOMPRESSED:,} bytes after decompression",
+                    "give a smaller file",
                 )
             if not reader.eof:
-                raise FileFault(path, where, "it ends within its compressed data", fix)
+                raise FileFault(path, where, "it is cut off within its compressed data", fix)
             rest = reader.unused_data
     except zlib.error as error:
         raise FileFault(path, where, f"not a gzip file ({error})", fix) from error

@@ -16,9 +16,9 @@ from foretune.task.files import FileFault, as_text
 from foretune.task.problems import error_text, shown
 
 Columns = Sequence[tuple[str, list[Any]]]
-Reader = Callable[
-    [bytes, Path, str], tuple[Columns, bool]
-]  # from (content, path, where): columns; are all values text?
+# A reader takes the content, the path and the field that names the file. It returns the columns, and whether all values
+# are text.
+Reader = Callable[[bytes, Path, str], tuple[Columns, bool]]
 EXAMPLE = 'such as {"text": "...", "label": 1}'
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
@@ -36,13 +36,13 @@ def _from_lines(text: str, path: Path, where: str) -> tuple[Columns, bool]:
         if not line.strip():
             continue
         try:
-            row = _json(line)
+            row = _parse_json(line)
         except (ValueError, RecursionError) as error:
             raise FileFault(path, where, f"not valid JSON ({_json_fault(error)})", fix, number) from error
         if not isinstance(row, dict):
             raise FileFault(path, where, f"found {shown(row)} instead of a JSON object", fix, number)
         rows.append(row)
-    return _columns(rows), False
+    return _columns_of(rows), False
 
 
 def _from_json(content: bytes, path: Path, where: str) -> tuple[Columns, bool]:
@@ -54,7 +54,7 @@ def _from_json(content: bytes, path: Path, where: str) -> tuple[Columns, bool]:
     text = as_text(content, path, where)
     fix = f"write an array of objects, {EXAMPLE}, alone or as {{data: [...]}}"
     try:
-        rows = _json(text)
+        rows = _parse_json(text)
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and text.lstrip()[:1] == "{":
             return _from_lines(text, path, where)
@@ -69,11 +69,11 @@ def _from_json(content: bytes, path: Path, where: str) -> tuple[Columns, bool]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise FileFault(path, where, f"row {number} is {shown(row)} instead of a JSON object", fix)
-    return _columns(rows), False
+    return _columns_of(rows), False
 
 
-def _json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_object, parse_int=_whole_number)
+def _parse_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object_of_pairs, parse_int=_whole_number)
 
 
 def _json_fault(error: Exception) -> str:
@@ -82,7 +82,7 @@ def _json_fault(error: Exception) -> str:
     return "lists or objects are nested too deeply" if isinstance(error, RecursionError) else error_text(error)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
@@ -96,7 +96,8 @@ def _whole_number(digits: str) -> int:
     return int(digits)
 
 
-def _columns(rows: list[dict[str, Any]]) -> Columns:
+def _columns_of(rows: list[dict[str, Any]]) -> Columns:
+    """Turn rows into columns; the value of a missing key is None."""
     names = dict.fromkeys(name for row in rows for name in row)
     return [(name, [row.get(name) for row in rows]) for name in names]
 
@@ -138,7 +139,7 @@ def _from_parquet(content: bytes, path: Path, where: str) -> tuple[Columns, bool
 
     try:
         table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content)).read()
-    except Exception as error:  # a damaged file fails in many ways
+    except Exception as error:  # damaged files raise many kinds of errors
         fix = "write the file again, or give a jsonl or csv file"
         raise FileFault(path, where, f"it is not a parquet file ({error_text(error)})", fix) from error
     columns = []

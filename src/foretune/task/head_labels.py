@@ -79,8 +79,8 @@ def head_warning(labels: Sequence[str], head: Sequence[str] | None, model: str) 
 
 
 def _same_labels(labels: Sequence[str], head: Sequence[str]) -> bool:
-    data_set, head_set = ({normalised(label) for label in names} for names in (labels, head))
-    return data_set == head_set and len(data_set) == len(labels) == len(head)
+    label_set, head_set = ({normalised(label) for label in names} for names in (labels, head))
+    return label_set == head_set and len(label_set) == len(labels) == len(head)
 
 
 def _are_numbers(labels: Sequence[str]) -> bool:

@@ -57,7 +57,7 @@ def _module_names(value: list[str]) -> str:
 
 
 def _pattern_numbers(check: Check, *kinds: type) -> Check:
-    """A check for mappings from patterns of module names to numbers, which ``check`` checks."""
+    """A check for mappings from patterns of module names to numbers; ``check`` is applied to every number."""
 
     def check_all(value: Any) -> str:
         for pattern, number in value.items():

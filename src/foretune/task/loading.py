@@ -52,7 +52,7 @@ def load_task(path: str | Path, candidate_names: Sequence[str] | None = None) ->
 
 
 def load_run(path: str | Path, candidate_names: Sequence[str] | None = None) -> LoadedRun:
-    """Load and check a fine-tune, and return the facts that were gathered on the way with the task.
+    """Load and check the fine-tune that a ``run.yaml`` describes, and gather facts for warnings and reports.
 
     A mistake in the file, the data, the model or a candidate raises an ``InputError``, which names it.
 

@@ -80,7 +80,7 @@ def adaptation(model: PreTrainedModel, candidate: Candidate, where: str) -> Adap
         if "layers_to_transform" in reason or "layers_pattern" in reason:
             layers = sorted(layer_numbers(names))
             problem = f"none of the layers {config.layers_to_transform} has the target modules"
-            raise InputError(f"{where}.layers_to_transform", problem, f"write {_span(layers)}") from error
+            raise InputError(f"{where}.layers_to_transform", problem, _layers_advice(layers)) from error
         if "modules_to_save cannot be applied" in reason:  # DistilBERT's pre_classifier ends in "classifier"
             heads = [name for name in names if "." not in name and name.endswith(HEAD_NAMES)]
             problem = f"{_listed(targets)} also targets the head ({', '.join(heads)}), which is trained in full"
@@ -93,8 +93,8 @@ def adaptation(model: PreTrainedModel, candidate: Candidate, where: str) -> Adap
             problem = f"peft repeats layers of Llama, BERT and Falcon only, not of {type(model).__name__}"
             raise InputError(f"{where}.layer_replication", problem, "leave it out") from error
         if "target" in reason.lower():
-            target_text = "not given" if targets is None else _listed(targets)
-            problem = f"{target_text} cannot be adapted ({reason[:300].rstrip('.')})"
+            problem = "not given, which peft refuses" if targets is None else f"{_listed(targets)} cannot be adapted"
+            problem += f" ({reason[:300].rstrip('.')})"
             fix = f"target some of: {', '.join(adaptable(model))}; or all-linear"
             raise InputError(f"{where}.target_modules", problem, fix) from error
         raise InputError(
@@ -141,7 +141,7 @@ def _check_layers(layers: list[int] | int | None, result: Adaptation, names: lis
     missing = sorted(set([layers] if isinstance(layers, int) else layers) - reached)
     if missing:
         problem = f"layer {', '.join(map(str, missing))} has no target module"
-        raise InputError(f"{where}.layers_to_transform", problem, f"write {_span(sorted(layer_numbers(names)))}")
+        raise InputError(f"{where}.layers_to_transform", problem, _layers_advice(sorted(layer_numbers(names))))
 
 
 def _check_replication(ranges: object, layers: int, where: str) -> None:
@@ -150,22 +150,24 @@ def _check_replication(ranges: object, layers: int, where: str) -> None:
     Raises:
         InputError: A range of layers is not valid.
     """
-    for span in ranges if isinstance(ranges, list) else ():
-        pair = isinstance(span, list | tuple) and len(span) == 2 and all(isinstance(end, int) for end in span)
-        if not pair or not 0 <= span[0] < span[1] <= layers:
+    for layer_range in ranges if isinstance(ranges, list) else ():
+        pair = (
+            isinstance(layer_range, list | tuple)
+            and len(layer_range) == 2
+            and all(isinstance(end, int) for end in layer_range)
+        )
+        if not pair or not 0 <= layer_range[0] < layer_range[1] <= layers:
             fix = (
                 f"write pairs of the first layer and the one after the last, from 0 to {layers}, such as [0, {layers}]"
             )
-            raise InputError(f"{where}.layer_replication", f"found {span}", fix)
+            raise InputError(f"{where}.layer_replication", f"found {layer_range}", fix)
 
 
 def _listed(targets: set[str] | list[str] | str | None) -> str:
     return targets if isinstance(targets, str) else f"[{', '.join(sorted(targets or ()))}]"
 
 
-def _span(layers: list[int]) -> str:
-    return (
-        f"layers from {layers[0]} to {layers[-1]}"
-        if layers
-        else "no layers_to_transform: the layers of this model have no numbers"
-    )
+def _layers_advice(layers: list[int]) -> str:
+    if layers:
+        return f"write layers from {layers[0]} to {layers[-1]}"
+    return "leave layers_to_transform out: the layers of this model have no numbers"

@@ -49,7 +49,7 @@ def locate(spec: ModelSpec, where: str) -> tuple[str, dict[str, Any]]:
         if not folder.is_dir():
             fix = "give the folder of the model, or {gguf: file} for a GGUF file"
             raise InputError(where, f"{folder} is a file, not a model folder", fix)
-        if (folder / "adapter_config.json").exists():  # transformers would load the adapter without a word
+        if (folder / "adapter_config.json").exists():  # transformers would add the adapter without a warning
             fix = f"give the base model of the adapter{_base_model(folder)}, or a model saved after merge_and_unload()"
             raise InputError(where, f"{folder} contains an adapter (adapter_config.json)", fix)
         if not (folder / "config.json").is_file():
@@ -84,23 +84,23 @@ def _diagnosis(error: Exception, spec: ModelSpec, thing: str) -> tuple[str, str]
     """The problem behind an error, and what to do about it."""
     reason = _reason(error)
     problem = f"cannot load the {thing} of {spec.path} ({reason[:300].rstrip('.')})"
-    lowered = error_text(error).lower()
-    if isinstance(error, MemoryError) or "memory" in lowered:
+    message = error_text(error).lower()
+    if isinstance(error, MemoryError) or "memory" in message:
         return problem, "give a smaller model, or load it with dtype: bfloat16"
     if isinstance(spec.path, GgufFile):
-        if "gguf" in lowered and "install" in lowered:
+        if "gguf" in message and "install" in message:
             return problem, "install it with: pip install 'foretune[gguf]'"
         return problem, "give a GGUF file of an architecture that transformers can read, or the original model's folder"
     local = Path(spec.path).is_absolute()
     if local and (faulty := _faulty_file(Path(spec.path))):
         return faulty
-    if "trust_remote_code" in lowered:
+    if "trust_remote_code" in message:
         return problem, "set trust_remote_code: true in the model section if you trust the code in that repository"
-    if any(word in lowered for word in ("attn_implementation", "attention implementation", "flashattention")):
+    if any(word in message for word in ("attn_implementation", "attention implementation", "flashattention")):
         return problem, "write attn_implementation: sdpa or eager, or leave it out"
-    if "pip install" in lowered:
+    if "pip install" in message:
         return problem, "install the packages that it names, or give a model that does not need them"
-    if any(word in lowered for word in ("unrecognized", "does not recognize this architecture")):
+    if any(word in message for word in ("unrecognized", "does not recognize this architecture")):
         fix = "give a model whose config.json has a model_type that transformers supports"
         if thing == "model":
             fix = "give an architecture that AutoModelForSequenceClassification supports"
@@ -111,9 +111,9 @@ def _diagnosis(error: Exception, spec: ModelSpec, thing: str) -> tuple[str, str]
     if thing == "tokenizer":
         return problem, TOKENIZER_FIX
     if thing == "config" or (fault := _config_fault(spec)):
-        problem = problem if thing == "config" else f"config.json in {spec.path} describes no model ({fault})"
+        problem = problem if thing == "config" else f"config.json in {spec.path} does not describe a model ({fault})"
         return problem, CONFIG_FIX
-    if "weights only load failed" in lowered:
+    if "weights only load failed" in message:
         problem = f"cannot load the model of {spec.path} (pytorch_model.bin is not a file of weights)"
     return problem, "give a folder with weights that match its config.json (model.safetensors or pytorch_model.bin)"
 

@@ -32,12 +32,12 @@ def model_warnings(
         The warnings, one sentence each.
     """
     model, warnings = loaded.model, []
-    untrained: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    names_by_parts: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for candidate, adaptation in zip(candidates, adaptations, strict=True):
         parts = untrained_parts(loaded.drawn, model, adaptation.heads)
         if parts:
-            untrained.setdefault((parts, adaptation.heads), []).append(candidate.name)
-    for (parts, heads), names in untrained.items():
+            names_by_parts.setdefault((parts, adaptation.heads), []).append(candidate.name)
+    for (parts, heads), names in names_by_parts.items():
         prefix = "" if len(names) == len(candidates) else f"{', '.join(names)}: "
         warnings.append(prefix + _untrained_warning(parts, model, heads))
     if loaded.unused:

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from foretune.errors import InputError
 from foretune.task.problems import nearest, shown
 
-HEAD_NAMES = tuple(SEQ_CLS_HEAD_NAMES)  # names of the head, the last part of a classifier, that peft knows
+HEAD_NAMES = tuple(SEQ_CLS_HEAD_NAMES)  # peft finds the head, the last part of a classifier, by these names
 
 
 def adaptable(model: nn.Module) -> list[str]:
@@ -65,9 +65,9 @@ class _NameKey(NamedTuple):
         key: The key.
         written: The names and patterns that the config gives.
         names: The names in the model that they may match.
-        matches: Whether a given name or pattern matches a name of the model.
+        matches: A function that says whether a given name or pattern matches a name of the model.
         suggestions: Names that messages suggest.
-        kind: What the names are names of.
+        kind: What is named, for messages.
     """
 
     key: str
@@ -95,7 +95,7 @@ def check_names(model: nn.Module, config: LoraConfig, where: str) -> None:
     parameters = [name for name, _ in model.named_parameters()]
     suffixes = list(dict.fromkeys(".".join(name.split(".")[-2:]) for name in parameters))
     containers = list(dict.fromkeys(re.findall(r"([^.\s]+)\.\d+\.", "\n".join(modules))))
-    # HEAD_NAMES are valid for every model: peft looks for all of them by itself
+    # HEAD_NAMES need not exist: peft looks for all of them in every classifier
     saved = [name for name in config.modules_to_save or () if name not in HEAD_NAMES]
     tokens = config.trainable_token_indices
     tables = tokens if isinstance(tokens, dict) else ()

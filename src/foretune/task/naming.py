@@ -1,4 +1,4 @@
-"""Names of candidates: checks of names that users give, and labels from which other names are made."""
+"""Names of candidates: checks of names from users, and labels that become parts of names made by foretune."""
 
 import hashlib
 import re

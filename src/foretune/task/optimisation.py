@@ -20,7 +20,7 @@ from foretune.task.problems import Problem, error_text, nearest, shown
 
 STEPS = 1000  # the least length of the trial schedule if the file does not give max_steps
 MOMENTS = 20  # parts of the trial schedule; the learning rate is checked at the end of every part
-SET_BY_RUN = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}  # arguments that users do not give
+SET_BY_RUN = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}  # arguments from the run
 
 
 def optimisation_problems(arguments: TrainingArguments, field: str) -> list[Problem]:
@@ -38,6 +38,7 @@ def optimisation_problems(arguments: TrainingArguments, field: str) -> list[Prob
 
 
 def _optimiser_problems(arguments: TrainingArguments, field: str) -> list[Problem]:
+    """Find out why the optimiser cannot be built, apart from missing packages."""
     name = OptimizerNames(arguments.optim).value
     try:
         _build_optimiser(arguments)

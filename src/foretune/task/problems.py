@@ -130,7 +130,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def custom_error(found: str, fix: str) -> PydanticCustomError:
-    """An error that a pydantic validator raises to give the words of the message itself; see ``Problem``."""
+    """The error of a pydantic validator that words its message itself; the arguments are those of ``Problem``."""
     return PydanticCustomError("foretune", "see the context", {"found": found, "fix": fix})
 
 

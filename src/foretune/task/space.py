@@ -26,7 +26,7 @@ class Placement:
     """A choice of the modules that get adapters.
 
     Attributes:
-        label: Its part of candidates' names.
+        label: Its name, which becomes a part of candidates' names.
         peft: Keys of a ``peft`` section that choose the modules.
         modules: Names of the chosen modules.
         halves: The same choice in the lower and in the upper half of the layers.
@@ -117,9 +117,9 @@ class Space:
 def around(model: PreTrainedModel, base: Candidate, others: Sequence[Candidate] = (), where: str = "peft") -> Space:
     """Make the search space around a candidate.
 
-    Its placements are the candidate's own target modules, all linear modules, those of attention, and those of the
-    MLPs. Where possible, a placement also has its lower and upper half of the layers. A candidate that does not fit the
-    model raises an ``InputError``.
+    Its placements are the candidate's own target modules, all linear modules, those of attention, and the others
+    (mlp). Where possible, a placement also has its lower and upper half of the layers. A candidate that does not fit
+    the model raises an ``InputError``.
 
     Args:
         model: The model without adapters.
@@ -166,7 +166,7 @@ def around(model: PreTrainedModel, base: Candidate, others: Sequence[Candidate] 
 
 
 def _identity(candidate: Candidate, modules: Iterable[str]) -> str:
-    """A text that is equal for candidates with the same settings, also if they have or use different names."""
+    """A text that is equal for candidates with the same settings and adapted modules; names make no difference."""
     entry = candidate.to_json()
     peft = {key: value for key, value in entry["peft"].items() if key not in PLACE_KEYS}
     return json.dumps([sorted(modules), entry | {"peft": peft}], sort_keys=True)

@@ -70,7 +70,7 @@ def _from_file(path: Path, where: str) -> Table:
     suffix = Path(path.stem).suffix.lower() if compressed else path.suffix.lower()
     if suffix not in FORMATS or (compressed and suffix == ".parquet"):
         problem = f"{path} has the suffix {path.suffix!r}" if path.suffix else f"{path} has no suffix"
-        fix = f"give a file that ends in {', '.join(SUFFIXES)}, or a compressed text file that ends in .gz after that"
+        fix = f"give a file that ends in {', '.join(SUFFIXES)}; compressed text files end in .gz after that"
         raise InputError(where, problem, fix)
     content = read_file(path, where, FIX)
     if content.startswith(b"version https://git-lfs"):

@@ -18,9 +18,10 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, default_data_
 from foretune.brief import brief
 from foretune.task.candidate import Candidate
 
-# Tangents are gradients of the head's features, along two directions of the features for every class but one.
-MAX_DIRECTIONS = 16  # the most directions that all examples share
-OWN_DIRECTIONS = 8  # directions per example, chosen for every example, if there would be more than that
+# Tangents are gradients of the features that enter the head, along two directions of these features for every class but
+# one. If that gives too many directions, fewer are chosen for every example.
+MAX_DIRECTIONS = 16  # the most directions that are used for all examples
+OWN_DIRECTIONS = 8  # the number of directions that are chosen for every example
 Loss = Literal["cross_entropy", "mean_squared_error"]
 
 

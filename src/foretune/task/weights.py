@@ -1,4 +1,8 @@
-"""Checks which parts of a model are missing from its weights file."""
+"""Checks which parts of a model are missing from its weights file.
+
+A classifier has a pretrained body and a head on top, which is usually new. Some models have a pooler in between: a
+layer that turns the features of the tokens into the features of the text.
+"""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
