@@ -171,12 +171,10 @@ def tiny_model(
             raise ValueError(f"kind {kind!r} is not one of {KINDS}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        attention = (
-            None if kind in (*ONE_BY_ONE, "t5") else attn_implementation
-        )  # these models have only one implementation
-        options = (
-            {"experts_implementation": "eager"} if kind in MIXTURES else {}
-        )  # other implementations do not support double precision
+        # these models have only one implementation of attention
+        attention = None if kind in (*ONE_BY_ONE, "t5") else attn_implementation
+        # other implementations of experts do not support double precision
+        options = {"experts_implementation": "eager"} if kind in MIXTURES else {}
         model = model_class._from_config(config, attn_implementation=attention, **options)
     return model.to(dtype).eval()
 

@@ -1,4 +1,4 @@
-"""Reads a YAML file strictly: a key may occur once, aliases may not multiply the content, and errors name the line.
+"""Reads a YAML file strictly: equal keys are refused, the size is limited, and errors name the line.
 
 The result is plain data: text, numbers, true and false, null, lists and mappings.
 """
@@ -15,7 +15,7 @@ from foretune.task.files import as_text, read_file
 from foretune.task.problems import shown
 
 LARGEST = 2**20  # bytes
-DEEPEST = 50  # lists and mappings within one another
+DEEPEST = 50  # levels of nested lists and mappings
 MOST_VALUES = 10**5  # an alias (*name) counts as all the values that it refers to
 LONGEST_NUMBER = 100  # characters
 TAG = "tag:yaml.org,2002:"
@@ -33,7 +33,7 @@ def read_yaml(path: Path) -> Any:
         The content; None for an empty file.
 
     Raises:
-        InputError: The file cannot be read, is not valid YAML, or is too large, also with its aliases expanded.
+        InputError: The file cannot be read, is not valid YAML, or is too large, before or after aliases are expanded.
     """
     text = as_text(read_file(path, str(path), "give the path of a run.yaml", LARGEST), path, str(path))
     try:
