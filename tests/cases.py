@@ -1,4 +1,4 @@
-"""Adapted tiny models, tasks and kernels: what the tests of tangents, kernel and linear share."""
+"""Tiny models with adapters, tasks and kernels, which the tests of tangents, kernel and linear share."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ HEADS = {
 
 
 def lora_config(kind: str, **changes: Any) -> LoraConfig:
-    """LoRA on every linear layer, the head trained in full."""
+    """LoRA on every linear layer, with a head that is trained in full."""
     options: dict[str, Any] = {
         "r": 2,
         "lora_alpha": 3,
@@ -34,7 +34,7 @@ def lora_config(kind: str, **changes: Any) -> LoraConfig:
 
 
 def randomise(model: nn.Module, part: str, seed: int = 5) -> None:
-    """Fill the parameters whose name has ``part`` in it with noise."""
+    """Fill the parameters whose names contain ``part`` with noise."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -43,7 +43,7 @@ def randomise(model: nn.Module, part: str, seed: int = 5) -> None:
 
 
 def lora_model(kind: str, trained: bool = False, **changes: Any) -> PeftModel:
-    """A tiny model with adapters; ``trained`` ones have B ≠ 0."""
+    """A tiny model with adapters; B is 0 unless ``trained``, as after peft's initialisation."""
     options = {name: changes.pop(name) for name in ("dtype", "attn_implementation", *DEBERTA) if name in changes}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -54,7 +54,7 @@ def lora_model(kind: str, trained: bool = False, **changes: Any) -> PeftModel:
 
 
 class TwiceModel(nn.Module):
-    """A model whose linear layer runs twice, on token rows that are then averaged."""
+    """A model that runs one linear layer twice and averages over tokens."""
 
     def __init__(self, width: int = 6, num_labels: int = 3) -> None:
         super().__init__()
@@ -65,14 +65,14 @@ class TwiceModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **_: object) -> SequenceClassifierOutput:
         hidden = self.embedding(input_ids)
-        hidden = torch.tanh(self.shared(hidden)) + self.other(hidden).relu_()  # relu_ changes a layer's output
+        hidden = torch.tanh(self.shared(hidden)) + self.other(hidden).relu_()  # relu_ changes a layer's output in place
         hidden = torch.tanh(self.shared(hidden))
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         return SequenceClassifierOutput(logits=self.classifier((hidden * mask).sum(1) / mask.sum(1)))
 
 
 def twice_model(trained: bool = False) -> PeftModel:
-    """``TwiceModel`` with adapters on its two layers."""
+    """``TwiceModel`` with adapters on ``shared`` and ``other``."""
     config = LoraConfig(r=2, lora_alpha=3, target_modules=["shared", "other"])
     model = get_peft_model(TwiceModel().double(), config).eval()
     if trained:
@@ -90,7 +90,7 @@ def tiny_task(
     order: list[int] | None = None,
     **changes: Any,
 ) -> Task:
-    """A task whose texts have several lengths; ``order`` permutes the training examples."""
+    """A task whose texts have different lengths; ``order`` permutes the training examples."""
     generator = torch.Generator().manual_seed(3)
     loss: Loss = "cross_entropy" if num_labels > 1 else "mean_squared_error"
     rows: list[dict[str, Any]] = []
@@ -111,7 +111,7 @@ def tiny_task(
 
 
 def linear_kernel(n: int = 5, m: int = 3, k: int = 2, p: int = 20, seed: int = 0) -> tuple[Kernel, Tensor]:
-    """The kernel of a random linear model and its Jacobian ((n + m) k, p), training examples first."""
+    """The kernel of a random linear model, and its Jacobian ((n + m) k, p) with the training examples first."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:

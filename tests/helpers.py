@@ -1,4 +1,4 @@
-"""Tiny models, batches and runs, built from code: no network, no downloads, milliseconds each."""
+"""Tiny models, batches and runs, which tests build in milliseconds, without a network."""
 
 import json
 import random
@@ -46,9 +46,9 @@ KINDS = ("bert", "roberta", "distilbert", "llama", "gpt2", "vit")
 MIXTURES = ("mixtral", "qwen2-moe", "phimoe")
 ENCODER_DECODERS = ("t5", "bart")
 BART = {"layers": 2, "attention_heads": 4, "ffn_dim": 24}
-ONE_BY_ONE = ("deberta-v2", "deberta", "xlnet")  # layers of theirs run on rows of no single example
+ONE_BY_ONE = ("deberta-v2", "deberta", "xlnet")  # some of their layers run on rows that do not belong to one example
 VOCAB, PAD = 40, 0
-DEBERTA: dict[str, Any] = {  # as in DeBERTa-v3, but for the sizes
+DEBERTA: dict[str, Any] = {  # as in DeBERTa-v3, except for the sizes
     "relative_attention": True,
     "position_buckets": 4,
     "pos_att_type": ["p2c", "c2p"],
@@ -88,9 +88,9 @@ def tiny_model(
     attn_implementation: str | None = "sdpa",
     **changes: Any,
 ) -> PreTrainedModel:
-    """A two-layer classifier of one architecture in eval mode, its weights a function of ``seed``.
+    """A classifier with two layers, in eval mode, with weights that are drawn from ``seed``.
 
-    ``changes`` are further keys of the config of BERT, DeBERTa and XLNet.
+    ``changes`` are further keys of the config, for BERT, DeBERTa and XLNet.
     """
     common: dict[str, Any] = {"num_labels": num_labels, "initializer_range": 0.2}
     heads: dict[str, Any] = {
@@ -171,8 +171,10 @@ def tiny_model(
             raise ValueError(f"kind {kind!r} is not one of {KINDS}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        attention = None if kind in (*ONE_BY_ONE, "t5") else attn_implementation  # they have only their own
-        options = {"experts_implementation": "eager"} if kind in MIXTURES else {}  # others know no double precision
+        # these models have only one implementation of attention
+        attention = None if kind in (*ONE_BY_ONE, "t5") else attn_implementation
+        # other implementations of experts do not support double precision
+        options = {"experts_implementation": "eager"} if kind in MIXTURES else {}
         model = model_class._from_config(config, attn_implementation=attention, **options)
     return model.to(dtype).eval()
 
@@ -180,7 +182,7 @@ def tiny_model(
 def tiny_batch(
     kind: str, n: int = 4, seed: int = 1, num_labels: int = 3, dtype: torch.dtype = torch.float64
 ) -> dict[str, Tensor]:
-    """Inputs and labels for ``tiny_model(kind)``; texts differ in length, so most are padded."""
+    """Inputs and labels for ``tiny_model(kind)``; texts have different lengths, so that most are padded."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % num_labels
     if kind == "vit":
@@ -193,20 +195,22 @@ def tiny_batch(
 
 
 def tiny_tokenizer() -> BertTokenizer:
-    """A WordPiece tokenizer that knows exactly the words of the synthetic reviews."""
+    """A WordPiece tokenizer whose vocabulary is the words of the synthetic reviews."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *PLAIN]
     return BertTokenizer(vocab={word: index for index, word in enumerate(words)})
 
 
 def tiny_rows(n: int, seed: int) -> list[dict[str, Any]]:
-    """Synthetic reviews whose label is 1 when the majority of their opinion words are good."""
+    """Synthetic reviews; the label is 1 if most of their opinion words are good."""
     rng = random.Random(seed)
     rows = []
     for i in range(n):
         label = i % 2
-        mine, other = (GOOD, BAD) if label else (BAD, GOOD)
+        frequent, rare = (GOOD, BAD) if label else (BAD, GOOD)
         words = (
-            rng.choices(PLAIN, k=rng.randint(3, 9)) + rng.choices(mine, k=2) + rng.choices(other, k=rng.randint(0, 1))
+            rng.choices(PLAIN, k=rng.randint(3, 9))
+            + rng.choices(frequent, k=2)
+            + rng.choices(rare, k=rng.randint(0, 1))
         )
         rng.shuffle(words)
         rows.append({"text": " ".join(words), "label": label})
@@ -219,7 +223,7 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def write_tiny_model(folder: Path, seed: int = 0) -> Path:
-    """Save a headless BERT (hidden 32, 2 layers) and its tokenizer, as a pretrained model folder has them."""
+    """Save a BERT without a head (32 features, 2 layers) and its tokenizer into a model folder."""
     tokenizer = tiny_tokenizer()
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -240,7 +244,7 @@ def write_tiny_model(folder: Path, seed: int = 0) -> Path:
 
 
 def write_model(folder: Path, kind: str, **changes: Any) -> Path:
-    """Save a headless model of some kind (see ``tiny_model``) and the tokenizer of the synthetic reviews."""
+    """Save a model without its head (see ``tiny_model``) and the tokenizer of the synthetic reviews."""
     model = tiny_model(kind, dtype=torch.float32, **changes).base_model
     assert isinstance(model, PreTrainedModel)
     model.save_pretrained(folder)
@@ -251,9 +255,9 @@ def write_model(folder: Path, kind: str, **changes: Any) -> Path:
 def write_tiny_run(folder: Path, **overrides: Any) -> Path:
     """Write model/, train.jsonl (48 rows), eval.jsonl (32 rows) and run.yaml into ``folder``.
 
-    Sections given as dicts are merged key by key onto the defaults, and ``DROP`` as a value removes a key:
-    ``write_tiny_run(tmp_path, peft={"r": 2}, proximal=DROP)``. Lists and scalars
-    replace. Returns the path of run.yaml.
+    The keys of a section override the defaults one by one, and the value ``DROP`` removes a key or a section:
+    ``write_tiny_run(tmp_path, peft={"r": 2}, proximal=DROP)``. Other values replace the default. Returns the path of
+    run.yaml.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_tiny_model(folder / "model")

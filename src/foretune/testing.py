@@ -17,10 +17,10 @@ from foretune.tangents.one_by_one import layer_gradients_one_by_one, one_by_one_
 
 
 def ntk(peft_model: PeftModel, batch: Mapping[str, Tensor]) -> Float[Tensor, "N N"]:
-    """Compute the empirical NTK of a peft model's logits over its LoRA parameters, for the examples of a batch.
+    """Compute the empirical NTK of a peft model's logits over its LoRA parameters, for a batch.
 
     ``K[i c + a, j c + b] = Σ_p ∂f_a(x_i)/∂p ∂f_b(x_j)/∂p``. It is example-major, uses raw logits (not centred), and has
-    no normalising constant. The parameters p are the factors A and B of the active adapters. A head that is trained in
+    no normalising constant (docs/theory.md section 0). The parameters p are the factors A and B of the active adapters. A head that is trained in
     full is not included. The model is evaluated without dropout in any mode, and its state is restored.
 
     Args:
@@ -66,7 +66,7 @@ def ntk(peft_model: PeftModel, batch: Mapping[str, Tensor]) -> Float[Tensor, "N 
 def _gradients(
     model: nn.Module, layers: Mapping[str, nn.Module], batch: Mapping[str, Tensor]
 ) -> tuple[Tensor, list[Call], list[Tensor], list[Tensor]]:
-    """Outputs, calls, inputs and gradients of a batch; example by example where the model needs it."""
+    """Outputs, layer calls, inputs and gradients of a batch; one example at a time if the model needs that."""
     room = Rows(_device(model))
     forward = functools.partial(outputs_of, model)
     example = next(singles(batch))

@@ -1,4 +1,4 @@
-"""Data files that are wrong: malformed, of other kinds than their names say, with labels that cannot be used."""
+"""Wrong data files: malformed files, files that do not fit their suffix, and labels that cannot be used."""
 
 import gzip
 import io
@@ -18,7 +18,7 @@ SURROGATE = rb'"\ud800"'
 
 
 def odd_file(name: str, make: Callable[[Path], Any]) -> Callable[[Path], Path]:
-    """A run whose training data is no ordinary file."""
+    """A run whose training data is not an ordinary file."""
 
     def write(folder: Path) -> Path:
         path = write_tiny_run(folder, data={"train": name})
@@ -76,27 +76,35 @@ BAD_DATA = [
         "link to itself", odd_file("t.jsonl", lambda path: path.symlink_to(path)), ("data.train", "cannot be read")
     ),
     BadInput("not gzip", train_bytes(ROW, "t.jsonl.gz"), ("t.jsonl.gz", "not a gzip file", "gzip")),
-    BadInput("cut gzip", train_bytes(gzip.compress(ROW * 9)[:-9], "t.csv.gz"), ("t.csv.gz", "ends within", "again")),
+    BadInput("cut gzip", train_bytes(gzip.compress(ROW * 9)[:-9], "t.csv.gz"), ("t.csv.gz", "cut off", "again")),
     BadInput("gzip without its suffix", train_bytes(gzip.compress(ROW)), ("train.jsonl", "gzip", "end in .gz")),
-    BadInput("gzip twice", train_bytes(gzip.compress(gzip.compress(ROW)), "t.csv.gz"), ("t.csv.gz", "gzip", "Unpack")),
+    BadInput(
+        "gzip twice",
+        train_bytes(gzip.compress(gzip.compress(ROW)), "t.csv.gz"),
+        ("t.csv.gz", "gzip", "compressed twice"),
+    ),
     BadInput("gzip suffix alone", train_bytes(gzip.compress(ROW), "t.gz"), ("t.gz", "'.gz'", ".jsonl, .json, .csv")),
-    BadInput("packed parquet", train_bytes(b"", "t.parquet.gz"), ("t.parquet.gz", "text formats with .gz")),
+    BadInput("packed parquet", train_bytes(b"", "t.parquet.gz"), ("t.parquet.gz", "compressed text files end in .gz")),
     BadInput("utf-16 data", train_bytes("text,label\n".encode("utf-16-le"), "t.csv"), ("line 1", "NUL", "UTF-8")),
     BadInput(
         "pointer to data",
         train_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n"),
-        ("train.jsonl", "only points", "git lfs pull"),
+        ("train.jsonl", "Git LFS pointer", "git lfs pull"),
     ),
     # lines and arrays
-    BadInput("array of columns", train_bytes(b'{"text": ["a"], "label": [1]}', "t.json"), ("t.json", "an array")),
+    BadInput(
+        "array of columns",
+        train_bytes(b'{"text": ["a"], "label": [1]}', "t.json"),
+        ("t.json", "instead of a JSON array"),
+    ),
     BadInput("array as lines", train_bytes(b"[\n" + ROW + b"]\n"), ("line 1", "not valid JSON", "call the file .json")),
     BadInput(
-        "column twice in an object", train_bytes(b'{"text": "a", "text": "b"}\n'), ("line 1", "'text' stands twice")
+        "column twice in an object", train_bytes(b'{"text": "a", "text": "b"}\n'), ("line 1", "'text' occurs twice")
     ),
     BadInput("number without end in json", train_bytes(ROW + b'{"label": %b}\n' % DIGITS), ("line 2", "5,000 digits")),
     BadInput("deep json", train_bytes(b"[" * 10**5 + b"]" * 10**5), ("line 1", "not valid JSON", "too deep")),
     BadInput(
-        "no array", train_bytes(b'{"rows": [],\n"more": 1}', "t.json"), ("t.json", "instead of an array", "{data:")
+        "no array", train_bytes(b'{"rows": [],\n"more": 1}', "t.json"), ("t.json", "instead of a JSON array", "{data:")
     ),
     BadInput(
         "array and more", train_bytes(b'[{"text": "a"}] x', "t.json"), ("t.json, line 1", "Extra data", "array of")
@@ -143,7 +151,7 @@ BAD_DATA = [
     BadInput("label in capitals", capital_label, ("data.label", "row 1", "'Good' does not occur", "'good' does")),
     # targets
     BadInput(
-        "target beyond float", train_rows(set_row(3, label=1e308), model=REGRESSION), ("row 4", "1e+308", "scale")
+        "target beyond float", train_rows(set_row(3, label=1e308), model=REGRESSION), ("row 4", "1e+308", "Scale")
     ),
     BadInput("equal targets", train_rows(relabel(lambda row: 2.5), model=REGRESSION), ("all 12", "2.5", "differ")),
     BadInput(

@@ -1,6 +1,6 @@
-"""Wrong inputs, each with the words its message must contain: where it is, what was found, what to write.
+"""Wrong inputs, with the words that their messages must contain: the place, the problem, and what to write instead.
 
-The library's tests and the command line's run the same list.
+The tests of the library and of the command line both run all cases.
 """
 
 import json
@@ -27,14 +27,14 @@ from .writing import (
 )
 
 
-def other_weights(folder: Path) -> None:
+def save_unrelated_weights(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
     save_file({"unrelated": torch.zeros(2)}, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def unknown_architecture(folder: Path) -> None:
+def save_unknown_architecture(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "mamba_of_mine", "architectures": ["Mine"]}))
 
 
@@ -68,7 +68,7 @@ CASES = [
     BadInput(
         "hub without split",
         run(data={"train": {"hub": "glue"}}),
-        ("data.train", "without a split", "split: train"),
+        ("data.train", "has no split", "split: train"),
     ),
     BadInput(
         "unreachable hub data",
@@ -82,7 +82,7 @@ CASES = [
     BadInput("rank zero", run(peft={"r": 0}), ("peft.r", "found 0", "at least 1")),
     BadInput("rank fraction", run(peft={"r": 2.5}), ("peft.r", "2.5", "whole number")),
     BadInput("alpha negative", run(peft={"lora_alpha": -1}), ("peft.lora_alpha", "-1", "above 0")),
-    BadInput("dropout", run(peft={"lora_dropout": 1.5}), ("peft.lora_dropout", "1.5", "up to, not including, 1")),
+    BadInput("dropout", run(peft={"lora_dropout": 1.5}), ("peft.lora_dropout", "1.5", "from 0 to 1, without 1 itself")),
     BadInput("no targets", run(peft={"target_modules": []}), ("peft.target_modules", "[]", "[query, value]")),
     BadInput("task_type", run(peft={"task_type": "CAUSAL_LM"}), ("peft.task_type", "CAUSAL_LM", "Leave it out")),
     BadInput(
@@ -126,7 +126,7 @@ CASES = [
     BadInput(
         "two problems",
         run(peft={"r": 0}, training={"seed": "x"}),
-        ("2 problems", "peft.r: found 0", "training.seed: found 'x'", "Correct each"),
+        ("2 problems", "peft.r: found 0", "training.seed: found 'x'", "Correct all"),
     ),
     # proximal and candidates
     BadInput("strength", run(proximal={"strength": -1}), ("proximal.strength", "-1", "at least 0")),
@@ -185,7 +185,7 @@ CASES = [
     BadInput("text column", run(data={"text": "sentence"}), ("data.text", "'sentence'", "text, label")),
     BadInput("label column", run(data={"label": "lable"}), ("data.label", "'lable'", "Write label")),
     BadInput("null text", train_rows(set_row(4, text=None)), ("data.text", "row 5", "missing")),
-    BadInput("text number", train_rows(set_row(4, text=3)), ("data.text", "row 5", "is 3", "text in every row")),
+    BadInput("text number", train_rows(set_row(4, text=3)), ("data.text", "row 5", "is 3", "every row a text")),
     BadInput("null label", train_rows(set_row(2, label=None)), ("data.label", "row 3", "missing")),
     BadInput("label list", train_rows(set_row(2, label=[1])), ("data.label", "row 3", "[1]", "class name")),
     BadInput("one class", train_rows(relabel(lambda row: 1)), ("data.label", "all 12", "two classes")),
@@ -241,8 +241,10 @@ CASES = [
         model_folder(lambda folder: (folder / "model.safetensors").write_bytes(b"12345678")),
         ("model.path", "cannot load the model", "weights"),
     ),
-    BadInput("other weights", model_folder(other_weights), ("model.path", "not in the weights file", "config.json")),
-    BadInput("architecture", model_folder(unknown_architecture), ("model.path", "mamba_of_mine", "architecture")),
+    BadInput(
+        "other weights", model_folder(save_unrelated_weights), ("model.path", "not in the weights file", "config.json")
+    ),
+    BadInput("architecture", model_folder(save_unknown_architecture), ("model.path", "mamba_of_mine", "architecture")),
     BadInput(
         "no tokenizer",
         model_folder(lambda folder: (folder / "tokenizer.json").unlink()),

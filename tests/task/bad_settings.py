@@ -1,4 +1,4 @@
-"""Run files that are wrong beyond a misspelt word: YAML that does not end, numbers out of bounds, keys that clash."""
+"""Wrong run files: YAML that is malformed or too large, numbers out of bounds, keys that cannot be used together."""
 
 from typing import Any
 
@@ -19,14 +19,14 @@ def schedule(name: str, **keys: Any) -> Any:
 
 
 BAD_SETTINGS = [
-    # YAML
+    # YAML files
     BadInput(
         "section twice",
         yaml_edit("training:", "training: {seed: 1}\ntraining:"),
-        ("run.yaml, line 18", "'training' stands twice, in lines 17 and 18", "Keep one"),
+        ("run.yaml, line 18", "'training' occurs twice, in lines 17 and 18", "Keep one"),
     ),
-    BadInput("key twice", yaml_edit("  r: 4", "  r: 4\n  r: 8"), ("'r' stands twice, in lines 12 and 13",)),
-    BadInput("key twice in braces", yaml_bytes(b"peft: {r: 1, r: 2}\n"), ("'r' stands twice, in line 1",)),
+    BadInput("key twice", yaml_edit("  r: 4", "  r: 4\n  r: 8"), ("'r' occurs twice, in lines 12 and 13",)),
+    BadInput("key twice in braces", yaml_bytes(b"peft: {r: 1, r: 2}\n"), ("'r' occurs twice, in line 1",)),
     BadInput("deep list", yaml_bytes(b"model: " + b"[" * 5000 + b"]" * 5000), ("line 1", "50 deep", "flatter")),
     BadInput("deep mapping", yaml_bytes(b"model: " + b"{a: " * 5000 + b"}" * 5000), ("line 1", "50 deep", "flatter")),
     BadInput("int tag", yaml_edit("r: 4", "r: !!int abc"), ("line 12", "'abc' is not a whole number")),
@@ -42,9 +42,13 @@ BAD_SETTINGS = [
         yaml_bytes(b"a0: &a0 [1]\n" + b"".join(b"a%d: &a%d [*a%d]\n" % (i, i, i - 1) for i in range(1, 100))),
         ("50 deep", "aliases", "fewer"),
     ),
-    BadInput("alias of itself", yaml_bytes(b"model: &a [*a]\n"), ("line 1", "alias", "within what it stands for")),
+    BadInput(
+        "alias of itself", yaml_bytes(b"model: &a [*a]\n"), ("line 1", "alias", "inside the value that it refers to")
+    ),
     BadInput("list as a key", yaml_bytes(b"[a, b]: 1\n"), ("line 1", "as a key", "a word")),
-    BadInput("merge of no mapping", yaml_bytes(b"model: {<<: 3}\n"), ("line 1", "<< without a mapping", "*name")),
+    BadInput(
+        "merge of no mapping", yaml_bytes(b"model: {<<: 3}\n"), ("line 1", "<< is used without a mapping", "*name")
+    ),
     BadInput("huge yaml", yaml_bytes(b"# " + b"x" * 2**20), ("1,048,578 bytes", "at most 1,048,576 bytes")),
     BadInput("utf-16 yaml", yaml_bytes("a: 1\n".encode("utf-16-le")), ("run.yaml, line 1", "NUL", "UTF-8")),
     BadInput("bell in yaml", yaml_bytes(b"a: 1\nb: \x07\n"), ("run.yaml, line 2", r"'\x07'", "escape")),
@@ -75,7 +79,7 @@ BAD_SETTINGS = [
     BadInput(
         "alpha of a pattern", run(peft={"alpha_pattern": {"query": "x"}}), ("alpha_pattern", "number for 'query'")
     ),
-    # patterns and ways to begin
+    # patterns and initialisations
     BadInput(
         "broken pattern",
         run(peft={"target_modules": ".*(query"}),
@@ -99,7 +103,7 @@ BAD_SETTINGS = [
         ("peft.init_lora_weights", "'pissa_niter_x'"),
     ),
     BadInput("corda", run(peft={"init_lora_weights": "corda"}), ("init_lora_weights", "'corda'", "true or gaussian")),
-    BadInput("loftq", run(peft={"init_lora_weights": "loftq"}), ("run.yaml: peft", "loftq_config", "must be specified")),
+    BadInput("loftq", run(peft={"init_lora_weights": "loftq"}), ("peft", "loftq_config", "must be specified")),
     BadInput(
         "loftq without all keys",
         run(peft={"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}),
@@ -167,7 +171,7 @@ BAD_SETTINGS = [
     BadInput(
         "argument of a schedule without any",
         schedule("linear", power=2.0),
-        ("lr_scheduler_kwargs.power", "linear takes none", "Remove it"),
+        ("lr_scheduler_kwargs.power", "linear takes no arguments", "Remove it"),
     ),
     BadInput("argument that is the run's", schedule("cosine", num_training_steps=5), ("num_training_steps", "unknown")),
     BadInput(
@@ -190,7 +194,7 @@ BAD_SETTINGS = [
         run(candidates=[{"name": "base-linearised"}, {"name": "base", "peft": {"r": 2}}]),
         ("candidates[0] (base-linearised).name", "linearised run of base", "base-linear"),
     ),
-    BadInput("long name", run(candidates=[{"name": "x" * 121}]), ("candidates[0]", "121 characters", "120 at most")),
+    BadInput("long name", run(candidates=[{"name": "x" * 121}]), ("candidates[0]", "121 characters", "at most 120")),
     BadInput(
         "names that differ in capitals",
         run(candidates=[{"name": "wide"}, {"name": "Wide", "peft": {"r": 2}}]),
@@ -210,26 +214,30 @@ BAD_SETTINGS = [
     BadInput(
         "many problems",
         run(candidates=[{"name": f"c{i}", "peft": {"r": 0}} for i in range(40)]),
-        ("40 problems", "(10) candidates[9]", "and 30 more", "Correct each"),
+        ("40 problems", "(10) candidates[9]", "and 30 more", "Correct all"),
     ),
     BadInput(
         "too many candidates",
         run(candidates=[{"name": f"c{i}"} for i in range(1001)]),
-        ("candidates", "1,001 candidates", "1000 at most"),
+        ("candidates", "1,001 candidates", "at most 1000"),
     ),
     # columns and paths
     BadInput("path of null", run(data={"train": {"path": None}}), ("data.train", "{'path': None}", "jsonl")),
     BadInput("half precision", run(model={"dtype": "fp16"}), ("model.dtype", "'fp16'", "Write float16")),
     BadInput("text is label", run(data={"text": "label"}), ("data", "'label' is both text and label", "column of the")),
-    BadInput("text twice", run(data={"text": ["text", "text "]}), ("data", "one column twice", "two different")),
+    BadInput("text twice", run(data={"text": ["text", "text "]}), ("data", "same column twice", "two different")),
     BadInput("number as a column", run(data={"label": 1}), ("data.label", "found 1", "text, in quotes")),
     BadInput("nul in a path", run(data={"train": "tr\0ain.jsonl"}), ("data.train", r"'tr\x00ain.jsonl'", "NUL")),
     BadInput("address", run(data={"train": "https://a.b/t.jsonl"}), ("data.train", "https://a.b", "Download")),
     BadInput(
-        "nobody's home", run(data={"eval": "~nosuchuser/e.jsonl"}), ("data.eval", "~nosuchuser", "nobody's home folder")
+        "home of an unknown user",
+        run(data={"eval": "~nosuchuser/e.jsonl"}),
+        ("data.eval", "~nosuchuser", "no such home folder"),
     ),
     BadInput(
-        "nobody's model", run(model={"path": "~nosuchuser/m"}), ("model.path", "~nosuchuser", "nobody's home folder")
+        "model in the home of an unknown user",
+        run(model={"path": "~nosuchuser/m"}),
+        ("model.path", "~nosuchuser", "no such home folder"),
     ),
     BadInput("nul in a model", run(model={"path": "mo\0del"}), ("model.path", r"'mo\x00del'", "NUL")),
     BadInput("folder that is a file", run(data={"train": "run.yaml/t.jsonl"}), ("data.train", "Not a directory")),

@@ -1,4 +1,4 @@
-"""Sections as people write and paste them."""
+"""The peft and training sections, as users write them or paste them from saved adapters."""
 
 import dataclasses
 import json
@@ -30,13 +30,13 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 
 def saved(folder: Path, **keys: Any) -> dict[str, Any]:
-    """An ``adapter_config.json`` as peft writes it."""
+    """The content of an ``adapter_config.json`` that peft wrote."""
     config = LoraConfig(task_type="SEQ_CLS", base_model_name_or_path="org/model", inference_mode=True, **keys)
     config.save_pretrained(str(folder))
     return dict(json.loads((folder / "adapter_config.json").read_text()))
 
 
-def test_a_pasted_adapter_config_is_the_config_that_it_was_saved_from(tmp_path: Path) -> None:
+def test_a_pasted_adapter_config_gives_the_saved_config(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"r": 2, "lora_alpha": 4, "target_modules": ["query"], "modules_to_save": ["classifier"]}
     path = write_tiny_run(tmp_path)
     content = yaml.safe_load(path.read_text()) | {"peft": saved(tmp_path, **keys)}
@@ -48,14 +48,15 @@ def test_a_pasted_adapter_config_is_the_config_that_it_was_saved_from(tmp_path: 
     assert not candidate.peft.inference_mode and run.adaptations[0].num_trainable > 0
     (note,) = run.warnings
     assert note == (
-        "peft: left out what only describes a saved adapter (base_model_name_or_path, inference_mode, peft_version)"
+        "peft: keys that only describe a saved adapter are ignored "
+        "(base_model_name_or_path, inference_mode, peft_version)"
     )
     path.write_text(to_yaml(run.config))
     again = load_run(path)
     assert again.warnings == () and again.task.candidates[0].to_json() == candidate.to_json()
 
 
-def test_nulls_of_a_newer_peft_are_left_out_of_what_was_pasted(tmp_path: Path) -> None:
+def test_null_keys_of_a_newer_peft_are_ignored_in_a_pasted_config(tmp_path: Path) -> None:
     newer = saved(tmp_path, r=2) | {
         "new_config": None,
         "peft_version": None,
@@ -64,11 +65,11 @@ def test_nulls_of_a_newer_peft_are_left_out_of_what_was_pasted(tmp_path: Path) -
     }
     checked, problems, notes = check_peft(newer, "peft")
     assert problems == [] and checked["r"] == 2 and "new_config" not in checked
-    assert notes == ["peft: left out what this version of peft does not have (new_config)"]
+    assert notes == ["peft: keys that this version of peft does not have are ignored (new_config)"]
     assert check_peft({"new_config": None}, "peft")[1] and check_peft(newer | {"new_config": 1}, "peft")[1]
 
 
-def test_nulls_are_defaults_also_where_they_override(tmp_path: Path) -> None:
+def test_nulls_of_a_candidate_override_the_base_with_defaults(tmp_path: Path) -> None:
     peft = {"bias": "all", "rank_pattern": {"query": 2}, "layers_to_transform": [1], "lora_dropout": 0.5}
     nulls = dict.fromkeys([*peft, "type", "task_type", "auto_mapping", "revision"])
     config = load_config(write_tiny_run(tmp_path, peft=peft, candidates=[{"name": "plain", "peft": nulls}]))
@@ -80,12 +81,14 @@ def test_nulls_are_defaults_also_where_they_override(tmp_path: Path) -> None:
 def test_notes_name_the_candidate(tmp_path: Path) -> None:
     candidates = [{"name": "a", "peft": {"r": 2, "peft_type": "LORA", "revision": "main"}}]
     (note,) = load_config(write_tiny_run(tmp_path, candidates=candidates)).notes
-    assert note == "candidates[0] (a).peft: left out what only describes a saved adapter (revision)"
+    assert note == "candidates[0] (a).peft: keys that only describe a saved adapter are ignored (revision)"
 
 
-@pytest.mark.parametrize("way", [True, False, "gaussian", "olora", "pissa", "pissa_niter_4", "orthogonal", "lora_ga"])
-def test_ways_to_initialise_are_those_that_peft_has(way: bool | str) -> None:
-    checked, problems, _ = check_peft({"init_lora_weights": way}, "peft")
+@pytest.mark.parametrize(
+    "method", [True, False, "gaussian", "olora", "pissa", "pissa_niter_4", "orthogonal", "lora_ga"]
+)
+def test_every_initialisation_of_peft_is_accepted(method: bool | str) -> None:
+    checked, problems, _ = check_peft({"init_lora_weights": method}, "peft")
     assert problems == [] and peft_problems(checked, "peft") == []
 
 
@@ -98,7 +101,7 @@ def test_defaults_pass_the_checks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [kind.value for kind in SchedulerType])
 @pytest.mark.parametrize(("steps", "warmup"), [(-1, 0), (-1, 1000), (1, 0), (12, 0.1), (10**9, 5)])
-def test_every_schedule_can_be_used(kind: str, steps: int, warmup: int | float) -> None:
+def test_every_schedule_is_accepted(kind: str, steps: int, warmup: int | float) -> None:
     keys = {"lr_scheduler_type": kind, "lr_scheduler_kwargs": SCHEDULES.get(kind, {})}
     length = {"max_steps": steps, "warmup_steps": warmup, "eval_strategy": "epoch"}
     checked, problems = check_training(keys | length, "training")
@@ -117,6 +120,6 @@ def test_every_schedule_can_be_used(kind: str, steps: int, warmup: int | float) 
         {"label_smoothing_factor": 0},
     ],
 )
-def test_optimisers_and_their_arguments(keys: dict[str, Any]) -> None:
+def test_optimisers_and_their_arguments_are_accepted(keys: dict[str, Any]) -> None:
     checked, problems = check_training(keys, "training")
     assert problems == [] and training_problems(checked, True, "training") == []

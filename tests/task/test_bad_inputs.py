@@ -9,7 +9,7 @@ from .bad_inputs import CASES, BadInput
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_message_names_place_finding_and_remedy(case: BadInput, tmp_path: Path) -> None:
+def test_the_message_names_the_place_the_problem_and_the_fix(case: BadInput, tmp_path: Path) -> None:
     path = case.write(tmp_path)
     with pytest.raises(InputError) as caught:
         load_task(path)
@@ -21,5 +21,5 @@ def test_message_names_place_finding_and_remedy(case: BadInput, tmp_path: Path) 
     assert (message.endswith(".") and message[-2].isalnum()) or message[-2] in ")]}'"
 
 
-def test_names_are_unique() -> None:
+def test_names_of_cases_are_unique() -> None:
     assert len({case.name for case in CASES}) == len(CASES) >= 25

@@ -34,13 +34,13 @@ def rows(labels: list[Any]) -> list[dict[str, Any]]:
         (["1.5", "v2", "1.5"], ("1.5", "v2"), [0, 1, 0]),
     ],
 )
-def test_classes(labels: list[Any], names: tuple[str, ...], indices: list[int], tmp_path: Path) -> None:
+def test_classes_and_their_order(labels: list[Any], names: tuple[str, ...], indices: list[int], tmp_path: Path) -> None:
     data = encode(write_jsonl(tmp_path / "t.jsonl", rows(labels)))
     assert data.labels == names
     assert data.train["labels"] == indices
 
 
-def test_formats_agree(tmp_path: Path) -> None:
+def test_all_formats_give_the_same_examples(tmp_path: Path) -> None:
     content = [
         {"text": 'a "very", good\nfilm', "label": 1},
         {"text": "NA", "label": 0},
@@ -56,19 +56,19 @@ def test_formats_agree(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv", "t.jsonl", "t.parquet"]  # no caches
 
 
-def test_byte_order_mark_and_blank_lines(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_blank_lines_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "good", "label": 1}\r\n\r\n{"text": "bad\xe2\x80\xa8", "label": 0}')
     assert len(encode(path).train) == 2
 
 
-def test_regression(tmp_path: Path) -> None:
+def test_regression_targets_are_numbers(tmp_path: Path) -> None:
     data = encode(write_jsonl(tmp_path / "t.jsonl", rows([1, -0.5, 2.25])), regression=True)
     assert data.labels is None and data.train_stats.class_counts is None
     assert data.train["labels"] == [1.0, -0.5, 2.25]
 
 
-def test_hub_names_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_names_of_the_hub_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
     table = datasets.Dataset.from_dict({"text": ["good", "bad"], "label": [1, 1]}, features=features)
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: table)
@@ -92,7 +92,7 @@ def test_columns_truncation_and_statistics(tmp_path: Path) -> None:
     assert data.overlap == data.eval_stats.rows == 2
 
 
-def test_pairs(tmp_path: Path) -> None:
+def test_sentence_pairs(tmp_path: Path) -> None:
     content = [{"a": "good film", "b": "bad", "label": i} for i in range(2)]
     data = encode(write_jsonl(tmp_path / "t.jsonl", content), text=["a", "b"])
     assert data.train[0]["token_type_ids"] == [0, 0, 0, 0, 1, 1]

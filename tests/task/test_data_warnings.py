@@ -1,4 +1,4 @@
-"""What is said about data that can be used and is likely wrong."""
+"""Warnings about data that can be used but probably has a mistake."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from foretune.task.data import encode_data, read_data
 from foretune.task.data_warnings import data_warnings
 
 Rows = list[dict[str, Any]]
+FREQUENT = {"neg", "pos", "0", "1", "a", "b", "c0", "c1", "0,5", "1,5"}
+NO_LABEL = "remove these rows if it means that they have no label"
 
 
-def warned(folder: Path, train: Rows, test: Rows, regression: bool = False, **keys: Any) -> tuple[str, ...]:
+def warnings_for(folder: Path, train: Rows, test: Rows, regression: bool = False, **keys: Any) -> tuple[str, ...]:
     first, second = (
         TableSpec(path=str(write_jsonl(folder / f"{split}.jsonl", content)))
         for split, content in (("train", train), ("eval", test))
@@ -26,16 +28,16 @@ def warned(folder: Path, train: Rows, test: Rows, regression: bool = False, **ke
 
 
 def rows(labels: list[Any], start: int = 0) -> Rows:
-    """Texts that differ, with these labels."""
+    """Rows with different texts and these labels."""
     return [
         {"text": f"the film {'good ' * (i % 7)} {'bad ' * (i // 7)}", "label": label}
         for i, label in enumerate(labels, start)
     ]
 
 
-def test_ordinary_data_is_not_warned_of(tmp_path: Path) -> None:
-    assert warned(tmp_path, rows([0, 1] * 10), rows([0, 1] * 5, start=20)) == ()
-    assert warned(tmp_path, rows([0.5, -1.0] * 10), rows([0.0, 2.0] * 5, start=20), regression=True) == ()
+def test_ordinary_data_gives_no_warnings(tmp_path: Path) -> None:
+    assert warnings_for(tmp_path, rows([0, 1] * 10), rows([0, 1] * 5, start=20)) == ()
+    assert warnings_for(tmp_path, rows([0.5, -1.0] * 10), rows([0.0, 2.0] * 5, start=20), regression=True) == ()
     assert load_run(write_tiny_run(tmp_path)).warnings == ()
 
 
@@ -67,9 +69,9 @@ def test_ordinary_data_is_not_warned_of(tmp_path: Path) -> None:
             ["a", "b", "NEG", "NEG "] * 5,
             "the labels 'NEG' (5 rows) and 'NEG ' (5 rows) differ only in blanks: make them one",
         ),
-        (["neg", "pos", "NA"] * 5, "5 rows have the label 'NA', a class like others: remove them if it means none"),
-        ([0, 1, -100] * 5, "5 rows have the label '-100', a class like others: remove them if it means none"),
-        (["a", "b", "None"] * 5, "5 rows have the label 'None', a class like others: remove them if it means none"),
+        (["neg", "pos", "NA"] * 5, "5 rows have the label 'NA', which is used as a class: " + NO_LABEL),
+        ([0, 1, -100] * 5, "5 rows have the label '-100', which is used as a class: " + NO_LABEL),
+        (["a", "b", "None"] * 5, "5 rows have the label 'None', which is used as a class: " + NO_LABEL),
         (
             ["0,5", "1,5", "2,0"] * 5,
             "the labels, such as '0,5', are numbers with a decimal comma, and count as classes: "
@@ -82,23 +84,21 @@ def test_ordinary_data_is_not_warned_of(tmp_path: Path) -> None:
         ([0] * 30 + [1] * 2, "training classes are unbalanced: 1 has 2 of 32 examples"),
     ],
 )
-def test_labels(labels: list[Any], sentence: str, tmp_path: Path) -> None:
-    ordinary = [
-        label for label in dict.fromkeys(labels) if str(label) in {"neg", "pos", "0", "1", "a", "b", "c0", "c1", "0,5", "1,5"}
-    ]
-    found = warned(tmp_path, rows(labels), rows(ordinary, start=len(labels)))
+def test_probable_mistakes_in_labels(labels: list[Any], sentence: str, tmp_path: Path) -> None:
+    common = [label for label in dict.fromkeys(labels) if str(label) in FREQUENT]
+    found = warnings_for(tmp_path, rows(labels), rows(common, start=len(labels)))
     assert sentence in found and found[0] == sentence
 
 
-def test_texts(tmp_path: Path) -> None:
+def test_probable_mistakes_in_texts(tmp_path: Path) -> None:
     train = [*rows([0, 1] * 5), {"text": " GOOD film", "label": 0}, {"text": "good film ", "label": 1}]
     train += [{"text": "", "label": 0}, {"text": " \t", "label": 0}]
     test = [{"text": "good film", "label": 1}, {"text": "", "label": 1}, {"text": "was it " * 30, "label": 1}]
-    found = warned(tmp_path, train, test)
+    found = warnings_for(tmp_path, train, test)
     assert found == (
         "1 training texts have different labels in different rows, such as 'good film' ('0' and '1')",
-        "all 3 evaluation examples have the label '1': others are not tested",
-        "2 evaluation texts are also training texts: the evaluation will flatter the model",
+        "all 3 evaluation examples have the label '1': the other classes are not tested",
+        "2 evaluation texts are also training texts: the evaluation will look too good",
         "2 training texts are empty or blank",
         "1 evaluation texts are empty or blank",
         "33% of the evaluation examples are cut: is data.max_length too small?",
@@ -107,23 +107,23 @@ def test_texts(tmp_path: Path) -> None:
     )
 
 
-def test_pairs_are_blank_where_one_of_them_is(tmp_path: Path) -> None:
+def test_a_pair_is_blank_if_one_of_its_texts_is(tmp_path: Path) -> None:
     train = [{"a": f"good {'bad ' * i}", "b": "" if i == 3 else "film", "label": i % 2} for i in range(6)]
-    found = warned(
+    found = warnings_for(
         tmp_path, train, [{"a": "x", "b": "y", "label": 0}, {"a": "x", "b": "z", "label": 1}], text=["a", "b"]
     )
     assert found == ("1 training texts are empty or blank",)
 
 
-def test_targets(tmp_path: Path) -> None:
-    found = warned(tmp_path, rows([1e6, -2.5, 3.0]), rows([2.0, 2.0], start=5), regression=True)
+def test_constant_and_huge_targets(tmp_path: Path) -> None:
+    found = warnings_for(tmp_path, rows([1e6, -2.5, 3.0]), rows([2.0, 2.0], start=5), regression=True)
     assert found == (
-        "all 2 evaluation targets are 2: their correlation counts as 0",
-        "training targets go from -2.5 to 1e+06, and a new head gives numbers near 0: scale them",
+        "all 2 evaluation targets are 2: the correlation counts as 0",
+        "training targets go from -2.5 to 1e+06, but a new head starts with outputs near 0: scale them",
     )
 
 
-def test_one_class_of_several_that_the_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_rows_with_only_one_of_the_classes_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
@@ -135,9 +135,9 @@ def test_one_class_of_several_that_the_hub_names(tmp_path: Path, monkeypatch: py
     assert first == "all 2 training examples have the label 'pos': there is nothing to learn"
 
 
-def test_doctor_says_what_the_run_says_before_what_it_says_of_candidates(tmp_path: Path) -> None:
+def test_doctor_lists_warnings_about_the_run_before_those_about_candidates(tmp_path: Path) -> None:
     path = write_tiny_run(tmp_path, peft={"r": 40, "revision": "main"})
     write_jsonl(tmp_path / "eval.jsonl", tiny_rows(48, seed=1)[:4])
     found = diagnose(path).warnings
     assert found[:2] == load_run(path).warnings
-    assert "4 evaluation texts" in found[0] and "left out" in found[1] and "r is larger" in found[2]
+    assert "4 evaluation texts" in found[0] and "ignored" in found[1] and "r is larger" in found[2]

@@ -1,4 +1,4 @@
-"""The same rows in every format."""
+"""Every format of data files gives the same rows."""
 
 import decimal
 import gzip
@@ -62,14 +62,14 @@ FILES: dict[str, str | bytes] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_formats_agree(name: str, tmp_path: Path) -> None:
+def test_all_formats_give_the_same_rows(name: str, tmp_path: Path) -> None:
     columns = read(written(tmp_path, name, FILES[name]))
     assert columns["text"] == [row["text"] for row in ROWS]
     assert list(map(int, columns["label"])) == [1, 0, 10]
     assert [path.name for path in tmp_path.iterdir()] == [name], "no caches"
 
 
-def test_blanks_around_column_names_make_no_difference(tmp_path: Path) -> None:
+def test_blanks_around_column_names_are_ignored(tmp_path: Path) -> None:
     table = TableSpec(path=str(written(tmp_path, "t.csv", "the text , label\na,1\nb,0\n")))
     spec = DataSpec(train=table, eval=table, text=" the text", label="label ")
     assert read_data(spec, False).train_texts == [["a", "b"]]
@@ -77,15 +77,15 @@ def test_blanks_around_column_names_make_no_difference(tmp_path: Path) -> None:
     assert read(written(tmp_path, "t.json", json.dumps(rows))) == {"text": ["a", "b"], "label": [1, 2]}
 
 
-def test_decimals_of_a_parquet_file_are_numbers(tmp_path: Path) -> None:
+def test_decimals_of_a_parquet_file_become_floats(tmp_path: Path) -> None:
     content = io.BytesIO()
     rows = {"text": ["a", "b"], "label": [decimal.Decimal("0.50"), decimal.Decimal("1.25")]}
     pyarrow.parquet.write_table(pyarrow.table(rows), content)
     assert read(written(tmp_path, "t.parquet", content.getvalue()))["label"] == [0.5, 1.25]
 
 
-def test_what_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foretune.task.files.LARGEST_UNPACKED", 100)
+def test_compressed_files_with_too_much_content_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foretune.task.files.LARGEST_DECOMPRESSED", 100)
     assert read(written(tmp_path, "t.csv.gz", gzip.compress(b"a" * 50 + b"\n1\n"))) == {"a" * 50: ["1"]}
     for content in (gzip.compress(b"a" * 101), gzip.compress(b"a" * 60) * 2):
         with pytest.raises(InputError, match="more than 100 bytes"):
@@ -103,7 +103,7 @@ def test_what_unpacks_without_end_is_refused(tmp_path: Path, monkeypatch: pytest
         (["nan", "pos"], ("nan", "pos")),
     ],
 )
-def test_labels_in_text_files(labels: list[str], names: tuple[str, ...], tmp_path: Path) -> None:
+def test_classes_of_text_files(labels: list[str], names: tuple[str, ...], tmp_path: Path) -> None:
     lines = "".join(f"some text\t{label}\n" for label in labels)
     table = TableSpec(path=str(written(tmp_path, "t.tsv", f"text\tlabel\n{lines}")))
     assert read_data(DataSpec(train=table, eval=table, text="text", label="label"), False).labels == names

@@ -1,4 +1,4 @@
-"""A quantised model in one file: forecast and trained as the dense model it is read as."""
+"""Quantised models in GGUF files are forecast and trained as dense models."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ WIDTH, INNER, LAYERS = 32, 64, 2
 
 
 def write_gguf(path: Path) -> None:
-    """A tiny Llama whose tokens are letters, with matrices in blocks of eight bits."""
+    """Write a tiny Llama model whose tokens are letters and whose matrices are quantised to eight bits (Q8_0)."""
     generator = np.random.default_rng(0)
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     vocabulary = ["<unk>", "<s>", "</s>", "Ġ", *letters, "oo"]
@@ -60,7 +60,7 @@ def write_gguf(path: Path) -> None:
     writer.close()
 
 
-def test_a_gguf_file_is_shown_as_its_path() -> None:
+def test_the_text_of_a_gguf_file_is_its_path() -> None:
     assert f"{GgufFile(gguf='some/model.gguf')}" == "some/model.gguf"
 
 
@@ -71,8 +71,8 @@ def test_a_gguf_file_is_forecast_and_trained(tmp_path: Path) -> None:
     run = write_tiny_run(tmp_path, model=model, peft={"target_modules": ["q_proj", "v_proj"]}, training=small_steps)
     task = load_task(run)
     assert type(task.model.get_submodule("model.layers.0.self_attn.q_proj")) is torch.nn.Linear
-    (found,) = forecast(collect(task, ["q_proj", "v_proj"]), task, task.candidates)
+    (expected,) = forecast(collect(task, ["q_proj", "v_proj"]), task, task.candidates)
     result, _ = fine_tune(task, task.candidates[0], tmp_path)
     before, after = (result["curve"][i]["eval_loss"] for i in (0, -1))
-    assert found.simulated[0]["eval_loss"] == pytest.approx(before, abs=1e-3)
-    assert found.simulated[-1]["eval_loss"] - before == pytest.approx(after - before, rel=0.2, abs=1e-3)
+    assert expected.simulated[0]["eval_loss"] == pytest.approx(before, abs=1e-3)
+    assert expected.simulated[-1]["eval_loss"] - before == pytest.approx(after - before, rel=0.2, abs=1e-3)

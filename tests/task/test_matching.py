@@ -22,7 +22,7 @@ TARGETS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("everything", [False, True])
-def test_counts_what_peft_really_trains(kind: str, everything: bool) -> None:
+def test_modules_and_counts_are_those_of_peft(kind: str, everything: bool) -> None:
     model = tiny_model(kind)
     targets = "all-linear" if everything else [TARGETS[kind]]
     exclude = ["pre_classifier"] if kind == "distilbert" else None
@@ -39,13 +39,13 @@ def test_counts_what_peft_really_trains(kind: str, everything: bool) -> None:
         assert (module.rank, module.num_parameters) == (3, 3 * (module.num_inputs + module.num_outputs))
 
 
-def test_head_that_all_linear_targets_too() -> None:
+def test_all_linear_that_includes_the_head_is_refused() -> None:
     with pytest.raises(InputError, match="exclude_modules") as caught:
         adaptation(tiny_model("distilbert"), Candidate("c", LoraConfig(target_modules="all-linear")), "peft")
     assert "pre_classifier" in str(caught.value)
 
 
-def test_model_without_default_targets() -> None:
+def test_a_model_without_default_targets_needs_target_modules() -> None:
     with pytest.raises(InputError, match=r"peft\.target_modules: not given.*q_proj"):
         adaptation(tiny_model("vit"), Candidate("c", LoraConfig()), "peft")
 
@@ -57,7 +57,7 @@ GOOD_NAMES: list[dict[str, Any]] = [
     {"rank_pattern": {"^bert.encoder.layer.0.attention.self.query": 4}},
     {"alpha_pattern": {"bert.encoder.layer.0.attention.self.query": 4}},
     {"modules_to_save": ["pooler", "classifier"]},
-    {"modules_to_save": ["score"]},  # peft looks for it in every classifier
+    {"modules_to_save": ["score"]},  # peft looks for this name in every classifier
     {"layers_to_transform": [1], "layers_pattern": "layer"},
     {"layers_to_transform": [1], "layers_pattern": ["blocks.layer", "encoder.layer"][1:]},
     {"exclude_modules": ["layer.0.attention.self.query"]},
@@ -94,18 +94,18 @@ BAD_NAMES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("keys", GOOD_NAMES, ids=str)
-def test_names_that_mean_something_to_peft_are_taken(keys: dict[str, Any]) -> None:
+def test_names_that_match_something_are_accepted(keys: dict[str, Any]) -> None:
     adaptation(tiny_model("bert"), Candidate("c", LoraConfig(target_modules=["query", "value"], **keys)), "peft")
 
 
 @pytest.mark.parametrize(("keys", "message"), BAD_NAMES, ids=str)
-def test_names_that_mean_nothing_are_refused_with_the_nearest(keys: dict[str, Any], message: str) -> None:
+def test_names_that_match_nothing_are_refused_with_the_nearest_name(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=rf"^run\.yaml: peft\.{message}"):
         config = LoraConfig(target_modules=["query", "value"], **keys)
         adaptation(tiny_model("bert"), Candidate("c", config), "run.yaml: peft")
 
 
-def test_layers_are_repeated_for_some_models_only() -> None:
+def test_layers_can_be_repeated_for_some_models_only() -> None:
     config: Any = LoraConfig(target_modules=["c_attn"], layer_replication=[(0, 2)])
     with pytest.raises(InputError, match=r"peft\.layer_replication: peft repeats layers of Llama.* not of GPT2"):
         adaptation(tiny_model("gpt2"), Candidate("c", config), "peft")

@@ -10,17 +10,17 @@ from foretune.task.config import ModelSpec
 from foretune.task.model import load_model, load_tokenizer
 
 
-def test_head_is_what_a_users_script_would_get(tmp_path: Path) -> None:
+def test_a_new_head_is_the_same_as_in_a_users_script(tmp_path: Path) -> None:
     folder = str(write_tiny_model(tmp_path))
-    mine = load_model(ModelSpec(path=folder), 3, ("a", "b", "c"), pad_token_id=0, seed=11).model
-    after_mine = torch.rand(3)
+    loaded = load_model(ModelSpec(path=folder), 3, ("a", "b", "c"), pad_token_id=0, seed=11).model
+    next_draw = torch.rand(3)
     set_seed(11)
-    theirs = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
-    assert torch.equal(after_mine, torch.rand(3))  # so that an adapter added next is the same too
-    assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
-    assert not mine.training and mine.config.id2label == {0: "a", 1: "b", 2: "c"}
+    expected = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+    assert torch.equal(next_draw, torch.rand(3)), "an adapter that is added next must have the same start"
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), expected.parameters(), strict=True))
+    assert not loaded.training and loaded.config.id2label == {0: "a", 1: "b", 2: "c"}
     other = load_model(ModelSpec(path=folder), 3, seed=12).model
-    assert not torch.equal(mine.get_parameter("classifier.weight"), other.get_parameter("classifier.weight"))
+    assert not torch.equal(loaded.get_parameter("classifier.weight"), other.get_parameter("classifier.weight"))
 
 
 def test_mean_pooling_has_no_pooler(tmp_path: Path) -> None:
@@ -38,12 +38,12 @@ def test_regression_and_dtype(tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-def test_pad_token_falls_back_on_the_end_of_sequence(tmp_path: Path) -> None:
+def test_without_a_padding_token_the_end_of_sequence_token_is_used(tmp_path: Path) -> None:
     write_tiny_model(tmp_path)
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="neither a pad"):
+    with pytest.raises(InputError, match="neither a padding"):
         load_tokenizer(ModelSpec(path=str(tmp_path)))
     tokenizer.eos_token = "[SEP]"
     tokenizer.save_pretrained(tmp_path)

@@ -19,7 +19,7 @@ def classifier(kind: str, num_labels: int = 3) -> MeanPooledClassifier:
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "llama", *ENCODER_DECODERS])
-def test_logits_are_the_head_on_the_mean_of_real_tokens(kind: str) -> None:
+def test_logits_are_the_head_applied_to_the_mean_over_real_tokens(kind: str) -> None:
     model, batch = classifier(kind), tiny_batch(kind)
     output = model(**batch)
     for row, mask in enumerate(batch["attention_mask"]):
@@ -30,14 +30,14 @@ def test_logits_are_the_head_on_the_mean_of_real_tokens(kind: str) -> None:
     torch.testing.assert_close(output.loss, expected)
 
 
-def test_regression_loss() -> None:
+def test_the_loss_of_regression_is_the_mean_squared_error() -> None:
     model, batch = classifier("bert", num_labels=1), tiny_batch("bert")
     batch["labels"] = torch.tensor([0.5, -1.0, 2.0, 0.0])
     output = model(**batch)
     torch.testing.assert_close(output.loss, ((output.logits[:, 0] - batch["labels"]) ** 2).mean())
 
 
-def test_head_is_a_function_of_the_seed_and_the_encoder_is_kept() -> None:
+def test_the_seed_decides_the_head_and_the_encoder_is_unchanged() -> None:
     one, two, plain = classifier("bert"), classifier("bert"), tiny_model("bert").base_model
     assert torch.equal(one.classifier.weight, two.classifier.weight)
     assert one.classifier.bias.abs().max() == 0 < one.classifier.weight.std() < 0.4  # initializer_range is 0.2
@@ -49,12 +49,12 @@ def test_head_is_a_function_of_the_seed_and_the_encoder_is_kept() -> None:
 def test_peft_adapts_the_encoder_and_trains_the_head(targets: str | list[str]) -> None:
     adapted = get_peft_model(classifier("bert"), LoraConfig(task_type="SEQ_CLS", target_modules=targets))
     assert adapted.targeted_module_names and all(name.startswith("encoder.") for name in adapted.targeted_module_names)
-    whole = [name for name, p in adapted.named_parameters() if p.requires_grad and "lora_" not in name]
-    assert [name.split(".modules_to_save")[0].split(".")[-1] for name in whole] == ["classifier"] * 2
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad and "lora_" not in name]
+    assert [name.split(".modules_to_save")[0].split(".")[-1] for name in trained] == ["classifier"] * 2
     assert adapted(**tiny_batch("bert")).logits.shape == (4, 3)
 
 
-def test_trainer_lowers_the_loss(tmp_path: Path) -> None:
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
     model, batch = classifier("bert"), tiny_batch("bert")
     adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
     before = float(adapted(**batch).loss)
@@ -72,13 +72,13 @@ def test_trainer_lowers_the_loss(tmp_path: Path) -> None:
     assert float(adapted.eval()(**batch).loss) < before
 
 
-def test_only_the_encoder_of_an_encoder_decoder_is_kept() -> None:
+def test_encoder_decoder_models_are_used_without_the_decoder() -> None:
     for kind in ENCODER_DECODERS:
         assert not any("decoder" in name for name, _ in classifier(kind).named_modules())
 
 
 @pytest.mark.parametrize("kind", ["bert", *ENCODER_DECODERS])
-def test_saves_and_loads(kind: str, tmp_path: Path) -> None:
+def test_a_saved_model_can_be_loaded(kind: str, tmp_path: Path) -> None:
     model = classifier(kind).float()
     model.save_pretrained(tmp_path)
     again = MeanPooledClassifier.from_pretrained(tmp_path, config=AutoConfig.from_pretrained(tmp_path))
@@ -87,7 +87,7 @@ def test_saves_and_loads(kind: str, tmp_path: Path) -> None:
             assert torch.equal(tensor, again.state_dict()[name]), name
 
 
-def test_dropout_follows_the_config() -> None:
+def test_the_dropout_rate_comes_from_the_config() -> None:
     assert head_dropout(tiny_model("bert", dropout=0.3).config) == pytest.approx(0.3)
     assert head_dropout(tiny_model("distilbert", dropout=0.3).config) == pytest.approx(0.3)
     assert head_dropout(tiny_model("llama", dropout=0.3).config) == pytest.approx(0)

@@ -22,7 +22,7 @@ def head(model: nn.Module) -> nn.Linear:
     return module
 
 
-def test_loads_end_to_end(tmp_path: Path) -> None:
+def test_a_run_file_is_loaded_into_a_task(tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path / "reviews"))
     assert (len(task.train), len(task.eval), task.num_outputs) == (48, 32, 2)
     assert (task.loss, task.metric_name, task.labels, task.name) == (
@@ -54,7 +54,7 @@ def test_regression_with_mean_pooling(tmp_path: Path) -> None:
     assert batch["labels"].dtype == torch.float32 and torch.isfinite(task.model(**batch).loss)
 
 
-def test_selects_candidates(tmp_path: Path) -> None:
+def test_candidates_are_selected_by_name(tmp_path: Path) -> None:
     path = write_tiny_run(tmp_path, candidates=[{"name": "a"}, {"name": "b", "peft": {"r": 2}}])
     assert [candidate.name for candidate in load_task(path, ["b"]).candidates] == ["b"]
 
@@ -71,7 +71,7 @@ def test_metrics(tmp_path: Path) -> None:
     assert task.compute_metrics(np.ones((4, 1)), y)["eval_metric"] == pytest.approx(0)
 
 
-def test_fingerprint_changes_with_what_matters(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_weights_and_rows(tmp_path: Path) -> None:
     path = write_tiny_run(tmp_path)
     task = load_task(path)
     first = task.fingerprint()
@@ -87,7 +87,7 @@ def test_fingerprint_changes_with_what_matters(tmp_path: Path) -> None:
     assert image_task(model=tiny_model("vit").bfloat16()).fingerprint() != images.fingerprint()
 
 
-def test_build_model_without_a_recipe_copies() -> None:
+def test_build_model_copies_the_model_if_there_is_no_model_init() -> None:
     task = image_task()
     copied = task.build_model(3)
     with torch.no_grad():
@@ -95,20 +95,18 @@ def test_build_model_without_a_recipe_copies() -> None:
     assert next(task.model.parameters()).abs().max() > 0
 
 
-def test_passes_are_made_on_a_gpu_unless_training_asks_for_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task, spared = (
+def test_passes_run_on_a_gpu_unless_use_cpu_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, cpu_task = (
         load_task(write_tiny_run(tmp_path, training={"use_cpu": use_cpu, "num_train_epochs": 1}))
         for use_cpu in (False, True)
     )
     assert task.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert task.device == torch.device("cuda", 1) and spared.device == torch.device("cpu")
+    assert task.device == torch.device("cuda", 1) and cpu_task.device == torch.device("cpu")
 
 
-def test_a_model_is_where_it_was_after_it_was_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_placed_moves_the_model_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = load_task(write_tiny_run(tmp_path))
     before = task.model.device
     monkeypatch.setattr(Task, "device", torch.device("meta"))
@@ -124,10 +122,10 @@ def test_a_model_is_where_it_was_after_it_was_placed(tmp_path: Path, monkeypatch
     assert len(moves) == 2
 
 
-def test_misuse_is_explained() -> None:
+def test_wrong_arguments_of_a_task_are_explained() -> None:
     with pytest.raises(ValueError, match="num_labels=1"):
         image_task(loss="mean_squared_error")
     with pytest.raises(ValueError, match="no rows"):
         image_task(train=Dataset.from_dict({"labels": []}))
-    with pytest.raises(ValueError, match="name the targets 'labels'"):
+    with pytest.raises(ValueError, match="name the column of the targets 'labels'"):
         image_task(eval=Dataset.from_dict({"label": [1]}))

@@ -1,4 +1,4 @@
-"""Weights that are missing, of another size, or random for good; and heads that were trained for these labels."""
+"""Weights that are missing, have other sizes, or stay random; and heads that were already trained."""
 
 import json
 import shutil
@@ -47,38 +47,38 @@ def test_an_encoder_without_its_decoder_can_be_pooled(tmp_path: Path) -> None:
         load_model(spec(tmp_path), 2)
 
 
-def without(folder: Path, *endings: str) -> None:
-    """Leave tensors out of a weights file."""
+def remove_tensors(folder: Path, *endings: str) -> None:
+    """Remove the tensors whose names have one of the endings from a weights file."""
     weights = load_file(folder / "model.safetensors")
-    kept = {name: value for name, value in weights.items() if not name.endswith(endings)}
-    assert len(kept) < len(weights)
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    remaining = {name: value for name, value in weights.items() if not name.endswith(endings)}
+    assert len(remaining) < len(weights)
+    save_file(remaining, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("pooling", POOLING)
 @pytest.mark.parametrize("kind", ["bert", "llama", "t5"])
-def test_a_layer_that_is_missing_is_named(kind: str, pooling: str, tmp_path: Path) -> None:
+def test_missing_tensors_are_named(kind: str, pooling: str, tmp_path: Path) -> None:
     ending = {
         "bert": "layer.1.output.dense.weight",
         "llama": "layers.1.mlp.up_proj.weight",
         "t5": "1.layer.0.SelfAttention.q.weight",
     }
     write_model(tmp_path, kind)
-    without(tmp_path, f"encoder.block.{ending[kind]}" if kind == "t5" else ending[kind])
+    remove_tensors(tmp_path, f"encoder.block.{ending[kind]}" if kind == "t5" else ending[kind])
     with pytest.raises(InputError, match=rf"1 of the \d+ tensors .*not in the weights file: \S*{ending[kind]}\."):
         load_model(spec(tmp_path, pooling), 2)
 
 
-def test_a_shard_that_lost_a_layer_is_noticed(tmp_path: Path) -> None:
+def test_a_shard_without_one_of_its_tensors_is_reported(tmp_path: Path) -> None:
     model: Any = tiny_model("bert", dtype=torch.float32).base_model
     model.save_pretrained(tmp_path, max_shard_size="4KB")
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 2
     load_model(spec(tmp_path), 2)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
-    gone = next(name for name, shard in index["weight_map"].items() if "layer.1" in name and "weight" in name)
-    shard = tmp_path / index["weight_map"].pop(gone)
-    save_file({name: x for name, x in load_file(shard).items() if name != gone}, shard, metadata={"format": "pt"})
+    removed = next(name for name, shard in index["weight_map"].items() if "layer.1" in name and "weight" in name)
+    shard = tmp_path / index["weight_map"].pop(removed)
+    save_file({name: x for name, x in load_file(shard).items() if name != removed}, shard, metadata={"format": "pt"})
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match="not in the weights file"):
         load_model(spec(tmp_path), 2)
@@ -89,7 +89,7 @@ def test_a_shard_that_lost_a_layer_is_noticed(tmp_path: Path) -> None:
     [
         (
             {"num_labels": 3},
-            r"head .*does not fit.*classifier\.weight \(3, 16\) instead of \(2, 16\).*number of labels",
+            r"head .*another number of labels.*classifier\.weight \(3, 16\) instead of \(2, 16\).*base model",
         ),
         (
             {"intermediate_size": 20},
@@ -97,7 +97,7 @@ def test_a_shard_that_lost_a_layer_is_noticed(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_sizes_that_do_not_fit_are_named_by_where_they_are(
+def test_other_sizes_are_reported_for_the_head_and_for_the_rest(
     change: dict[str, int], message: str, tmp_path: Path
 ) -> None:
     model: Any = tiny_model("bert", dtype=torch.float32, num_labels=change.get("num_labels", 2))
@@ -122,7 +122,7 @@ def run_with(folder: Path, network: PreTrainedModel, rows: Any = None, **overrid
 
 
 def pretrained(kind: str) -> PreTrainedModel:
-    """A model as pretraining leaves it; BERT's then has no pooler."""
+    """A model as pretraining leaves it; BERT has no pooler then."""
     model: Any = tiny_model(kind)
     torch.manual_seed(0)
     base = BertForMaskedLM(model.config) if kind == "bert" else model.base_model
@@ -139,7 +139,7 @@ def pretrained(kind: str) -> PreTrainedModel:
         ("xlnet", "layer_1", ["sequence_summary", "logits_proj"], []),
     ],
 )
-def test_a_part_that_stays_random_is_said(
+def test_a_part_that_stays_random_gives_a_warning(
     kind: str, target: str, parts: list[str], heads: list[str], tmp_path: Path
 ) -> None:
     adapters: dict[str, Any] = {"target_modules": [target]}
@@ -153,13 +153,13 @@ def test_a_part_that_stays_random_is_said(
 
 
 @pytest.mark.parametrize(("kind", "target"), [("roberta", "query"), ("distilbert", "q_lin"), ("llama", "q_proj")])
-def test_whole_models_are_not_warned_of(kind: str, target: str, tmp_path: Path) -> None:
+def test_whole_models_give_no_warning(kind: str, target: str, tmp_path: Path) -> None:
     run = run_with(tmp_path, pretrained(kind), peft={"target_modules": [target]})
     assert not any("random" in sentence or "head" in sentence for sentence in run.warnings)
 
 
 @pytest.mark.parametrize("pooling", POOLING)
-def test_layers_of_the_file_that_are_left_out_are_said(pooling: str, tmp_path: Path) -> None:
+def test_unused_layers_of_the_file_give_a_warning(pooling: str, tmp_path: Path) -> None:
     write_tiny_run(tmp_path, model={"pooling": pooling})
     assert not any("left out" in sentence for sentence in load_run(tmp_path / "run.yaml").warnings)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
@@ -168,14 +168,14 @@ def test_layers_of_the_file_that_are_left_out_are_said(pooling: str, tmp_path: P
     assert warning.startswith("16 tensors") and "layer.1." in warning and "num_hidden_layers" in warning
 
 
-def test_a_part_that_only_some_candidates_train_is_said_of_the_others(tmp_path: Path) -> None:
+def test_the_warning_names_the_candidates_that_do_not_train_the_part(tmp_path: Path) -> None:
     save = {"name": "saves", "peft": {"modules_to_save": ["pooler", "classifier"]}}
     run = run_with(tmp_path, pretrained("bert"), candidates=[save, {"name": "leaves"}])
     assert run.warnings[0].startswith("leaves: pooler")
 
 
 @pytest.mark.parametrize("pooling", POOLING)
-def test_what_is_drawn_is_no_part_of_what_the_task_is(pooling: str, tmp_path: Path) -> None:
+def test_randomly_drawn_weights_do_not_change_the_identity_of_the_task(pooling: str, tmp_path: Path) -> None:
     runs = [
         run_with(tmp_path / str(seed), pretrained("bert"), model={"pooling": pooling}, training={"seed": seed})
         for seed in (1, 2)
@@ -197,7 +197,7 @@ def trained_head(names: dict[int, str] | None) -> PreTrainedModel:
         (["positive", "negative"], ["negative", "positive"], ("positive", "negative")),
         (["negative", "positive"], ["negative", "positive"], ("negative", "positive")),
         (["POSITIVE", "Negative"], ["negative", "positive"], ("positive", "negative")),
-        (["positive", "negative"], [0, 1], ("0", "1")),  # numbers are the head's
+        (["positive", "negative"], [0, 1], ("0", "1")),  # numbers are those of the head's outputs
         (None, [0, 1], ("0", "1")),
     ],
 )
@@ -213,7 +213,7 @@ def test_classes_have_the_order_of_a_trained_head(
 
 
 @pytest.mark.parametrize("head", [["spam", "ham"], None])
-def test_a_trained_head_with_other_labels_is_said(head: list[str] | None, tmp_path: Path) -> None:
+def test_a_trained_head_with_other_labels_gives_a_warning(head: list[str] | None, tmp_path: Path) -> None:
     names = None if head is None else dict(enumerate(head))
     run = run_with(tmp_path, trained_head(names), rows=["negative", "positive"])
     assert run.task.labels == ("negative", "positive")
@@ -221,7 +221,7 @@ def test_a_trained_head_with_other_labels_is_said(head: list[str] | None, tmp_pa
     assert "0 = negative, 1 = positive" in warning and ("spam, ham" if head else "no names") in warning
 
 
-def test_a_new_head_takes_no_order_from_labels_of_another(tmp_path: Path) -> None:
+def test_a_new_head_ignores_the_order_of_other_labels(tmp_path: Path) -> None:
     base: Any = pretrained("bert")
     base.config.id2label = {0: "spam", 1: "ham"}
     run = run_with(tmp_path, base, rows=["negative", "positive"])

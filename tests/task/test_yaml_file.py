@@ -1,4 +1,4 @@
-"""YAML that is unusual and right."""
+"""Unusual but valid YAML."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def read(folder: Path, text: str) -> Any:
         ("a: {b: 1}\nc: {b: 1}", {"a": {"b": 1}, "c": {"b": 1}}),
     ],
 )
-def test_plain_data(text: str, content: Any, tmp_path: Path) -> None:
+def test_valid_yaml_gives_plain_data(text: str, content: Any, tmp_path: Path) -> None:
     assert read(tmp_path, text) == content
 
 
@@ -45,11 +45,11 @@ def test_plain_data(text: str, content: Any, tmp_path: Path) -> None:
         "a: &a {x: 1, z: 3, y: 4}\nb: &b {x: 2}\nc: {y: 1, <<: [*b, *a]}",
     ],
 )
-def test_a_mapping_that_takes_over_another_keeps_its_own_values(text: str, tmp_path: Path) -> None:
+def test_own_values_of_a_mapping_override_inherited_ones(text: str, tmp_path: Path) -> None:
     assert read(tmp_path, text)["c"] == {"x": 2, "z": 3, "y": 1}
 
 
-def test_limits_are_where_they_are_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = "[" * DEEPEST + "]" * DEEPEST
     assert read(tmp_path, deep)
     with pytest.raises(InputError, match="flatter"):

@@ -1,4 +1,4 @@
-"""How wrong inputs are written into a folder."""
+"""Helpers that write wrong inputs into a folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from helpers import tiny_rows, write_jsonl, write_tiny_run
 
 @dataclass(frozen=True)
 class BadInput:
-    """``write`` puts the files into a folder and returns the path to give to foretune."""
+    """A wrong input: ``write`` writes it into a folder and returns the path for foretune."""
 
     name: str
     write: Callable[[Path], Path]
@@ -40,7 +40,7 @@ def train_bytes(content: bytes, name: str = "train.jsonl", **overrides: Any) -> 
 
 
 def train_rows(change: Callable[[list[dict[str, Any]]], Any], **overrides: Any) -> Callable[[Path], Path]:
-    """The usual training rows after ``change`` has edited them in place."""
+    """The default run, with training rows that ``change`` has edited in place."""
 
     def write(folder: Path) -> Path:
         path = write_tiny_run(folder, **overrides)
@@ -93,7 +93,7 @@ REGRESSION = {"task": "regression"}
 
 
 def yaml_edit(old: str, new: str) -> Callable[[Path], Path]:
-    """The usual run file with a piece of its text replaced."""
+    """The default run file, with a part of its text replaced."""
 
     def write(folder: Path) -> Path:
         path = write_tiny_run(folder)

@@ -54,16 +54,13 @@ def check_padding_invariant(task: Task, where: str = "model.path") -> None:
 
 
 def check_runs(task: Task, where: str = "model.path") -> None:
-    """Check that the model runs on the texts, with one forward pass on a few of them.
+    """Check that the model runs on the texts, with one forward pass on a few of them; if not, raise an ``InputError``.
 
     Args:
-        task: Model and data.
-        where: The field that messages name.
-
-    Raises:
-        InputError: The model cannot be run on the texts.
+        task: The model and the data.
+        where: The place that messages name.
     """
-    with task.placed(), evaluating(task.model), torch.no_grad(), _explained(type(task.model).__name__, where):
+    with task.placed(), evaluating(task.model), torch.no_grad(), _errors_explained(type(task.model).__name__, where):
         _outputs(task, _spread(task))
 
 

@@ -1,4 +1,4 @@
-"""What is fine-tuned: data, model, adapters, and the checks that come before any cost."""
+"""The task to fine-tune for: its data, its model, its candidates, and the checks that come before any expense."""
 
 from foretune.task.candidate import Candidate as Candidate
 from foretune.task.candidate import build_candidates as build_candidates

@@ -1,6 +1,7 @@
-"""Checks on the keys that belong to peft's ``LoraConfig`` and to ``transformers.TrainingArguments``.
+"""Checks the keys and types of the ``peft`` and ``training`` sections.
 
-The valid keys and their types are read from those classes, so that a new version of either brings its own.
+They belong to peft's ``LoraConfig`` and to ``transformers.TrainingArguments``. The valid keys and their types are read
+from these classes, so that they fit the installed versions.
 """
 
 import dataclasses
@@ -14,12 +15,18 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from peft import LoraConfig
 from transformers import TrainingArguments
 
-from foretune.task.limits import PEFT_CHECKS, TRAINING_CHECKS, Check, wrong
+from foretune.task.limits import PEFT_CHECKS, TRAINING_CHECKS, Check, correction
 from foretune.task.problems import Problem, nearest, shown
 
 PEFT_TYPES = ("lora",)
-DESCRIPTIVE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
-LOOSER = {"lora_alpha": float, "init_lora_weights": bool | str}  # what peft computes with, beyond its annotations
+DESCRIPTIVE = (  # keys that only describe a saved adapter
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "revision",
+)
+WIDER_TYPES = {"lora_alpha": float, "init_lora_weights": bool | str}  # peft accepts more than its annotations say
 EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -28,24 +35,24 @@ def check_peft(values: dict[str, Any], field: str) -> tuple[dict[str, Any], list
 
     Args:
         values: The section.
-        field: How messages call it.
+        field: Name of the section in messages.
 
     Returns:
-        The section with numbers given as text made numbers and peft's defaults for nulls, what is wrong with it,
-        and notes on keys that were left out.
+        The section, in which text that is a number has become a number, and nulls have become peft's defaults; the
+        problems; and notes on the keys that were left out.
     """
     values, pasted = dict(values), "peft_type" in values
     for key in ("type", "peft_type"):
         kind = values.pop(key, None)
         if kind is not None and str(kind).lower() not in PEFT_TYPES:
-            fix = f"write {' or '.join(PEFT_TYPES)}, the only kind that is supported"
+            fix = f"write {' or '.join(PEFT_TYPES)}: foretune supports no other adapters"
             return {}, [Problem(f"{field}.{key}", f"found {shown(kind)}", fix)], []
     defaults, notes = LoraConfig(), []
     described = {key: values.pop(key) for key in DESCRIPTIVE if key in values}
-    if left_out := ", ".join(key for key, value in described.items() if value):
-        notes.append(f"{field}: left out what only describes a saved adapter ({left_out})")
+    if ignored := ", ".join(key for key, value in described.items() if value):
+        notes.append(f"{field}: keys that only describe a saved adapter are ignored ({ignored})")
     if newer := [key for key, value in values.items() if value is None and pasted and not hasattr(defaults, key)]:
-        notes.append(f"{field}: left out what this version of peft does not have ({', '.join(newer)})")
+        notes.append(f"{field}: keys that this version of peft does not have are ignored ({', '.join(newer)})")
     values = {
         key: getattr(defaults, key, None) if value is None else value
         for key, value in values.items()
@@ -56,12 +63,20 @@ def check_peft(values: dict[str, Any], field: str) -> tuple[dict[str, Any], list
 
 
 def check_training(values: dict[str, Any], field: str) -> tuple[dict[str, Any], list[Problem]]:
-    """Check a ``training`` section, ``field`` in messages; returns it with numbers given as text made numbers."""
+    """Check a ``training`` section.
+
+    Args:
+        values: The section.
+        field: Name of the section in messages.
+
+    Returns:
+        The section, in which text that is a number has become a number, and the problems.
+    """
     return _check(values, TrainingArguments, TRAINING_CHECKS, field)
 
 
 def build_lora(values: dict[str, Any]) -> LoraConfig:
-    """The ``LoraConfig`` of a checked ``peft`` section, for sequence classification."""
+    """Build the ``LoraConfig`` of a checked ``peft`` section, for sequence classification."""
     keys = {key: value for key, value in values.items() if key != "task_type"}
     with warnings.catch_warnings(action="ignore"):
         return LoraConfig(task_type="SEQ_CLS", **keys)
@@ -70,6 +85,7 @@ def build_lora(values: dict[str, Any]) -> LoraConfig:
 def _check(
     values: dict[str, Any], owner: type, checks: dict[str, Check], field: str, extra: tuple[str, ...] = ()
 ) -> tuple[dict[str, Any], list[Problem]]:
+    """Check keys and values against the class that they belong to; ``extra`` are further keys to suggest."""
     hints = get_type_hints(owner)
     fields = {item.name: item for item in dataclasses.fields(owner)}
     valid = [name for name, item in fields.items() if item.init and not name.startswith("_")]
@@ -78,29 +94,29 @@ def _check(
     for key, value in values.items():
         where = f"{field}.{key}"
         if key not in valid:
-            found = f"unknown key {shown(key)}, which {owner.__name__} does not have"
-            problems.append(Problem(where, found, nearest(str(key), [*extra, *valid])))
+            problem = f"unknown key {shown(key)}, which {owner.__name__} does not have"
+            problems.append(Problem(where, problem, nearest(str(key), [*extra, *valid])))
             continue
-        hint = LOOSER.get(key, hints[key])
+        hint = WIDER_TYPES.get(key, hints[key])
         fits, value = _coerce(value, hint)
         if not fits:
-            problems.append(Problem(where, f"found {shown(value)}", _wanted(value, hint)))
-        elif fix := wrong(value, fields[key], checks):
+            problems.append(Problem(where, f"found {shown(value)}", _type_advice(value, hint)))
+        elif fix := correction(value, fields[key], checks):
             problems.append(Problem(where, f"found {shown(value)}", fix))
         checked[key] = value
     return checked, problems
 
 
 def _options(hint: Any) -> list[Any]:
+    """The types that an annotation allows; a union allows several."""
     union = get_origin(hint) in {Union, types.UnionType}
     return [option for arg in get_args(hint) for option in _options(arg)] if union else [hint]
 
 
 def _coerce(value: Any, hint: Any) -> tuple[bool, Any]:
-    """Whether ``value`` fits the annotation, and the value as the class wants it.
+    """Check whether a value fits an annotation, and convert it to the type that the class expects.
 
-    Two habits of YAML 1.1 are undone: ``1e-3`` arrives as text where a number is meant, and ``no`` as false
-    where text is.
+    Two properties of YAML 1.1 are corrected: it reads ``1e-3`` as text, and ``no`` as false.
     """
     options = _options(hint)
     enums = [option for option in options if isinstance(option, type) and issubclass(option, Enum)]
@@ -114,7 +130,7 @@ def _coerce(value: Any, hint: Any) -> tuple[bool, Any]:
         number = as_number(value)
         if number is not None:
             return math.isfinite(number), value if isinstance(value, int) else number
-        value = math.inf if isinstance(value, int) else value  # too large to be one
+        value = math.inf if isinstance(value, int) else value  # a whole number that is too large for a float
     if isinstance(value, dict):
         value = {key: _with_numbers(item) for key, item in value.items()}
     for option in options:
@@ -124,6 +140,7 @@ def _coerce(value: Any, hint: Any) -> tuple[bool, Any]:
 
 
 def _fits(value: Any, option: Any) -> bool:
+    """Whether a value has a type; the items of lists are checked too."""
     origin, args = get_origin(option), get_args(option)
     if option is Any:
         return True
@@ -146,27 +163,28 @@ def _fits(value: Any, option: Any) -> bool:
 
 
 def _with_numbers(value: Any) -> Any:
-    """A value within a mapping: text that YAML 1.2 reads as a number becomes one."""
+    """Turn text in a mapping into a number where YAML 1.2 would read a number, such as ``1e-3``."""
     if isinstance(value, dict):
         return {key: _with_numbers(item) for key, item in value.items()}
     return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
 
 
 def as_number(value: Any) -> float | None:
-    """A number, also one given as text, as YAML 1.1 gives ``1e-3``; None where it is none."""
+    """A value as a number; text may be a number, because YAML 1.1 reads ``1e-3`` as text. None for other values."""
     try:
         return float(value) if isinstance(value, int | float | str) else None
     except (ValueError, OverflowError):
         return None
 
 
-def _wanted(value: Any, hint: Any) -> str:
+def _type_advice(value: Any, hint: Any) -> str:
+    """What to write instead of a value that does not fit its annotation."""
     options = [option for option in _options(hint) if option is not type(None)]
     words = [str(m.value) for o in options if isinstance(o, type) and issubclass(o, Enum) for m in o]
     words += [str(word) for o in options if get_origin(o) is Literal for word in get_args(o)]
     if words:
         return nearest(str(value), words)
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
+    type_names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
     return "write " + " or ".join(
-        dict.fromkeys(names.get(get_origin(o) or o, "a list" if get_origin(o) else "a mapping") for o in options)
+        dict.fromkeys(type_names.get(get_origin(o) or o, "a list" if get_origin(o) else "a mapping") for o in options)
     )

@@ -1,4 +1,4 @@
-"""A candidate: one way the fine-tune could be run."""
+"""Candidates: the ways in which a fine-tune could be run."""
 
 import copy
 import dataclasses
@@ -22,9 +22,9 @@ class Candidate:
 
     Args:
         name: Unique within a run, and usable as a folder name.
-        peft: The adapter. Hand ``peft_config()`` to peft, not this: peft changes the configs it is given.
-        training: Keys of ``transformers.TrainingArguments``; what is left out keeps its default there.
-        proximal: The proximal term, off by default.
+        peft: The adapter's config. peft changes the configs that it gets, so give it a copy from ``peft_config()``.
+        training: Keys of ``transformers.TrainingArguments``; other keys have their default values.
+        proximal: The proximal term, which pulls the trained parameters back toward their start; off by default.
     """
 
     name: str
@@ -33,36 +33,46 @@ class Candidate:
     proximal: ProximalSpec = dataclasses.field(default_factory=ProximalSpec)
 
     def peft_config(self) -> LoraConfig:
-        """A fresh copy of the adapter's config, for sequence classification."""
+        """A copy of the adapter's config, for sequence classification."""
         config = copy.deepcopy(self.peft)
         config.task_type = TaskType.SEQ_CLS
         return config
 
     def training_arguments(self, output_dir: str | Path, **overrides: Any) -> TrainingArguments:
-        """The arguments a user's own script would build, reporting to nobody unless told; overrides win."""
+        """Build the training arguments, as a user's own script would.
+
+        Runs are reported to no tracker unless ``report_to`` is set.
+
+        Args:
+            output_dir: The folder of the run.
+            **overrides: Further keys, which override those of the candidate.
+
+        Returns:
+            The training arguments.
+        """
         keys = {"report_to": "none"} | self.training | {"output_dir": str(output_dir)} | overrides
         return TrainingArguments(**keys)
 
     @property
     def seed(self) -> int:
-        """The seed of head, adapter and batch order; when not given 42, as in ``TrainingArguments``."""
+        """The seed of the head, the adapters and the order of batches; 42 by default, as in ``TrainingArguments``."""
         return int(self.training.get("seed", 42))
 
     def with_seed(self, seed: int) -> "Candidate":
-        """The same candidate, run from another seed."""
+        """The same candidate with another seed."""
         return dataclasses.replace(self, training=self.training | {"seed": seed})
 
     def peft_dict(self) -> dict[str, Any]:
-        """The adapter as JSON: kind, rank, scale and targets, and what else differs from peft's defaults."""
+        """The adapter's config as JSON: type, rank, scale and targets, and keys that differ from peft's defaults."""
         default = LoraConfig(task_type="SEQ_CLS")
-        always = {"r", "lora_alpha", "target_modules"}
+        always_included = {"r", "lora_alpha", "target_modules"}
         names = [item.name for item in dataclasses.fields(LoraConfig) if item.name not in {"task_type", "peft_type"}]
         pairs = ((name, getattr(self.peft, name)) for name in names)
-        changed = {name: value for name, value in pairs if name in always or value != getattr(default, name)}
+        changed = {name: value for name, value in pairs if name in always_included or value != getattr(default, name)}
         return {"type": "lora"} | {name: _jsonable(value) for name, value in changed.items()}
 
     def training_dict(self) -> dict[str, Any]:
-        """The training keys that were set, as JSON; no token of the hub."""
+        """The training keys of the candidate as JSON, without the token of the hub."""
         return {name: _jsonable(value) for name, value in self.training.items() if name != "hub_token"}
 
     def proximal_dict(self) -> dict[str, Any]:
@@ -70,37 +80,59 @@ class Candidate:
         return self.proximal.model_dump()
 
     def to_json(self) -> dict[str, Any]:
-        """The parts of its entry in result files that :func:`configuration` reads."""
+        """The sections of the candidate, as its entry in result files has them; see :func:`configuration`."""
         return {"peft": self.peft_dict(), "training": self.training_dict(), "proximal": self.proximal_dict()}
 
 
 def configuration(entry: dict[str, Any]) -> dict[str, Any]:
-    """What the entry of a candidate or a result is of; without a proximal section the term is off."""
-    parts = {"peft": {}, "training": {}, "proximal": ProximalSpec().model_dump()}
-    return {part: entry.get(part) or absent for part, absent in parts.items()}
+    """The settings of a candidate, from its entry in a result file.
+
+    Args:
+        entry: The entry. Without a proximal section the proximal term is off.
+
+    Returns:
+        The sections ``peft``, ``training`` and ``proximal``.
+    """
+    defaults = {"peft": {}, "training": {}, "proximal": ProximalSpec().model_dump()}
+    return {section: entry.get(section) or default for section, default in defaults.items()}
 
 
 def build_candidates(config: RunConfig, names: Sequence[str] | None = None) -> tuple[Candidate, ...]:
-    """The candidates of a loaded ``run.yaml``, all or those in ``names``, in the file's order.
+    """Build the candidates of a loaded ``run.yaml``, in the file's order.
+
+    Args:
+        config: The loaded file.
+        names: Build only the candidates with these names; None for all.
+
+    Returns:
+        The candidates.
 
     Raises:
-        InputError: A name is not among them.
+        InputError: There is no candidate with one of the names.
     """
-    known = [spec.name for spec in config.candidates]
+    valid = [spec.name for spec in config.candidates]
     for name in names or ():
-        if name not in known:
-            raise InputError("candidate", f"there is no candidate {name!r}", nearest(name, known))
+        if name not in valid:
+            raise InputError("candidate", f"there is no candidate {name!r}", nearest(name, valid))
     return tuple(build_candidate(config, spec) for spec in config.candidates if names is None or spec.name in names)
 
 
 def build_candidate(config: RunConfig, spec: CandidateSpec) -> Candidate:
-    """A loaded ``run.yaml``'s sections with a candidate's keys merged onto them."""
+    """Build one candidate: its keys override those of the base sections of a loaded ``run.yaml``."""
     peft, training, proximal = config.merged(spec)
     return Candidate(spec.name, build_lora(peft), training, ProximalSpec.model_validate(proximal))
 
 
 def variation(base: Candidate, candidate: Candidate) -> CandidateSpec:
-    """What a candidate changes in another one, as in the ``candidates`` of a ``run.yaml`` that describes that one."""
+    """Describe a candidate by its changes to another one.
+
+    Args:
+        base: The candidate that the base sections of a ``run.yaml`` describe.
+        candidate: Another candidate.
+
+    Returns:
+        The entry for ``candidate`` in the ``candidates`` of that file.
+    """
     default = LoraConfig(task_type="SEQ_CLS")
     old, new = base.peft_dict(), candidate.peft_dict()
     peft = {key: new.get(key, getattr(default, key)) for key in old | new if old.get(key) != new.get(key)}

@@ -1,68 +1,72 @@
-"""What is surprising in data that can be used, and likely a mistake: one sentence each, the worst first."""
+"""Warns about data that can be used but probably has a mistake: one sentence per warning, the worst first."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from foretune.errors import printable
 from foretune.task.data import EncodedData, RawData
-from foretune.task.labels import DECIMAL_COMMA, HARD_TO_SEE, folded
+from foretune.task.labels import DECIMAL_COMMA, HARD_TO_SEE, normalised
 from foretune.task.problems import shown
 
-MISSING = {"na", "n/a", "nan", "null", "none", "nil", "-100", "?"}  # how others write that there is no label
-HUGE = 1000.0  # targets above it are far from what an untrained head gives
-UNBALANCED = 10  # times as many examples as of the rarest class
-MUCH_CUT = 0.2  # share of the examples
-MANY_CLASSES = 20  # above it, labels that hardly repeat are said to be no classes
+MISSING = {"na", "n/a", "nan", "null", "none", "nil", "-100", "?"}  # labels that usually mean: no label
+HUGE = 1000.0  # larger targets are far from the outputs of an untrained head
+UNBALANCED = 10  # classes are unbalanced if the largest has more than this many times the examples of the rarest
+MUCH_CUT = 0.2  # the share of truncated examples above which there is a warning
+MANY_CLASSES = 20  # with more classes than this, labels that hardly repeat are probably not classes
 
 
 def data_warnings(raw: RawData, data: EncodedData) -> tuple[str, ...]:
-    """What to tell about the data of a run before anything is spent on it.
+    """Find probable mistakes in the data of a run.
 
     Args:
         raw: Both splits as they were read.
         data: The same splits, tokenised.
+
+    Returns:
+        The warnings, the worst first.
     """
     if raw.labels is None:
-        found = [*_targets(raw), *_texts(raw, data)]
+        warnings = [*_targets(raw), *_texts(raw, data)]
     else:
-        found = [
-            *_alike(raw, raw.labels),
+        warnings = [
+            *_similar_labels(raw, raw.labels),
             *_contradictions(raw, raw.labels),
             *_classes(raw, raw.labels),
             *_texts(raw, data),
             *_balance(data),
         ]
     if data.train_stats.repeated:
-        found.append(f"{data.train_stats.repeated} training texts occur more than once")
-    return tuple(printable(sentence) for sentence in found)
+        warnings.append(f"{data.train_stats.repeated} training texts occur more than once")
+    return tuple(printable(sentence) for sentence in warnings)
 
 
-def _alike(raw: RawData, labels: Sequence[str]) -> Iterator[str]:
-    """Labels that look the same."""
+def _similar_labels(raw: RawData, labels: Sequence[str]) -> Iterator[str]:
+    """Warn about labels that look the same."""
     rows = _rows(raw, labels)
     groups: dict[str, list[str]] = defaultdict(list)
     for name in labels:
-        groups[folded(name)].append(name)
+        groups[normalised(name)].append(name)
     for group in groups.values():
         if len(group) > 1:
-            kinds = [kind for kind in HARD_TO_SEE if len({folded(name, but=kind) for name in group}) > 1]
+            kinds = [kind for kind in HARD_TO_SEE if len({normalised(name, keep=kind) for name in group}) > 1]
             listed = " and ".join(f"{shown(name)} ({rows[name]} rows)" for name in group)
             yield f"the labels {listed} differ only in {' and '.join(kinds)}: make them one"
 
 
 def _contradictions(raw: RawData, labels: Sequence[str]) -> Iterator[str]:
-    """Training texts that stand there with several labels."""
-    seen: dict[tuple[str, ...], set[int]] = defaultdict(set)
+    """Warn about training texts that occur with several labels."""
+    labels_of: dict[tuple[str, ...], set[int]] = defaultdict(set)
     for texts, label in zip(zip(*raw.train_texts, strict=True), raw.train_labels, strict=True):
-        seen[tuple(text.strip().lower() for text in texts)].add(label)
-    found = [(texts, sorted(several)) for texts, several in seen.items() if len(several) > 1]
-    if found:
-        texts, several = found[0]
+        labels_of[tuple(text.strip().lower() for text in texts)].add(label)
+    contradictions = [(texts, sorted(several)) for texts, several in labels_of.items() if len(several) > 1]
+    if contradictions:
+        texts, several = contradictions[0]
         example = f"{shown(' / '.join(texts))} ({' and '.join(shown(labels[label]) for label in several[:3])})"
-        yield f"{len(found)} training texts have different labels in different rows, such as {example}"
+        yield f"{len(contradictions)} training texts have different labels in different rows, such as {example}"
 
 
 def _classes(raw: RawData, labels: Sequence[str]) -> Iterator[str]:
+    """Warn if there is only one class, if there are very many, if only one is tested, or if one means: no label."""
     rows, used = _rows(raw, labels), set(raw.train_labels)
     count = len(raw.train_labels)
     if len(used) == 1:
@@ -77,23 +81,28 @@ def _classes(raw: RawData, labels: Sequence[str]) -> Iterator[str]:
         yield f"{count} training examples have {len(used)} different labels: is data.label the column of the labels?"
     if len(set(raw.eval_labels)) == 1:
         label = shown(labels[raw.eval_labels[0]])
-        yield f"all {len(raw.eval_labels)} evaluation examples have the label {label}: others are not tested"
+        yield f"all {len(raw.eval_labels)} evaluation examples have the label {label}: the other classes are not tested"
     for name in labels:
         if rows[name] and name.strip().lower() in MISSING:
-            yield f"{rows[name]} rows have the label {shown(name)}, a class like others: remove them if it means none"
+            yield (
+                f"{rows[name]} rows have the label {shown(name)}, which is used as a class: "
+                "remove these rows if it means that they have no label"
+            )
 
 
 def _targets(raw: RawData) -> Iterator[str]:
+    """Warn about regression targets that are constant or huge."""
     if min(raw.eval_labels) == max(raw.eval_labels):
-        yield f"all {len(raw.eval_labels)} evaluation targets are {raw.eval_labels[0]:g}: their correlation counts as 0"
+        yield f"all {len(raw.eval_labels)} evaluation targets are {raw.eval_labels[0]:g}: the correlation counts as 0"
     low, high = min(raw.train_labels), max(raw.train_labels)
     if max(abs(low), abs(high)) > HUGE:
-        yield f"training targets go from {low:g} to {high:g}, and a new head gives numbers near 0: scale them"
+        yield f"training targets go from {low:g} to {high:g}, but a new head starts with outputs near 0: scale them"
 
 
 def _texts(raw: RawData, data: EncodedData) -> Iterator[str]:
+    """Warn about texts that are in both splits, blank, or cut."""
     if data.overlap:
-        yield f"{data.overlap} evaluation texts are also training texts: the evaluation will flatter the model"
+        yield f"{data.overlap} evaluation texts are also training texts: the evaluation will look too good"
     for split, columns in (("training", raw.train_texts), ("evaluation", raw.eval_texts)):
         if blank := sum(not all(text.strip() for text in texts) for texts in zip(*columns, strict=True)):
             yield f"{blank} {split} texts are empty or blank"
@@ -103,6 +112,7 @@ def _texts(raw: RawData, data: EncodedData) -> Iterator[str]:
 
 
 def _balance(data: EncodedData) -> Iterator[str]:
+    """Warn about classes of very different sizes."""
     for split, stats in (("training", data.train_stats), ("evaluation", data.eval_stats)):
         counts = stats.class_counts or {}
         if counts and max(counts.values()) > UNBALANCED * min(counts.values()):
@@ -111,5 +121,5 @@ def _balance(data: EncodedData) -> Iterator[str]:
 
 
 def _rows(raw: RawData, labels: Sequence[str]) -> Counter[str]:
-    """How many rows of both splits have a label."""
+    """Count the rows of both splits by label."""
     return Counter(labels[label] for label in (*raw.train_labels, *raw.eval_labels))

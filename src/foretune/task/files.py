@@ -1,4 +1,4 @@
-"""Reading the files that a user names: only ordinary ones, and never without end."""
+"""Reads the files that a user names. Only ordinary files are read, up to a largest size."""
 
 import stat
 import zlib
@@ -7,18 +7,18 @@ from pathlib import Path
 from foretune.errors import InputError
 from foretune.task.problems import shown
 
-LARGEST_UNPACKED = 2 * 2**30  # bytes
+LARGEST_DECOMPRESSED = 2 * 2**30  # bytes
 
 
 class FileFault(InputError):
-    """An error about a file, which is not said twice where it is itself the place that messages name.
+    """An ``InputError`` about a file; its message gives the path once, also where ``where`` is the path.
 
     Args:
         path: The file.
-        where: The field that names it, or its own path.
-        found: What is wrong with it.
+        where: The field that names the file, such as ``run.yaml: data.train``, or the path of the file.
+        found: What is wrong with the file.
         fix: What to do.
-        line: Where in it, if that can be said.
+        line: The number of the faulty line; None if the fault has no line.
     """
 
     def __init__(self, path: Path | str, where: str, found: str, fix: str, line: int | None = None) -> None:
@@ -26,43 +26,50 @@ class FileFault(InputError):
         super().__init__(*((at, found) if where == str(path) else (where, f"{at}: {found}")), fix)
 
 
-def located(text: str, folder: Path, where: str) -> str:
-    """The absolute path that ``text`` means: relative ones start at ``folder``, and ``~`` is a home folder.
+def absolute_path(text: str, folder: Path, where: str) -> str:
+    """Make a path absolute, and replace ``~`` by the home folder.
 
     Args:
-        text: The path as it was written.
-        folder: Where relative paths start.
+        text: The path as the user wrote it.
+        folder: The folder at which relative paths start.
         where: The field that messages name.
 
+    Returns:
+        The absolute path.
+
     Raises:
-        InputError: It is an address, holds a NUL character, or begins with ``~`` and the name of nobody.
+        InputError: The text is a web address, contains a NUL character, or starts with the home folder of an unknown
+            user.
     """
     if "://" in text:
-        raise InputError(where, f"{shown(text)} is no path", "download what is there and write the path of the file")
+        raise InputError(where, f"{shown(text)} is a web address, not a path", "download the file and write its path")
     if "\0" in text:
-        raise InputError(where, f"the path {shown(text)} holds a NUL character", "write a path without it")
+        raise InputError(where, f"the path {shown(text)} contains a NUL character", "write a path without it")
     try:
         return str(folder / Path(text).expanduser())
     except RuntimeError as error:
         home = text.split("/")[0]
-        fix = f"write the folder in full, or ./{home} if its name begins with a tilde"
-        raise InputError(where, f"{home} in {shown(text)} is nobody's home folder", fix) from error
+        fix = f"write the whole path, or ./{home} if the folder's name starts with a tilde"
+        raise InputError(where, f"{shown(text)} starts with {home}, but there is no such home folder", fix) from error
 
 
 def read_file(path: Path, where: str, fix: str, largest: int | None = None) -> bytes:
-    """The bytes of an ordinary file.
+    """Read an ordinary file.
 
     Args:
         path: The file.
-        where: The field that names it, or its own path.
-        fix: What messages advise.
-        largest: Size in bytes above which it is refused; None: any size.
+        where: The field that names the file, or the path of the file.
+        fix: The advice in messages.
+        largest: The largest size that is read, in bytes; None for any size.
+
+    Returns:
+        The content of the file.
 
     Raises:
-        FileFault: It is missing, no ordinary file, too large, or cannot be read.
+        FileFault: The file is missing, is not an ordinary file, is too large, or cannot be read.
     """
     if "\0" in str(path):
-        raise FileFault(path, where, "the path holds a NUL character", fix)
+        raise FileFault(path, where, "the path contains a NUL character", fix)
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -78,25 +85,36 @@ def read_file(path: Path, where: str, fix: str, largest: int | None = None) -> b
         raise FileFault(path, where, f"cannot be read ({error.strerror})", fix) from error
 
 
-def unpacked(content: bytes, path: Path, where: str) -> bytes:
-    """What a gzip file holds.
+def decompressed(content: bytes, path: Path, where: str) -> bytes:
+    """Decompress a gzip file.
+
+    Args:
+        content: The content of the file.
+        path: The file, for messages.
+        where: The field that names the file, or the path of the file.
+
+    Returns:
+        The decompressed content.
 
     Raises:
-        FileFault: It is not one, is cut off, or holds too much.
+        FileFault: The file is not a gzip file, is cut off, or has too much content.
     """
     parts, size, rest = [], 0, content
-    fix = "compress it again with gzip, or give the file as it was before"
+    fix = "compress it again with gzip, or give the uncompressed file"
     try:
-        while rest.strip(b"\0"):  # a file may hold several compressed parts, and zeros after the last
+        while rest.strip(b"\0"):  # a file may have several compressed parts, and zeros after the last one
             reader = zlib.decompressobj(wbits=31)
-            parts.append(reader.decompress(rest, LARGEST_UNPACKED - size + 1))
+            parts.append(reader.decompress(rest, LARGEST_DECOMPRESSED - size + 1))
             size += len(parts[-1])
-            if size > LARGEST_UNPACKED:
+            if size > LARGEST_DECOMPRESSED:
                 raise FileFault(
-                    path, where, f"it unpacks to more than {LARGEST_UNPACKED:,} bytes", "give a smaller file"
+                    path,
+                    where,
+                    f"it has more than {LARGEST_DECOMPRESSED:,} bytes after decompression",
+                    "give a smaller file",
                 )
             if not reader.eof:
-                raise FileFault(path, where, "it ends within its compressed data", fix)
+                raise FileFault(path, where, "it is cut off within its compressed data", fix)
             rest = reader.unused_data
     except zlib.error as error:
         raise FileFault(path, where, f"not a gzip file ({error})", fix) from error
@@ -104,17 +122,27 @@ def unpacked(content: bytes, path: Path, where: str) -> bytes:
 
 
 def as_text(content: bytes, path: Path, where: str) -> str:
-    """The text of a UTF-8 file, without a byte order mark.
+    """Decode a UTF-8 file and drop its byte order mark.
+
+    Args:
+        content: The content of the file.
+        path: The file, for messages.
+        where: The field that names the file, or the path of the file.
+
+    Returns:
+        The text.
 
     Raises:
-        FileFault: It is something else; the message names the line.
+        FileFault: The file is not UTF-8 text; the message names the line.
     """
     fix = "save the file as UTF-8"
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise FileFault(path, where, "not UTF-8 text", fix, line) from error
+        raise FileFault(path, where, "it is not UTF-8 text", fix, line) from error
     if "\0" in text:
-        raise FileFault(path, where, "a NUL character, as in UTF-16", fix, text[: text.index("\0")].count("\n") + 1)
+        raise FileFault(
+            path, where, "it has a NUL character, as UTF-16 text does", fix, text[: text.index("\0")].count("\n") + 1
+        )
     return text

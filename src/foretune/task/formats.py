@@ -1,7 +1,7 @@
-"""The formats of data files, each read into columns, with every fault named by its line.
+"""Readers for the formats of data files. They return columns, and their errors name the faulty line.
 
-Files are read into memory rather than through ``datasets``' builders: those write caches, and their errors
-speak of Arrow rather than of the user's file.
+Files are read into memory, without the builders of ``datasets``. Those write caches, and their errors are about Arrow
+tables instead of the user's file.
 """
 
 import csv
@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from foretune.task.files import FileFault, as_text
-from foretune.task.problems import said, shown
+from foretune.task.problems import error_text, shown
 
 Columns = Sequence[tuple[str, list[Any]]]
-Reader = Callable[[bytes, Path, str], tuple[Columns, bool]]  # the columns, and whether all values are text
-ROW = 'such as {"text": "...", "label": 1}'
+# A reader takes the content, the path and the field that names the file. It returns the columns, and whether all values
+# are text.
+Reader = Callable[[bytes, Path, str], tuple[Columns, bool]]
+EXAMPLE = 'such as {"text": "...", "label": 1}'
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
@@ -27,32 +29,32 @@ def _from_jsonl(content: bytes, path: Path, where: str) -> tuple[Columns, bool]:
 
 def _from_lines(text: str, path: Path, where: str) -> tuple[Columns, bool]:
     rows = []
-    fix = f"write one JSON object per line, {ROW}"
+    fix = f"write one JSON object per line, {EXAMPLE}"
     if text.lstrip()[:1] == "[":
         fix += ", or call the file .json if it is one array"
     for number, line in enumerate(io.StringIO(text, newline="\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = _json(line)
+            row = _parse_json(line)
         except (ValueError, RecursionError) as error:
             raise FileFault(path, where, f"not valid JSON ({_json_fault(error)})", fix, number) from error
         if not isinstance(row, dict):
-            raise FileFault(path, where, f"found {shown(row)} instead of an object", fix, number)
+            raise FileFault(path, where, f"found {shown(row)} instead of a JSON object", fix, number)
         rows.append(row)
-    return _columns(rows), False
+    return _columns_of(rows), False
 
 
 def _from_json(content: bytes, path: Path, where: str) -> tuple[Columns, bool]:
-    """An array of objects, by itself or under ``data``; lines of objects are read too, as many call them so.
+    """Read an array of objects, alone or under the key ``data``; also one object per line, as many .json files have.
 
     Raises:
-        FileFault: It is neither.
+        FileFault: The file has neither form.
     """
     text = as_text(content, path, where)
-    fix = f"write an array of objects, {ROW}, or {{data: [...]}} around it"
+    fix = f"write an array of objects, {EXAMPLE}, alone or as {{data: [...]}}"
     try:
-        rows = _json(text)
+        rows = _parse_json(text)
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and text.lstrip()[:1] == "{":
             return _from_lines(text, path, where)
@@ -63,47 +65,48 @@ def _from_json(content: bytes, path: Path, where: str) -> tuple[Columns, bool]:
     elif isinstance(rows, dict) and not any(isinstance(value, list | dict) for value in rows.values()):
         rows = [rows]
     if not isinstance(rows, list):
-        raise FileFault(path, where, f"found {shown(rows)} instead of an array", fix)
+        raise FileFault(path, where, f"found {shown(rows)} instead of a JSON array", fix)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise FileFault(path, where, f"row {number} is {shown(row)} instead of an object", fix)
-    return _columns(rows), False
+            raise FileFault(path, where, f"row {number} is {shown(row)} instead of a JSON object", fix)
+    return _columns_of(rows), False
 
 
-def _json(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_object, parse_int=_whole_number)
+def _parse_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object_of_pairs, parse_int=_whole_number)
 
 
 def _json_fault(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
-    return "lists or objects nested too deep" if isinstance(error, RecursionError) else said(error)
+    return "lists or objects are nested too deeply" if isinstance(error, RecursionError) else error_text(error)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _object_of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(shown(name) for name in names if names.count(name) > 1)} stands twice")
-    return found
+        raise ValueError(f"the key {next(shown(name) for name in names if names.count(name) > 1)} occurs twice")
+    return content
 
 
 def _whole_number(digits: str) -> int:
     if len(digits) > 100:
-        raise ValueError(f"a number of {len(digits):,} digits")
+        raise ValueError(f"a number with {len(digits):,} digits")
     return int(digits)
 
 
-def _columns(rows: list[dict[str, Any]]) -> Columns:
+def _columns_of(rows: list[dict[str, Any]]) -> Columns:
+    """Turn rows into columns; the value of a missing key is None."""
     names = dict.fromkeys(name for row in rows for name in row)
     return [(name, [row.get(name) for row in rows]) for name in names]
 
 
 def _from_csv(content: bytes, path: Path, where: str) -> tuple[Columns, bool]:
-    """Values between commas, or between what the header has instead of them."""
+    """Read values that are separated by commas, or by the delimiter that the header has instead."""
     text = as_text(content, path, where)
     header = text.lstrip("\r\n").split("\n", 1)[0]
-    return _delimited(text, next((each for each in DELIMITERS if each in header), ","), path, where)
+    return _delimited(text, next((delimiter for delimiter in DELIMITERS if delimiter in header), ","), path, where)
 
 
 def _from_tsv(content: bytes, path: Path, where: str) -> tuple[Columns, bool]:
@@ -114,7 +117,7 @@ def _delimited(text: str, delimiter: str, path: Path, where: str) -> tuple[Colum
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     fix = (
-        "write a header line, then as many values on each line; "
+        "write a header line, and on every further line one value for every column; "
         f'quote values that contain {DELIMITERS[delimiter]}, and write " as "" within quotes'
     )
     rows: list[list[str]] = []
@@ -122,11 +125,11 @@ def _delimited(text: str, delimiter: str, path: Path, where: str) -> tuple[Colum
         header = next((row for row in reader if row), [])
         for row in reader:
             if row and len(row) != len(header):
-                found = f"{len(row)} values under {len(header)} column names"
-                raise FileFault(path, where, found, fix, reader.line_num)
+                problem = f"{len(row)} values under {len(header)} column names"
+                raise FileFault(path, where, problem, fix, reader.line_num)
             rows += [row] if row else []
     except csv.Error as error:
-        raise FileFault(path, where, f"not valid CSV ({said(error)})", fix, reader.line_num) from error
+        raise FileFault(path, where, f"not valid CSV ({error_text(error)})", fix, reader.line_num) from error
     return [(name, [row[i] for row in rows]) for i, name in enumerate(header)], True
 
 
@@ -136,17 +139,19 @@ def _from_parquet(content: bytes, path: Path, where: str) -> tuple[Columns, bool
 
     try:
         table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content)).read()
-    except Exception as error:  # a damaged file fails in many ways
-        fix = "write it again, or give jsonl or csv"
-        raise FileFault(path, where, f"not a parquet file ({said(error)})", fix) from error
+    except Exception as error:  # damaged files raise many kinds of errors
+        fix = "write the file again, or give a jsonl or csv file"
+        raise FileFault(path, where, f"it is not a parquet file ({error_text(error)})", fix) from error
     columns = []
     for name, values in zip(table.column_names, table.columns, strict=True):
         try:
-            number = pyarrow.types.is_decimal(values.type)
-            columns.append((name, (values.cast(pyarrow.float64()) if number else values).to_pylist()))
+            decimal = pyarrow.types.is_decimal(values.type)
+            columns.append((name, (values.cast(pyarrow.float64()) if decimal else values).to_pylist()))
         except Exception as error:
-            found = f"the column {shown(name)} cannot be read ({said(error)})"
-            raise FileFault(path, where, found, "write it again as text or numbers, or leave it out") from error
+            problem = f"the column {shown(name)} cannot be read ({error_text(error)})"
+            raise FileFault(
+                path, where, problem, "write the column again as text or numbers, or leave it out"
+            ) from error
     return columns, False
 
 

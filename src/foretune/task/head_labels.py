@@ -1,4 +1,8 @@
-"""The order of classes: that of the model's trained head, if it has one for these labels."""
+"""Matches the order of the classes with the model's trained head.
+
+The head is the last part of a classifier; it has one output for every class. A head that was trained for the labels of
+the data already has an order of classes.
+"""
 
 import re
 from collections.abc import Sequence
@@ -7,11 +11,18 @@ from dataclasses import replace
 from transformers import PreTrainedConfig
 
 from foretune.task.data import RawData
-from foretune.task.labels import folded
+from foretune.task.labels import normalised
 
 
 def head_labels(config: PreTrainedConfig) -> tuple[str, ...] | None:
-    """The labels of a model's outputs in their order; None where its config has only numbers or ``LABEL_0``, ..."""
+    """The labels of a model's outputs, in the order of the outputs.
+
+    Args:
+        config: The model's config.
+
+    Returns:
+        The labels; None if the config has only numbers or the names ``LABEL_0``, ``LABEL_1``, ...
+    """
     names = {int(number): str(name) for number, name in (config.id2label or {}).items()}
     if set(names) != set(range(len(names))):
         return None
@@ -20,16 +31,23 @@ def head_labels(config: PreTrainedConfig) -> tuple[str, ...] | None:
 
 
 def in_order_of_head(raw: RawData, head: Sequence[str] | None) -> RawData:
-    """The same data with classes numbered as the head numbers them, where its labels are those of the data.
+    """Number the classes as the head does, if the head has the labels of the data.
 
-    Differences that are hard to see, such as capital letters, do not count. Labels that are numbers from 0 keep their
-    order, as they are the head's numbers.
+    Differences that are hard to see, such as capital letters, are ignored. Labels that are numbers from 0 keep their
+    order, because they are the numbers of the head's outputs.
+
+    Args:
+        raw: The data.
+        head: The labels of the head, see ``head_labels``.
+
+    Returns:
+        The data with the head's order of classes; unchanged if the labels differ.
     """
-    if raw.labels is None or head is None or not _same(raw.labels, head):
+    if raw.labels is None or head is None or not _same_labels(raw.labels, head):
         return raw
-    place = {folded(label): number for number, label in enumerate(head)}
-    new = [place[folded(label)] for label in raw.labels]
-    names = sorted(raw.labels, key=lambda label: place[folded(label)])
+    position = {normalised(label): number for number, label in enumerate(head)}
+    new = [position[normalised(label)] for label in raw.labels]
+    names = sorted(raw.labels, key=lambda label: position[normalised(label)])
     return replace(
         raw,
         labels=tuple(names),
@@ -39,27 +57,31 @@ def in_order_of_head(raw: RawData, head: Sequence[str] | None) -> RawData:
 
 
 def head_warning(labels: Sequence[str], head: Sequence[str] | None, model: str) -> str | None:
-    """What to say where a trained head is used for labels that are not known to be its own.
+    """The warning about a trained head whose labels may differ from those of the data.
 
     Args:
-        labels: Of the data, in the order of the classes.
-        head: Of the model's config, see ``head_labels``.
-        model: What messages call the model.
+        labels: The labels of the data, in the order of the classes.
+        head: The labels of the head, see ``head_labels``.
+        model: Name of the model in messages.
+
+    Returns:
+        The warning; None if the labels are the same or the data's labels are numbers from 0.
     """
-    if _same(labels, head or ()) or _numbers(labels):
+    if _same_labels(labels, head or ()) or _are_numbers(labels):
         return None
     order = ", ".join(f"{number} = {label}" for number, label in enumerate(labels))
-    its = f"labels are {', '.join(head)}" if head else "labels have no names"
+    head_text = f"labels are {', '.join(head)}" if head else "labels have no names"
     return (
-        f"{model} has a trained head whose {its}: training starts from it with the data's labels in the order {order}. "
-        f"Give the base model to start from a new head, or write the order that is meant into id2label of config.json"
+        f"{model} has a trained head whose {head_text}: training starts from it, with the data's labels "
+        f"in the order {order}. Give the base model to start from a new head, or write the right order into "
+        "id2label of config.json"
     )
 
 
-def _same(labels: Sequence[str], head: Sequence[str]) -> bool:
-    ours, its = ({folded(label) for label in each} for each in (labels, head))
-    return ours == its and len(ours) == len(labels) == len(head)
+def _same_labels(labels: Sequence[str], head: Sequence[str]) -> bool:
+    label_set, head_set = ({normalised(label) for label in names} for names in (labels, head))
+    return label_set == head_set and len(label_set) == len(labels) == len(head)
 
 
-def _numbers(labels: Sequence[str]) -> bool:
+def _are_numbers(labels: Sequence[str]) -> bool:
     return list(labels) == [str(number) for number in range(len(labels))]

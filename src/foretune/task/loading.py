@@ -1,4 +1,4 @@
-"""From ``run.yaml`` to a task, checked from end to end before anything is computed."""
+"""Loads a task from ``run.yaml`` and checks all of it before anything is computed."""
 
 import functools
 from collections.abc import Sequence
@@ -19,9 +19,14 @@ from foretune.task.task import Task
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A task with what was learnt while loading it: config, data numbers, what each candidate adapts.
+    """A task, with the facts that were gathered while it was loaded.
 
-    ``warnings`` are sentences about what can be used and may be a mistake, the worst first.
+    Attributes:
+        config: The config of the run file.
+        task: The task.
+        data: The tokenised data with its counts.
+        adaptations: What peft adapts and trains, one entry for every candidate.
+        warnings: One sentence for everything that can be used but may be a mistake, the worst first.
     """
 
     config: RunConfig
@@ -34,17 +39,30 @@ class LoadedRun:
 def load_task(path: str | Path, candidate_names: Sequence[str] | None = None) -> Task:
     """Load and check the fine-tune that a ``run.yaml`` describes.
 
-    Anything wrong in the file, the data, the model or a candidate is an ``InputError`` that names it.
+    A mistake in the file, the data, the model or a candidate raises an ``InputError``, which names it.
 
     Args:
         path: The YAML file; relative paths in it start at its folder.
-        candidate_names: Keep only these candidates; all when None.
+        candidate_names: Load only the candidates with these names; None for all.
+
+    Returns:
+        The task.
     """
     return load_run(path, candidate_names).task
 
 
 def load_run(path: str | Path, candidate_names: Sequence[str] | None = None) -> LoadedRun:
-    """Like ``load_task``, with what was learnt on the way."""
+    """Load and check the fine-tune that a ``run.yaml`` describes, and gather facts for warnings and reports.
+
+    A mistake in the file, the data, the model or a candidate raises an ``InputError``, which names it.
+
+    Args:
+        path: The YAML file; relative paths in it start at its folder.
+        candidate_names: Load only the candidates with these names; None for all.
+
+    Returns:
+        The loaded run.
+    """
     source = str(path)
     config = load_config(path)
     candidates = build_candidates(config, candidate_names)
@@ -79,13 +97,16 @@ def load_run(path: str | Path, candidate_names: Sequence[str] | None = None) -> 
         max_length=config.data.max_length,
         name=Path(path).resolve().parent.name if Path(path).stem == "run" else Path(path).stem,
     )
-    adaptations = tuple(adaptation(model, candidate, _field(source, config, candidate)) for candidate in candidates)
+    adaptations = tuple(
+        adaptation(model, candidate, _peft_field(source, config, candidate)) for candidate in candidates
+    )
     about_model = model_warnings(loaded, data.labels, head, candidates, adaptations)
     warnings = (*about_model, *data_warnings(raw, data), *config.notes)
     return LoadedRun(config, task, data, adaptations, warnings)
 
 
-def _field(source: str, config: RunConfig, candidate: Candidate) -> str:
+def _peft_field(source: str, config: RunConfig, candidate: Candidate) -> str:
+    """The peft section of a candidate in messages: its own or, without one, that of the base."""
     spec = next(spec for spec in config.candidates if spec.name == candidate.name)
     index = config.candidates.index(spec)
     return f"{source}: candidates[{index}] ({spec.name}).peft" if spec.peft else f"{source}: peft"

@@ -1,4 +1,4 @@
-"""Which modules a candidate adapts, found by asking peft itself on a copy of the model without weights."""
+"""Finds the modules that a candidate adapts: peft adapts a copy of the model without weights."""
 
 import copy
 import warnings
@@ -18,7 +18,15 @@ from foretune.task.module_names import HEAD_NAMES, adaptable, check_names, layer
 
 @dataclass(frozen=True)
 class AdaptedModule:
-    """A module that gets an adapter: its name in the base model, its sizes, the adapter's rank and size."""
+    """A module that gets an adapter.
+
+    Attributes:
+        name: Name of the module in the model without adapters.
+        num_inputs: Number of input features.
+        num_outputs: Number of output features.
+        rank: Rank of the adapter.
+        num_parameters: Number of parameters of the adapter.
+    """
 
     name: str
     num_inputs: int
@@ -29,7 +37,13 @@ class AdaptedModule:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What peft makes of a model: the adapted modules, the heads trained whole, all that trains."""
+    """What peft adapts and trains in a model.
+
+    Attributes:
+        modules: The adapted modules.
+        heads: Names of the modules that are trained in full, usually the head.
+        num_trainable: Number of trained parameters.
+    """
 
     modules: tuple[AdaptedModule, ...]
     heads: tuple[str, ...]
@@ -37,18 +51,21 @@ class Adaptation:
 
 
 def adaptation(model: PreTrainedModel, candidate: Candidate, where: str) -> Adaptation:
-    """Match a candidate's config against a model; neither is changed and no weight is copied.
+    """Find what a candidate's adapter config adapts in a model; both stay unchanged, and no weights are copied.
 
     Args:
         model: The model without adapters.
-        candidate: Whose config is matched.
-        where: How messages call the candidate's peft section, such as ``run.yaml: peft``.
+        candidate: The candidate.
+        where: Name of the candidate's peft section in messages, such as ``run.yaml: peft``.
+
+    Returns:
+        The adapted modules, the modules that are trained in full, and the number of trained parameters.
 
     Raises:
-        InputError: A target matches nothing, a layer does not exist, or peft refuses the combination.
+        InputError: A target matches no module, a layer does not exist, or peft refuses the config.
     """
     config = candidate.peft_config()
-    config.init_lora_weights = True  # data- and weight-dependent initialisations change no shape
+    config.init_lora_weights = True  # initialisations that need data or weights do not change shapes
     targets = config.target_modules
     if targets is not None and not targets:
         raise InputError(f"{where}.target_modules", "it is empty", f"target some of: {', '.join(adaptable(model))}")
@@ -62,32 +79,34 @@ def adaptation(model: PreTrainedModel, candidate: Candidate, where: str) -> Adap
         reason = " ".join(str(error).split())
         if "layers_to_transform" in reason or "layers_pattern" in reason:
             layers = sorted(layer_numbers(names))
-            found = f"none of the layers {config.layers_to_transform} has the target modules"
-            raise InputError(f"{where}.layers_to_transform", found, f"write {_span(layers)}") from error
+            problem = f"none of the layers {config.layers_to_transform} has the target modules"
+            raise InputError(f"{where}.layers_to_transform", problem, _layers_advice(layers)) from error
         if "modules_to_save cannot be applied" in reason:  # DistilBERT's pre_classifier ends in "classifier"
             heads = [name for name in names if "." not in name and name.endswith(HEAD_NAMES)]
-            found = f"{_listed(targets)} also targets the head ({', '.join(heads)}), which is trained whole"
+            problem = f"{_listed(targets)} also targets the head ({', '.join(heads)}), which is trained in full"
             raise InputError(
                 f"{where}.target_modules",
-                found,
+                problem,
                 f"leave it out, or add exclude_modules: [{', '.join(heads)}]",
             ) from error
         if config.layer_replication and "layers attribute" in reason:
-            found = f"peft repeats layers of Llama, BERT and Falcon only, not of {type(model).__name__}"
-            raise InputError(f"{where}.layer_replication", found, "leave it out") from error
+            problem = f"peft repeats layers of Llama, BERT and Falcon only, not of {type(model).__name__}"
+            raise InputError(f"{where}.layer_replication", problem, "leave it out") from error
         if "target" in reason.lower():
-            shown = "not given" if targets is None else _listed(targets)
-            found = f"{shown} cannot be adapted ({reason[:300].rstrip('.')})"
+            problem = "not given, which peft refuses" if targets is None else f"{_listed(targets)} cannot be adapted"
+            problem += f" ({reason[:300].rstrip('.')})"
             fix = f"target some of: {', '.join(adaptable(model))}; or all-linear"
-            raise InputError(f"{where}.target_modules", found, fix) from error
-        raise InputError(where, f"peft refuses it ({reason[:300].rstrip('.')})", "change the keys it names") from error
-    result = _read(adapted)
+            raise InputError(f"{where}.target_modules", problem, fix) from error
+        raise InputError(
+            where, f"peft refuses it ({reason[:300].rstrip('.')})", "change the keys that are named there"
+        ) from error
+    result = _adaptation_of(adapted)
     _check_layers(config.layers_to_transform, result, names, where)
     return result
 
 
 def skeleton(model: nn.Module) -> nn.Module:
-    """A copy of the module tree whose tensors have shapes but no storage (device ``meta``)."""
+    """Copy a tree of modules without its weights: tensors of the copy have shapes but no storage (device ``meta``)."""
     memo: dict[int, object] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
@@ -96,7 +115,8 @@ def skeleton(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _read(adapted: PeftModel) -> Adaptation:
+def _adaptation_of(adapted: PeftModel) -> Adaptation:
+    """Read the adapted modules and the trained parameters of a peft model."""
     modules, heads = [], []
     for name, module in adapted.get_base_model().named_modules():
         if isinstance(module, ModulesToSaveWrapper):
@@ -109,32 +129,45 @@ def _read(adapted: PeftModel) -> Adaptation:
     return Adaptation(tuple(modules), tuple(heads), trainable)
 
 
-def _check_layers(asked: list[int] | int | None, result: Adaptation, names: list[str], where: str) -> None:
-    if asked is None:
+def _check_layers(layers: list[int] | int | None, result: Adaptation, names: list[str], where: str) -> None:
+    """Check that every layer in ``layers_to_transform`` has an adapted module.
+
+    Raises:
+        InputError: A layer has no adapted module.
+    """
+    if layers is None:
         return
     reached = layer_numbers(module.name for module in result.modules)
-    absent = sorted(set([asked] if isinstance(asked, int) else asked) - reached)
-    if absent:
-        found = f"layer {', '.join(map(str, absent))} has no such module"
-        raise InputError(f"{where}.layers_to_transform", found, f"write {_span(sorted(layer_numbers(names)))}")
+    missing = sorted(set([layers] if isinstance(layers, int) else layers) - reached)
+    if missing:
+        problem = f"layer {', '.join(map(str, missing))} has no target module"
+        raise InputError(f"{where}.layers_to_transform", problem, _layers_advice(sorted(layer_numbers(names))))
 
 
 def _check_replication(ranges: object, layers: int, where: str) -> None:
-    """See that the layers to repeat are there; peft does not look.
+    """Check that the layers to repeat exist, which peft does not check.
 
     Raises:
-        InputError: They are not.
+        InputError: A range of layers is not valid.
     """
-    for span in ranges if isinstance(ranges, list) else ():
-        pair = isinstance(span, list | tuple) and len(span) == 2 and all(isinstance(end, int) for end in span)
-        if not pair or not 0 <= span[0] < span[1] <= layers:
-            fix = f"write pairs of a first layer and the one behind the last, from 0 to {layers}, such as [0, {layers}]"
-            raise InputError(f"{where}.layer_replication", f"found {span}", fix)
+    for layer_range in ranges if isinstance(ranges, list) else ():
+        pair = (
+            isinstance(layer_range, list | tuple)
+            and len(layer_range) == 2
+            and all(isinstance(end, int) for end in layer_range)
+        )
+        if not pair or not 0 <= layer_range[0] < layer_range[1] <= layers:
+            fix = (
+                f"write pairs of the first layer and the one after the last, from 0 to {layers}, such as [0, {layers}]"
+            )
+            raise InputError(f"{where}.layer_replication", f"found {layer_range}", fix)
 
 
 def _listed(targets: set[str] | list[str] | str | None) -> str:
     return targets if isinstance(targets, str) else f"[{', '.join(sorted(targets or ()))}]"
 
 
-def _span(layers: list[int]) -> str:
-    return f"layers from {layers[0]} to {layers[-1]}" if layers else "no layers_to_transform: this model numbers none"
+def _layers_advice(layers: list[int]) -> str:
+    if layers:
+        return f"write layers from {layers[0]} to {layers[-1]}"
+    return "leave layers_to_transform out: the layers of this model have no numbers"

@@ -1,4 +1,4 @@
-"""What is surprising in a model that can be used: parts that stay random, a trained head with other labels."""
+"""Warns about models that can be used but may be a mistake: parts stay random, or a trained head has other labels."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,7 +9,7 @@ from foretune.task.head_labels import head_warning
 from foretune.task.matching import Adaptation
 from foretune.task.model import LoadedModel
 from foretune.task.pooling import MeanPooledClassifier
-from foretune.task.weights import is_new
+from foretune.task.weights import in_head_or_pooler
 
 
 def model_warnings(
@@ -19,56 +19,62 @@ def model_warnings(
     candidates: Sequence[Candidate],
     adaptations: Sequence[Adaptation],
 ) -> tuple[str, ...]:
-    """What to tell about the model of a run before anything is spent on it.
+    """Find probable mistakes in the choice of a model.
 
     Args:
         loaded: The model as it was loaded.
-        labels: Names of the classes, None for regression.
-        head_labels: Those of the model's own head, if it has any.
-        candidates: The ways it could be run.
-        adaptations: What each of these adapts.
+        labels: The names of the classes; None for regression.
+        head_labels: The labels of the model's own head; None if it has none.
+        candidates: The candidates of the run.
+        adaptations: What peft adapts and trains, one entry for every candidate.
+
+    Returns:
+        The warnings, one sentence each.
     """
-    model, found = loaded.model, []
-    untrained: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    model, warnings = loaded.model, []
+    names_by_parts: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for candidate, adaptation in zip(candidates, adaptations, strict=True):
         parts = untrained_parts(loaded.drawn, model, adaptation.heads)
         if parts:
-            untrained.setdefault((parts, adaptation.heads), []).append(candidate.name)
-    for (parts, heads), names in untrained.items():
+            names_by_parts.setdefault((parts, adaptation.heads), []).append(candidate.name)
+    for (parts, heads), names in names_by_parts.items():
         prefix = "" if len(names) == len(candidates) else f"{', '.join(names)}: "
-        found.append(prefix + _untrained(parts, model, heads))
+        warnings.append(prefix + _untrained_warning(parts, model, heads))
     if loaded.unused:
-        found.append(
-            f"{len(loaded.unused)} tensors of the weights file, such as {loaded.unused[0]}, are of layers that "
-            "config.json does not have, and are left out: correct num_hidden_layers if the whole model is meant"
+        warnings.append(
+            f"{len(loaded.unused)} tensors of the weights file, such as {loaded.unused[0]}, belong to layers that "
+            "config.json does not have, and are left out: correct num_hidden_layers to use the whole model"
         )
-    trained_head = not any(is_new(name, model) for name in loaded.drawn)
+    trained_head = not any(in_head_or_pooler(name, model) for name in loaded.drawn)
     if labels is not None and trained_head:
-        found += filter(None, [head_warning(labels, head_labels, type(model).__name__)])
-    return tuple(found)
+        warnings += filter(None, [head_warning(labels, head_labels, type(model).__name__)])
+    return tuple(warnings)
 
 
 def untrained_parts(names: Iterable[str], model: PreTrainedModel, heads: Sequence[str]) -> tuple[str, ...]:
-    """The parts of a model that were drawn at random and are not trained, by the names that peft knows them by.
+    """Find the parts of a model that were drawn at random and are not trained.
 
     Args:
-        names: The parameters that were drawn.
+        names: Names of the parameters that were drawn at random.
         model: The classifier.
-        heads: The modules that are trained in full.
+        heads: Names of the modules that are trained in full.
+
+    Returns:
+        Names of the parts, as peft's ``modules_to_save`` takes them.
     """
-    if isinstance(model, MeanPooledClassifier):  # it does not use the pooler
+    if isinstance(model, MeanPooledClassifier):  # this model does not use the pooler
         return ()
     prefix = f"{model.base_model_prefix}."
-    left = [name for name in names if not any(name.startswith(f"{head}.") for head in heads)]
-    return tuple(dict.fromkeys("pooler" if name.startswith(prefix) else name.split(".")[0] for name in left))
+    untrained = [name for name in names if not any(name.startswith(f"{head}.") for head in heads)]
+    return tuple(dict.fromkeys("pooler" if name.startswith(prefix) else name.split(".")[0] for name in untrained))
 
 
-def _untrained(parts: Sequence[str], model: PreTrainedModel, heads: Sequence[str]) -> str:
-    """What these parts are, and what can be done about them."""
+def _untrained_warning(parts: Sequence[str], model: PreTrainedModel, heads: Sequence[str]) -> str:
+    """The warning about parts that stay random."""
     save = ", ".join([*parts, *(head.rsplit(".", 1)[-1] for head in heads)])
-    are, they, them = ("is", "it stays", "it") if len(parts) == 1 else ("are", "they stay", "them")
+    are, they_stay, them = ("is", "it stays", "it") if len(parts) == 1 else ("are", "they stay", "them")
     return (
-        f"{' and '.join(parts)} of {type(model).__name__} {are} not in the weights file. Drawn at random and not "
-        f"trained, {they} random: write peft: {{modules_to_save: [{save}]}} to train {them}, "
-        "or model: {pooling: mean} to do without"
+        f"{' and '.join(parts)} of {type(model).__name__} {are} not in the weights file and "
+        f"{are} not trained, so that {they_stay} random: write peft: {{modules_to_save: [{save}]}} to train {them}, "
+        "or model: {pooling: mean} to use the mean of the token features instead"
     )

@@ -1,4 +1,4 @@
-"""A classifier on the mean of the tokens, for sentence encoders whose own pooler says little."""
+"""A classifier on the mean of the token features, for sentence encoders whose own pooler is of little use."""
 
 import inspect
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-INITIALISED = "_is_hf_initialized"  # transformers' own mark: keeps post_init from drawing these weights anew
+INITIALISED = "_is_hf_initialized"  # transformers' attribute that keeps post_init from drawing weights again
 
 
 class MeanPooledClassifier(PreTrainedModel):
@@ -15,19 +15,20 @@ class MeanPooledClassifier(PreTrainedModel):
 
     .. math:: f(x) = W \frac{\sum_t m_t h_t(x)}{\sum_t m_t} + b
 
-    with the attention mask :math:`m`. The loss is the one of the library's own classifiers: cross-entropy, or
-    the mean squared error when there is one output.
+    W and b are the weight and bias of the linear layer, :math:`h_t(x)` is the last hidden state of token t, and
+    :math:`m_t` is 1 for real tokens and 0 for padding (the attention mask). The loss is that of transformers' own
+    classifiers: cross-entropy, or mean squared error for a single output.
 
     Args:
         config: The encoder's config with ``num_labels`` set.
-        encoder: The pretrained model without a pooling layer, of which only the encoder is used; built untrained from
-            ``config`` when None.
+        encoder: The pretrained model without a pooling layer; of an encoder-decoder model only the encoder is used.
+            None builds an untrained encoder from ``config``.
     """
 
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True  # the encoder has made its own, stricter check of these by the time it is wrapped
+    _supports_sdpa = True  # the encoder has already checked whether it supports these
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
@@ -57,7 +58,7 @@ class MeanPooledClassifier(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> SequenceClassifierOutput | tuple[Any, ...]:
-        """Logits and, given ``labels``, the mean loss; the signature is the one peft's wrapper calls."""
+        """Compute the logits and, if ``labels`` are given, the mean loss; peft calls it with these arguments."""
         options: dict[str, Any] = {
             "output_attentions": output_attentions,
             "output_hidden_states": output_hidden_states,
@@ -85,32 +86,34 @@ class MeanPooledClassifier(PreTrainedModel):
 
 
 def mean_over_tokens(hidden: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The mean of ``hidden`` (n, t, d) over the tokens whose mask is 1, as (n, d)."""
+    """Average ``hidden`` (examples, tokens, features) over the tokens whose mask is 1; None means all tokens."""
     if attention_mask is None:
         return hidden.mean(dim=1)
-    mask = attention_mask.to(hidden.dtype).unsqueeze(-1)  # (n, t, 1)
+    mask = attention_mask.to(hidden.dtype).unsqueeze(-1)
     return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
 def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The part that reads texts: the encoder of a model that has a decoder too (T5, BART), else the model itself."""
-    if not (hasattr(model, "encoder") and hasattr(model, "decoder")):  # configs of encoders alone say that they are it
+    """The encoder of an encoder-decoder model (T5, BART); any other model itself."""
+    if not (
+        hasattr(model, "encoder") and hasattr(model, "decoder")
+    ):  # config.is_encoder_decoder is true of an encoder alone too
         return model
     encoder: PreTrainedModel = model.get_encoder()
     return encoder
 
 
 def pooling_option(config: PreTrainedConfig) -> dict[str, bool]:
-    """``add_pooling_layer=False`` for encoders that know it, so that no unused pooler is built."""
+    """The option that keeps an encoder from building a pooler, for encoders that have this option."""
     encoder_class: Any = AutoModel._model_mapping.get(type(config), None)
     if isinstance(encoder_class, tuple):
         encoder_class = encoder_class[0]
-    knows = encoder_class is not None and "add_pooling_layer" in inspect.signature(encoder_class).parameters
-    return {"add_pooling_layer": False} if knows else {}
+    has_option = encoder_class is not None and "add_pooling_layer" in inspect.signature(encoder_class).parameters
+    return {"add_pooling_layer": False} if has_option else {}
 
 
 def head_dropout(config: PreTrainedConfig) -> float:
-    """The dropout before the head, by the library's usual rule; 0 where the config has none."""
+    """The dropout rate before the head, from the config key that transformers uses; 0 if the config has none."""
     for name in ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob"):
         rate = getattr(config, name, None)
         if rate is not None:

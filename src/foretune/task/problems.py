@@ -1,4 +1,4 @@
-"""Everything wrong with an input, gathered and said once, in the user's words rather than the parser's."""
+"""Collects all mistakes in an input and reports them in one message, in the user's words instead of the parser's."""
 
 import difflib
 import re
@@ -11,8 +11,8 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from foretune.errors import InputError, shortened
 
-MOST_LISTED = 10  # problems in one message, with so many characters each:
-LONGEST = 250
+MOST_LISTED = 10  # problems that one message lists
+LONGEST = 250  # characters of a listed problem
 WHAT_TO_WRITE = {
     "string_type": "text, in quotes if it looks like something else",
     "int_type": "a whole number",
@@ -24,7 +24,7 @@ WHAT_TO_WRITE = {
     "dict_type": "a mapping of keys to values",
     "model_type": "a mapping of keys to values",
 }
-ALIASES = {  # what people call a thing elsewhere, without the characters between words
+ALIASES = {  # names that people use for a key or a value, without blanks, dashes and underscores
     "rank": "r",
     "lorar": "r",
     "alpha": "lora_alpha",
@@ -59,7 +59,13 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: the dotted field (or ""), what was found there, and what to write instead."""
+    """One mistake in an input.
+
+    Attributes:
+        field: The dotted name of the field, such as ``peft.r``; empty if the mistake has no field.
+        found: What is wrong, such as ``found 0``.
+        fix: What to write instead.
+    """
 
     field: str
     found: str
@@ -67,7 +73,11 @@ class Problem:
 
 
 def raise_problems(source: str, problems: Sequence[Problem]) -> NoReturn:
-    """Raise one error that lists all ``problems``, at least one, found in the file ``source``.
+    """Raise one error that lists the problems of a file.
+
+    Args:
+        source: Name of the file in messages.
+        problems: One or more problems.
 
     Raises:
         InputError: Always.
@@ -75,50 +85,67 @@ def raise_problems(source: str, problems: Sequence[Problem]) -> NoReturn:
     if len(problems) == 1:
         (problem,) = problems
         raise InputError(f"{source}: {problem.field}" if problem.field else source, problem.found, problem.fix)
-    first = [shortened(f"({i}) {p.field}: {p.found}, {p.fix}", LONGEST) for i, p in enumerate(problems, start=1)]
+    parts = [shortened(f"({i}) {p.field}: {p.found}, {p.fix}", LONGEST) for i, p in enumerate(problems, start=1)]
     rest = len(problems) - MOST_LISTED
-    listed = "; ".join(first[:MOST_LISTED]) + (f"; and {rest} more" if rest > 0 else "")
-    raise InputError(source, f"{len(problems)} problems: {listed}", "correct each of them")
+    listed = "; ".join(parts[:MOST_LISTED]) + (f"; and {rest} more" if rest > 0 else "")
+    raise InputError(source, f"{len(problems)} problems: {listed}", "correct all of them")
 
 
 def shown(value: Any) -> str:
-    """A value as it may appear in a message: short, and quoted when it is text."""
+    """A value for a message: shortened, and in quotes if it is text."""
     try:
         return shortened(repr(value), 60)
     except ValueError:  # Python refuses to write whole numbers of more than some thousand digits
-        return "a whole number of thousands of digits"
+        return "a whole number with thousands of digits"
 
 
-def said(error: Exception) -> str:
-    """What another package's error says, on one line and without its last full stop."""
+def error_text(error: Exception) -> str:
+    """The message of another package's error, on one line and without the full stop at its end."""
     if isinstance(error, KeyError):  # its text is only the key
         return f"{error} is missing"
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """What to write instead of ``name``: the nearest valid name if one is near, and the names there are."""
+    """Say what to write instead of an invalid name.
+
+    Args:
+        name: The invalid name.
+        valid: The valid names.
+
+    Returns:
+        Advice for a message, such as ``write eval, the nearest of: train, eval``. It names the most similar valid name,
+        if one is similar, and lists the first valid names.
+    """
     names = list(valid)
-    folded = {candidate.lower(): candidate for candidate in reversed(names)}
+    lowercase = {candidate.lower(): candidate for candidate in reversed(names)}
     wanted = str(name)[:100].lower()
     alias = ALIASES.get(re.sub(r"[\s_-]", "", wanted))
-    close = [alias] if alias in names else difflib.get_close_matches(wanted, list(folded), n=1, cutoff=0.6)
-    listed = ", ".join(shortened(one, 60) for one in names[:12]) + (
+    close = [alias] if alias in names else difflib.get_close_matches(wanted, list(lowercase), n=1, cutoff=0.6)
+    listed = ", ".join(shortened(valid_name, 60) for valid_name in names[:12]) + (
         f" and {len(names) - 12} more" if len(names) > 12 else ""
     )
     if close and close[0] is not None:
-        best = folded[close[0].lower()]
+        best = lowercase[close[0].lower()]
         return f"write {best}, the nearest valid one" if len(names) > 12 else f"write {best}, the nearest of: {listed}"
     return f"write one of: {listed}"
 
 
-def custom(found: str, fix: str) -> PydanticCustomError:
-    """The error for a pydantic validator to raise when it knows the words itself."""
+def custom_error(found: str, fix: str) -> PydanticCustomError:
+    """The error of a pydantic validator that words its message itself; the arguments are those of ``Problem``."""
     return PydanticCustomError("foretune", "see the context", {"found": found, "fix": fix})
 
 
 def from_validation(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
-    """Translate pydantic's errors about ``root`` into problems with dotted fields and valid alternatives."""
+    """Translate pydantic's errors into problems with dotted fields and valid alternatives.
+
+    Args:
+        error: The errors of one validation.
+        root: The model class that was validated.
+
+    Returns:
+        One problem for every error.
+    """
     return [_translate(item, root) for item in error.errors(include_url=False)]
 
 
@@ -141,7 +168,7 @@ def _translate(item: ErrorDetails, root: type[BaseModel]) -> Problem:
 
 
 def dotted(location: Iterable[str | int]) -> str:
-    """``("candidates", 0, "name")`` as ``candidates[0].name``."""
+    """Write a location such as ``("candidates", 0, "name")`` as ``candidates[0].name``."""
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
@@ -149,7 +176,7 @@ def dotted(location: Iterable[str | int]) -> str:
 
 
 def _model_at(root: type[BaseModel], location: Iterable[str | int]) -> type[BaseModel]:
-    """Follow field names (and list indices, which change nothing) down to the model that lies there."""
+    """The pydantic model at a location: field names lead from model to model, and list indices are skipped."""
     model = root
     for part in location:
         if isinstance(part, str) and part in model.model_fields:

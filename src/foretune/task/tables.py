@@ -1,4 +1,4 @@
-"""Splits as tables: rows from files and from the hub, under columns of different names."""
+"""Reads a split (the training or the evaluation rows) from a file or from the hub into a table of named columns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,9 +7,9 @@ from typing import Any
 
 from foretune.errors import InputError
 from foretune.task.config import TableSpec
-from foretune.task.files import FileFault, read_file, unpacked
+from foretune.task.files import FileFault, decompressed, read_file
 from foretune.task.formats import FORMATS, Columns
-from foretune.task.problems import said, shown
+from foretune.task.problems import error_text, shown
 
 SUFFIXES = tuple(FORMATS)
 FIX = "give a jsonl, json, csv, tsv or parquet file; relative paths start at the folder of the YAML file"
@@ -17,13 +17,13 @@ FIX = "give a jsonl, json, csv, tsv or parquet file; relative paths start at the
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by column.
+    """A table of rows, stored by column.
 
     Args:
-        source: How messages call it: the file's path or the data set's name.
-        columns: Every column as a list with one value per row; ``None`` where a row has none.
-        class_names: The names behind integer labels, for the columns where the hub gives them.
-        untyped: All values are text, as in a csv file.
+        source: The table's name in messages: the file's path or the data set's name.
+        columns: Every column as a list with one value per row; ``None`` where a row has no value.
+        class_names: For columns of integer labels to which the hub gives names: the names.
+        untyped: Whether all values are text, as in a csv file.
     """
 
     source: str
@@ -35,16 +35,23 @@ class Table:
         return len(next(iter(self.columns.values()), []))
 
     def head(self, rows: int | None) -> "Table":
-        """The first ``rows`` rows; all of them when None."""
+        """A table of the first ``rows`` rows; the whole table for None."""
         columns = {name: values[:rows] for name, values in self.columns.items()}
         return Table(self.source, columns, self.class_names, self.untyped)
 
 
 def read_table(spec: TableSpec, where: str) -> Table:
-    """Read a split; ``where`` is the field that names it, such as ``run.yaml: data.train``.
+    """Read a split.
+
+    Args:
+        spec: The file or the data set of the hub.
+        where: The field that names the split, such as ``run.yaml: data.train``.
+
+    Returns:
+        The rows.
 
     Raises:
-        InputError: It is missing, unreadable, malformed or empty.
+        InputError: The split is missing, unreadable, malformed or empty.
     """
     table = _from_hub(spec, where) if spec.path is None else _from_file(Path(spec.path), where)
     if len(table) == 0:
@@ -53,33 +60,34 @@ def read_table(spec: TableSpec, where: str) -> Table:
 
 
 def _from_file(path: Path, where: str) -> Table:
-    """The rows of a file, read as its suffix says; ``.gz`` may follow where it is text.
+    """Read a file in the format of its suffix; text formats may be compressed and end in ``.gz``.
 
     Raises:
-        InputError: It has another suffix.
-        FileFault: It is not what its suffix says.
+        InputError: There is no format with this suffix.
+        FileFault: The content does not fit the suffix.
     """
-    packed = path.suffix.lower() == ".gz"
-    suffix = Path(path.stem).suffix.lower() if packed else path.suffix.lower()
-    if suffix not in FORMATS or (packed and suffix == ".parquet"):
-        found = f"{path} has the suffix {path.suffix!r}" if path.suffix else f"{path} has no suffix"
-        fix = f"give a file that ends in {', '.join(SUFFIXES)}, or one of the text formats with .gz after it"
-        raise InputError(where, found, fix)
+    compressed = path.suffix.lower() == ".gz"
+    suffix = Path(path.stem).suffix.lower() if compressed else path.suffix.lower()
+    if suffix not in FORMATS or (compressed and suffix == ".parquet"):
+        problem = f"{path} has the suffix {path.suffix!r}" if path.suffix else f"{path} has no suffix"
+        fix = f"give a file that ends in {', '.join(SUFFIXES)}; compressed text files end in .gz after that"
+        raise InputError(where, problem, fix)
     content = read_file(path, where, FIX)
     if content.startswith(b"version https://git-lfs"):
-        raise FileFault(path, where, "it only points to the data (Git LFS)", "fetch the data with git lfs pull")
-    content = unpacked(content, path, where) if packed else content
+        raise FileFault(path, where, "it is a Git LFS pointer instead of the data", "fetch the data with git lfs pull")
+    content = decompressed(content, path, where) if compressed else content
     if content.startswith(b"\x1f\x8b"):
-        raise FileFault(path, where, "it is compressed with gzip", "unpack it" if packed else "let its name end in .gz")
+        problem = "it is compressed twice with gzip" if compressed else "it is compressed with gzip"
+        raise FileFault(path, where, problem, "decompress it once" if compressed else "let its name end in .gz")
     columns, untyped = FORMATS[suffix](content, path, where)
     return Table(str(path), _by_name(columns, str(path), where), untyped=untyped)
 
 
 def _by_name(columns: Columns, source: str, where: str) -> dict[str, list[Any]]:
-    """Columns by their names, in which blanks before and after make no difference.
+    """Put columns into a dictionary; blanks before and after a name are dropped.
 
     Raises:
-        FileFault: Two have the same name.
+        FileFault: Two columns have the same name.
     """
     named: dict[str, list[Any]] = {}
     for name, values in columns:
@@ -97,12 +105,16 @@ def _from_hub(spec: TableSpec, where: str) -> Table:
     source = "/".join(part for part in (spec.hub, spec.name, spec.split) if part)
     try:
         dataset = datasets.load_dataset(str(spec.hub), spec.name, split=spec.split)
-    except Exception as error:  # the hub, the network and the data set's own files each fail in their own way
-        reason = said(error)[:300].rstrip(".")
-        fix = "check hub, name and split, and the connection; or give a file"
+    except Exception as error:  # the hub, the network and the files of the data set raise many kinds of errors
+        reason = error_text(error)[:300].rstrip(".")
+        fix = "check hub, name and split, and the network connection, or give a file"
         raise InputError(where, f"cannot load {source} ({type(error).__name__}: {reason})", fix) from error
     if not isinstance(dataset, datasets.Dataset):
-        raise InputError(where, f"{source} is not one table", "name one split, such as split: train")
-    names = {n.strip(): f.names for n, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)}
+        raise InputError(where, f"{source} has several splits", "name one of them, such as split: train")
+    names = {
+        column.strip(): feature.names
+        for column, feature in dataset.features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
     columns: Sequence[tuple[str, list[Any]]] = [(name, list(dataset[name])) for name in dataset.column_names]
     return Table(source, _by_name(columns, source, where), class_names=names)

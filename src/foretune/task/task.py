@@ -1,4 +1,4 @@
-"""A task: a model, its data and its loss, with the candidates to be judged on it."""
+"""A task: a model, its data and its loss, with the candidates for the fine-tune."""
 
 import copy
 import functools
@@ -18,27 +18,29 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, default_data_
 from foretune.brief import brief
 from foretune.task.candidate import Candidate
 
-MAX_DIRECTIONS = 16  # along which tangents are taken: two for each class but one
-OWN_DIRECTIONS = 8  # of each example's own, where these would be more
+# Tangents are gradients of the features that enter the head, along two directions of these features for every class but
+# one. If that gives too many directions, fewer are chosen for every example.
+MAX_DIRECTIONS = 16  # the most directions that are used for all examples
+OWN_DIRECTIONS = 8  # the number of directions that are chosen for every example
 Loss = Literal["cross_entropy", "mean_squared_error"]
 
 
 @dataclass(repr=False)
 class Task:
-    """Everything a forecast, a fine-tune or a kernel needs to know.
+    """A model, its data and its loss, with the candidates for the fine-tune.
 
     Args:
-        model: The model without adapters, in eval mode, its head as it is before training.
-        tokenizer: Pads batches; None for inputs that are all of one shape, such as images.
-        train: Rows with the model's inputs and ``labels``, not padded.
-        eval: Likewise.
-        loss: ``cross_entropy`` (classes) or ``mean_squared_error`` (one number).
-        labels: Class names, None for regression.
-        candidates: The ways it could be run.
-        model_init: Builds the model for a seed, as a script would; None: every seed starts from ``model``.
-        drawn: Names of the model's parameters that are drawn from the seed, such as those of a new head.
-        max_length: Tokens at which texts were cut, when they were.
-        name: For titles.
+        model: The model before training, without adapters and in eval mode.
+        tokenizer: The tokenizer, which pads batches; None for inputs that all have the same shape, such as images.
+        train: The training examples: rows with the inputs of the model and ``labels``, not padded.
+        eval: The evaluation examples, in the same form.
+        loss: ``cross_entropy`` for classes, ``mean_squared_error`` for one number (regression).
+        labels: The names of the classes; None for regression.
+        candidates: The ways in which the fine-tune could be run.
+        model_init: A function that builds the model for a seed; None if all seeds start from ``model``.
+        drawn: Names of the parameters that are drawn at random from the seed, such as those of a new head.
+        max_length: The number of tokens at which texts were cut; None if they were not cut.
+        name: Name of the task in titles.
     """
 
     model: PreTrainedModel
@@ -57,37 +59,42 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.loss not in {"cross_entropy", "mean_squared_error"}:
-            raise ValueError(f"loss is {self.loss!r}, write 'cross_entropy' or 'mean_squared_error'")
+            raise ValueError(f"loss is {self.loss!r}: write 'cross_entropy' or 'mean_squared_error'")
         for split, rows in (("train", self.train), ("eval", self.eval)):
             if len(rows) == 0:
-                raise ValueError(f"{split} has no rows, give at least one example")
+                raise ValueError(f"{split} has no rows: give at least one example")
             if "labels" not in rows.column_names:
-                raise ValueError(f"{split} has the columns {rows.column_names}, name the targets 'labels'")
+                raise ValueError(
+                    f"{split} has only the columns {rows.column_names}: name the column of the targets 'labels'"
+                )
         if self.loss == "mean_squared_error" and self.num_outputs != 1:
-            raise ValueError(f"the model has {self.num_outputs} outputs, load it with num_labels=1 for regression")
+            raise ValueError(f"the model has {self.num_outputs} outputs: load it with num_labels=1 for regression")
         if self.loss == "cross_entropy" and self.num_outputs < 2:
-            raise ValueError("the model has one output, load it with num_labels=2 or more for cross_entropy")
+            raise ValueError("the model has one output: load it with num_labels=2 or more for cross_entropy")
 
     @property
     def num_outputs(self) -> int:
-        """Outputs c: the number of classes, or 1."""
+        """Number of outputs: the number of classes, or 1 for regression."""
         return int(self.model.config.num_labels or 0)
 
     @property
     def metric_name(self) -> str:
-        """What ``eval_metric`` is: ``accuracy``, or ``pearson`` (correlation) for regression."""
+        """Name of ``eval_metric``: ``accuracy``, or ``pearson`` (Pearson's correlation) for regression."""
         return "accuracy" if self.loss == "cross_entropy" else "pearson"
 
     @property
     def majority_metric(self) -> float | None:
-        """Metric of guessing the class that most evaluation examples have; None for regression."""
+        """The accuracy of always guessing the most frequent class of the evaluation examples; None for regression."""
         if self.loss != "cross_entropy":
             return None
         return float(np.bincount(self.eval["labels"]).max() / len(self.eval))
 
     @property
     def guess_loss(self) -> float:
-        """Least mean loss of the same outputs for all training examples: entropy, or variance, of their labels."""
+        """The smallest mean loss of a model that gives all training examples the same outputs.
+
+        It is the entropy of the training labels in nats, or their variance for regression.
+        """
         labels = np.asarray(self.train["labels"])
         if self.loss != "cross_entropy":
             return float(labels.var())
@@ -96,26 +103,33 @@ class Task:
 
     @property
     def collator(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """Makes a padded batch of rows."""
+        """The function that makes a padded batch from rows."""
         return default_data_collator if self.tokenizer is None else DataCollatorWithPadding(self.tokenizer)
 
     def build_model(self, seed: int) -> PreTrainedModel:
-        """A fresh model whose new head belongs to ``seed``; changing it leaves the task as it was."""
+        """Build the model from which training with a seed starts.
+
+        Args:
+            seed: The seed of a new head.
+
+        Returns:
+            A new model; changes to it do not change the task.
+        """
         return copy.deepcopy(self.model) if self.model_init is None else self.model_init(seed)
 
     @property
     def device(self) -> torch.device:
-        """Where passes over the model are made: a GPU, unless its training asks for none; else where the model is."""
-        spared = bool(self.candidates) and self.candidates[0].training.get("use_cpu")
-        if spared or not torch.cuda.is_available():
+        """The device for passes over the model: a GPU unless ``use_cpu`` is set, otherwise the device of the model."""
+        use_cpu = bool(self.candidates) and self.candidates[0].training.get("use_cpu")
+        if use_cpu or not torch.cuda.is_available():
             return self.model.device
         return torch.device("cuda", torch.cuda.current_device())
 
     @contextmanager
     def placed(self) -> Generator[None]:
-        """Inside the block the model is on ``device``, afterwards where it was."""
+        """Move the model to ``device`` inside a ``with`` block, and back afterwards."""
         before, device = self.model.device, self.device
-        if before == device:  # quantised models refuse to be moved, even there
+        if before == device:  # quantised models cannot be moved, not even to their own device
             yield
             return
         self.model.to(device)  # type: ignore[arg-type]
@@ -125,18 +139,25 @@ class Task:
             self.model.to(before)  # type: ignore[arg-type]
 
     def compute_metrics(self, logits: ArrayLike | torch.Tensor, labels: ArrayLike | torch.Tensor) -> dict[str, float]:
-        """``{"eval_metric": ...}`` of logits (n, c) against labels (n,); simulated runs smooth it.
+        """Compute the metric: accuracy, or Pearson's correlation for regression, which is 0 if one side is constant.
 
-        The correlation of a constant is counted as 0.
+        Simulated runs use a smoothed metric instead.
+
+        Args:
+            logits: Outputs of the model, one row for every example and one column for every output.
+            labels: The label of every example.
+
+        Returns:
+            The metric as ``{"eval_metric": ...}``.
 
         Raises:
-            ValueError: Logits have another number of columns than the task has outputs.
+            ValueError: The number of columns of the logits is not the task's number of outputs.
         """
         f, y = _array(logits), _array(labels).reshape(-1)
         if self.loss == "cross_entropy" and f.shape[-1] != self.num_outputs:
             raise ValueError(
-                f"logits have {f.shape[-1]} columns and the task has {self.num_outputs} outputs: centred predictions, "
-                "such as ridge.fx_eval, are made outputs by kernel.outputs(ridge.fx_eval)"
+                f"logits have {f.shape[-1]} columns, but the task has {self.num_outputs} outputs: turn centred "
+                "predictions, such as ridge.fx_eval, into outputs with kernel.outputs(ridge.fx_eval)"
             )
         if self.loss == "cross_entropy":
             return {"eval_metric": float((f.argmax(axis=-1) == y).mean())}
@@ -146,38 +167,48 @@ class Task:
         return {"eval_metric": float(f @ y) / norm if norm > 0 else 0.0}
 
     def examples(self, count: int) -> list[int]:
-        """Numbers of so many training examples, drawn without replacement, always the same ones, in their order."""
+        """Draw training examples without replacement, always the same ones for the same ``count``.
+
+        Args:
+            count: How many examples to draw.
+
+        Returns:
+            The numbers of the examples in ascending order.
+        """
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(0))
         return order[:count].sort().values.tolist()
 
     def sampled(self, count: int) -> "Task":
-        """The same task with only so many of its training examples."""
+        """The task with only ``count`` of its training examples, see :meth:`examples`."""
         return self if count >= len(self.train) else replace(self, train=self.train.select(self.examples(count)))
 
     def with_seed(self, seed: int) -> "Task":
-        """The same task from the model that a seed starts from."""
+        """The task with the model from which training with a seed starts."""
         return replace(self, model=self.build_model(seed).eval())
 
     @functools.cached_property
     def identity(self) -> str:
-        """A hash of pretrained weights, config, tokenised rows and loss: what makes two runs runs of the same task.
+        """A hash of pretrained weights, config, tokenised rows and loss; runs with the same hash are of the same task.
 
-        It is the same for all seeds. Candidates, the names of classes and where the model was loaded from do not enter.
+        It is the same for all seeds. It ignores the candidates, the names of classes and the origin of the model.
         """
         return self.fingerprint(without=self.drawn)
 
     def fingerprint(self, without: Collection[str] = ()) -> str:
-        """A hash of weights, config, tokenised rows and loss: equal for equal tasks, on any machine.
+        """Compute a hash of weights, config, tokenised rows and loss, which is equal for equal tasks on any machine.
 
-        Candidates, the names of classes and where the model was loaded from do not enter.
+        It ignores the candidates, the names of classes and the origin of the model.
 
         Args:
-            without: Names of parameters that do not enter either.
+            without: Names of parameters to ignore too.
+
+        Returns:
+            The hash as hexadecimal digits.
         """
         digest = hashlib.blake2b(digest_size=32)
         config = self.model.config.to_dict()
-        for volatile in ("_name_or_path", "transformers_version", "id2label", "label2id", "architectures"):
-            config.pop(volatile, None)
+        for ignored in ("_name_or_path", "transformers_version", "id2label", "label2id", "architectures"):
+            config.pop(ignored, None)
         attention = self.model.config._attn_implementation
         header = [type(self.model).__name__, config, attention, self.loss, self.num_outputs]
         digest.update(json.dumps(header, sort_keys=True, default=str).encode())
@@ -197,7 +228,14 @@ def _array(values: ArrayLike | torch.Tensor) -> np.ndarray:
 
 
 def directions_taken(span: int) -> int:
-    """Along how many directions tangents are taken where so many matter to the outputs."""
+    """The number of feature directions along which tangents are computed.
+
+    Args:
+        span: Number of directions that matter to the outputs.
+
+    Returns:
+        All of them if they are few, otherwise the number of directions that are chosen for every example.
+    """
     return span if span <= MAX_DIRECTIONS else OWN_DIRECTIONS
 
 
@@ -207,7 +245,7 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 def _hash_column(digest: Any, split: Dataset, column: str) -> None:
-    """Hash a column's values and, for lists, where one row ends; chunks and index mappings do not show."""
+    """Hash the values of a column and the lengths of lists; Arrow chunks and index mappings do not change the hash."""
     digest.update(f"{column} {len(split)} {split.features[column]}".encode())
     values = split.with_format("arrow")[:][column].combine_chunks()
     while hasattr(values, "value_lengths"):

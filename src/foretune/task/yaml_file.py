@@ -1,6 +1,6 @@
-"""Reading a YAML file strictly: every key once, no text that unfolds without end, and every fault with its line.
+"""Reads a YAML file strictly: equal keys are refused, the size is limited, and errors name the line.
 
-Only plain data is made of it: text, numbers, true and false, null, lists, mappings.
+The result is plain data: text, numbers, true and false, null, lists and mappings.
 """
 
 import re
@@ -15,19 +15,25 @@ from foretune.task.files import as_text, read_file
 from foretune.task.problems import shown
 
 LARGEST = 2**20  # bytes
-DEEPEST = 50  # lists and mappings within one another
-MOST_VALUES = 10**5  # an alias (*name) counts as all values that it stands for
+DEEPEST = 50  # levels of nested lists and mappings
+MOST_VALUES = 10**5  # an alias (*name) counts as all the values that it refers to
 LONGEST_NUMBER = 100  # characters
 TAG = "tag:yaml.org,2002:"
 PLAIN = {TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
-WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+KIND_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file says.
+    """Read the content of a YAML file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The content; None for an empty file.
 
     Raises:
-        InputError: It cannot be read, is not valid YAML, or is too large once its aliases are written out.
+        InputError: The file cannot be read, is not valid YAML, or is too large, before or after aliases are expanded.
     """
     text = as_text(read_file(path, str(path), "give the path of a run.yaml", LARGEST), path, str(path))
     try:
@@ -36,27 +42,29 @@ def read_yaml(path: Path) -> Any:
         return loader.get_single_data()
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        found = f"the character {shown(chr(error.character))}, which YAML does not allow"
+        problem = f"it has the character {shown(chr(error.character))}, which YAML does not allow"
         raise InputError(
-            f"{path}, line {line}", found, "remove it, or write it as an escape in double quotes"
+            f"{path}, line {line}", problem, "remove it, or write it as an escape sequence in double quotes"
         ) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
         reason = ": ".join(part for part in (error.context, error.problem) if part)
         fix = "write blanks instead of tabs" if r"'\t'" in reason else "correct the YAML there"
-        raise InputError(where, f"not valid YAML ({reason})", fix) from error
+        raise InputError(where, f"it is not valid YAML ({reason})", fix) from error
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which takes the last of equal keys, with the checks that it does not make."""
+    """PyYAML's safe loader with further checks; PyYAML itself accepts equal keys and uses the last one."""
 
     path = Path()
     depth = 0
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         if self.depth >= DEEPEST and self.check_event(yaml.events.CollectionStartEvent):
-            self.refuse(self.peek_event(), f"lists and mappings more than {DEEPEST} deep", "write it flatter")
+            self.refuse(
+                self.peek_event(), f"lists and mappings are nested more than {DEEPEST} deep", "write them flatter"
+            )
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -69,26 +77,36 @@ class _Loader(yaml.SafeLoader):
         if root is not None:
             values, depth = self.extent(root, {})
             if values > MOST_VALUES or depth > DEEPEST:
-                found = f"more than {MOST_VALUES:,} values, or {DEEPEST} deep, with aliases (*name) written out"
-                self.refuse(root, found, "write fewer")
+                problem = (
+                    f"with its aliases (*name) expanded, the file has more than {MOST_VALUES:,} values, "
+                    f"or is nested more than {DEEPEST} deep"
+                )
+                self.refuse(root, problem, "use fewer aliases")
         return root
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
         kind = node.tag.removeprefix(TAG)
         if node.tag not in PLAIN:
-            self.refuse(node, f"the tag {shown(node.tag)}", "remove the tag: write text, numbers, lists or mappings")
+            self.refuse(
+                node,
+                f"the tag {shown(node.tag)} is not allowed",
+                "remove the tag: write text, numbers, lists or mappings",
+            )
         if not isinstance(node, ScalarNode):
             return super().construct_object(node, deep)
         if kind in {"int", "float"} and len(node.value) > LONGEST_NUMBER:
-            self.refuse(node, f"a number of {len(node.value):,} characters", "write a smaller one")
+            self.refuse(node, f"a number has {len(node.value):,} characters", "write a smaller one")
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-            found = f"{shown(node.value)} is not {WORDS.get(kind, kind)}"
-            raise self.refusal(node, found, "correct the value or its tag") from error
+            problem = f"{shown(node.value)} is not {KIND_NAMES.get(kind, kind)}"
+            raise self.refusal(node, problem, "correct the value or its tag") from error
 
     def flatten_mapping(self, node: MappingNode) -> None:
-        """Put the pairs in that a mapping takes over (``<<: *name``): its own win, then those of the first named."""
+        """Insert the pairs that a mapping inherits with ``<<: *name``.
+
+        The mapping's own keys override inherited ones; of several sources, the first that has a key provides it.
+        """
         inherited: dict[str, tuple[Node, Node]] = {}
         own: dict[str, tuple[Node, Node]] = {}
         for key, value in node.value:
@@ -97,57 +115,60 @@ class _Loader(yaml.SafeLoader):
                 continue
             for source in value.value if isinstance(value, SequenceNode) else [value]:
                 if not isinstance(source, MappingNode):
-                    self.refuse(source, "<< without a mapping", "write <<: *name, where &name marks a mapping")
+                    self.refuse(source, "<< is used without a mapping", "write <<: *name, where &name marks a mapping")
                 self.flatten_mapping(source)
                 for pair in source.value:
                     inherited.setdefault(pair[0].value, pair)
         node.value = list((inherited | own).values())
 
     def check_keys(self, node: MappingNode) -> None:
-        """Refuse keys that are not text, and those that stand twice in one mapping."""
+        """Refuse keys that are not text, and keys that occur twice in one mapping."""
         lines: dict[str, int] = {}
         for key, _ in node.value:
             if not isinstance(key, ScalarNode):
-                self.refuse(key, "a list or a mapping as a key", "write a word as the key")
+                self.refuse(key, "a list or a mapping is used as a key", "write a word as the key")
             if key.tag not in {TAG + "str", TAG + "merge"}:
                 self.refuse(key, f"the key {key.value} is not text", "write a word as the key, or put it in quotes")
             line, name = key.start_mark.line + 1, key.value
             if name in lines:
-                lines_said = f"line {line}" if line == lines[name] else f"lines {lines[name]} and {line}"
-                self.refuse(key, f"the key {shown(key.value)} stands twice, in {lines_said}", "keep one of them")
+                place = f"line {line}" if line == lines[name] else f"lines {lines[name]} and {line}"
+                self.refuse(key, f"the key {shown(key.value)} occurs twice, in {place}", "keep one of them")
             lines[name] = line
 
-    def extent(self, node: Node, seen: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-        """How many values a node is, and how deep, once its aliases are written out."""
-        if id(node) not in seen:
-            seen[id(node)] = None
+    def extent(self, node: Node, extents: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+        """The number of values of a node, and its depth, with aliases expanded.
+
+        ``extents`` keeps the results by node; None marks a node whose result is being computed.
+        """
+        if id(node) not in extents:
+            extents[id(node)] = None
             values, depth = 1, 0
             if not isinstance(node, ScalarNode):
                 depth = 1
                 items = [item for pair in node.value for item in pair] if isinstance(node, MappingNode) else node.value
                 for item in items:
-                    more, deeper = self.extent(item, seen)
+                    more, deeper = self.extent(item, extents)
                     values, depth = values + more, max(depth, 1 + deeper)
-            seen[id(node)] = values, depth
-        found = seen[id(node)]
-        if found is None:
-            self.refuse(node, "an alias (*name) within what it stands for", "write the values out")
-        return found
+            extents[id(node)] = values, depth
+        extent = extents[id(node)]
+        if extent is None:
+            self.refuse(node, "an alias (*name) is inside the value that it refers to", "write the values out")
+        return extent
 
-    def refusal(self, place: Any, found: str, fix: str) -> InputError:
-        """The error about a node or an event of the file."""
+    def refusal(self, place: Any, problem: str, fix: str) -> InputError:
+        """Make the error about a node or an event of the file."""
         mark = place.start_mark
-        return InputError(f"{self.path}, line {mark.line + 1}, column {mark.column + 1}", found, fix)
+        return InputError(f"{self.path}, line {mark.line + 1}, column {mark.column + 1}", problem, fix)
 
-    def refuse(self, place: Any, found: str, fix: str) -> NoReturn:
+    def refuse(self, place: Any, problem: str, fix: str) -> NoReturn:
         """Raise the error about a node or an event of the file."""
-        raise self.refusal(place, found, fix)
+        raise self.refusal(place, problem, fix)
 
 
-# Dates, 1:30 for 90 and 010 for 8 are text, as in YAML 1.2: they are something else where they stand in a run file.
+# As in YAML 1.2, dates, 1:30 and 010 stay text. YAML 1.1 reads 1:30 as 90 and 010 as 8, which a run file never means.
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag in PLAIN - {TAG + "int", TAG + "float"}]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    first_letter: [(tag, pattern) for tag, pattern in resolvers if tag in PLAIN - {TAG + "int", TAG + "float"}]
+    for first_letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(TAG + "int", re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
