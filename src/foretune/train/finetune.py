@@ -112,7 +112,9 @@ def fine_tune(
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
-        "files": {path.name: file_checksum(path) for path in sorted(adapter.glob("*.safetensors"))},
+        "files": {
+            path.name: file_checksum(path) for path in [*sorted(adapter.glob("*.safetensors")), *adapter.glob(GAP_FILE)]
+        },
     }
     write_json(folder / "result.json", content)
     shutil.rmtree(saved, ignore_errors=True)
@@ -165,7 +167,8 @@ def _finished(folder: Path, run: dict[str, Any], certify: bool, notify: Notify) 
 def damaged_files(adapter: Path, result: dict[str, Any]) -> list[str]:
     """List the files of an adapter that changed after its ``result.json`` was written.
 
-    A missing ``start.safetensors`` is not listed, because the start can be drawn again.
+    A missing ``start.safetensors`` is not listed, because the start can be drawn again. A missing ``gap.json`` is not
+    listed either, because only a bound needs it.
 
     Args:
         adapter: The folder of the adapter.
@@ -178,7 +181,7 @@ def damaged_files(adapter: Path, result: dict[str, Any]) -> list[str]:
     return [
         name
         for name, (path, value) in files.items()
-        if file_checksum(path) != value and (path.exists() or name != START_FILE)
+        if file_checksum(path) != value and (path.exists() or name not in (START_FILE, GAP_FILE))
     ]
 
 
