@@ -115,6 +115,24 @@ def test_the_pages_of_the_truth_benchmark_are_those_of_the_results() -> None:
     assert written == pages.keys() - {"truth.md"}
 
 
+def test_the_table_of_held_out_tasks_is_that_of_the_results() -> None:
+    found = read_json(BENCHMARKS / "results" / "held_out.json", "run benchmarks/truth/held_out.py")
+    page = (document.DOCS / "accuracy.md").read_text(encoding="utf-8")
+
+    def number(value: float) -> str:
+        return f"{value:.2f}".replace("0.", ".", 1).replace("-", "−")
+
+    rows = [*found["tasks"].values(), found["mean"] | {"covered": found["covered"], "candidates": found["candidates"]}]
+    for row in rows:
+        error, regret = (f"{100 * row[key]:.1f}" for key in ("error", "regret"))
+        cells = [error, number(row["kendall"]), number(row["loss_kendall"]), regret.replace("0.0", "0")]
+        expected = f"| {' | '.join(cells)} | {row['covered']} of {row['candidates']} "
+        assert expected in page.replace("*", ""), expected
+    readme = (document.DOCS.parent / "README.md").read_text(encoding="utf-8").replace("*", "")
+    share = found["covered"] / found["candidates"]
+    assert f"| {100 * found['mean']['error']:.1f} | – | {number(found['mean']['kendall'])} | {share:.0%} |" in readme
+
+
 def test_metrics_are_written_in_their_own_unit() -> None:
     assert units.metric(0.0314, {"metric_name": "accuracy"}) == "3.1"
     assert units.metric(0.0314, {"metric_name": "pearson"}) == "0.031"

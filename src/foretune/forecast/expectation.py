@@ -196,12 +196,13 @@ class Forecast:
         """Return the candidate's entry in ``forecast.json``."""
         final = self.final
         predicted: dict[str, Any] = dict(final) | {"metric_name": self.metric_name}
-        (simulated,) = (point for point in self.simulated if point["step"] == final["step"])
+        curve = self.simulated
+        (simulated,) = (point for point in curve if point["step"] == final["step"])
         return {
             "name": self.candidate.name,
             **self.candidate.to_json(),
             "predicted": predicted | {"curve": self.curve, "seeds": self.seeds},
-            "simulated": _values(simulated) | {"fitted_loss": self.fitted_loss},
+            "simulated": _values(simulated) | {"fitted_loss": self.fitted_loss, "curve": curve},
             **asdict(self.reach),
             "may_collapse": self.may_collapse,
             "unstable": self.unstable,
