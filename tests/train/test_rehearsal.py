@@ -51,7 +51,7 @@ def test_an_optimiser_without_its_package_is_named(optim: str, package: str, tmp
             {"dataloader_drop_last": True, "per_device_train_batch_size": 64},
             ["dataloader_drop_last", "no batch is left"],
         ),
-        ({"report_to": "tensorboard"}, ["training", "tensorboard"]),
+        ({"report_to": "tensorboard"}, ["training.report_to", "tensorboard cannot be used", "write none"]),
         ({"fsdp": "full_shard"}, ["training", "fsdp"]),
         ({"use_liger_kernel": True}, ["liger"]),
         ({"push_to_hub": True}, ["push_to_hub", "cannot be used from here"]),

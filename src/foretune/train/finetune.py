@@ -61,10 +61,8 @@ def fine_tune(
     """
     if linearised and certify:
         raise InputError("certify", "a linearised run is linear by construction", "certify the real run")
-    if linearised and candidate.training.get("neftune_noise_alpha"):
-        raise InputError(
-            "training.neftune_noise_alpha", "a linearised run cannot have noise on its embeddings", "leave it out"
-        )
+    if linearised:
+        check_linearised(candidate, "training")
     notify = notify or (lambda _: None)
     folder = directory / "train" / (f"{candidate.name}-linearised" if linearised else candidate.name)
     if seed is not None and seed != candidate.seed:
@@ -120,6 +118,22 @@ def fine_tune(
     shutil.rmtree(saved, ignore_errors=True)
     push_adapter(candidate, adapter, notify)
     return content, False
+
+
+def check_linearised(candidate: Candidate, where: str) -> None:
+    """Check that the linearised model can be trained as a candidate says.
+
+    Args:
+        candidate: The candidate.
+        where: Name of its training section in messages.
+
+    Raises:
+        InputError: The candidate asks for noise on the embeddings.
+    """
+    if candidate.training.get("neftune_noise_alpha"):
+        raise InputError(
+            f"{where}.neftune_noise_alpha", "a linearised run cannot have noise on its embeddings", "leave it out"
+        )
 
 
 def real_arguments(candidate: Candidate) -> dict[str, Any]:

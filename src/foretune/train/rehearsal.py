@@ -20,6 +20,7 @@ from foretune.train.finetune import real_arguments
 from foretune.train.hub import check_hub
 from foretune.train.initialise import check_initialisation
 from foretune.train.loop import LoopTrainer
+from foretune.train.trackers import check_trackers
 
 PLAIN = "adamw_torch"  # an optimiser that needs no further package
 
@@ -54,6 +55,7 @@ def rehearse(task: Task, candidate: Candidate, where: str) -> None:
         with _refused(training, "change or remove the keys it names"):
             args = candidate.training_arguments(scratch, **real_arguments(candidate))
             _check_batches(task, args, training)
+            check_trackers(args, training)
             trainer = _Rehearsal(
                 model=model,
                 args=args,
