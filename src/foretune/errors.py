@@ -22,6 +22,11 @@ class InputError(ValueError):
         self.where, self.found, self.fix = map(printable, (where, found, fix))
         super().__init__(f"{self.where}: {self.found}. {self.fix[:1].upper()}{self.fix[1:].rstrip('.')}.")
 
+    @property
+    def without_file(self) -> str:
+        """The message without the file and the candidate, for lists that already name them."""
+        return f"{self.where.split(': ')[-1]}: {self.found}. {self.fix[:1].upper()}{self.fix[1:].rstrip('.')}."
+
 
 def shortened(text: str, limit: int) -> str:
     """Leave out the middle of a text that has more than ``limit`` characters."""

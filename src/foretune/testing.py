@@ -20,8 +20,9 @@ def ntk(peft_model: PeftModel, batch: Mapping[str, Tensor]) -> Float[Tensor, "N 
     """Compute the empirical NTK of a peft model's logits over its LoRA parameters, for a batch.
 
     ``K[i c + a, j c + b] = Σ_p ∂f_a(x_i)/∂p ∂f_b(x_j)/∂p``. It is example-major, uses raw logits (not centred), and has
-    no normalising constant (docs/theory.md section 0). The parameters p are the factors A and B of the active adapters. A head that is trained in
-    full is not included. The model is evaluated without dropout in any mode, and its state is restored.
+    no normalising constant (docs/theory.md section 0). The parameters p are the factors A and B of the active adapters.
+    A head that is trained in full is not included. The model is evaluated without dropout in any mode, and its state is
+    restored.
 
     Args:
         peft_model: A model with plain LoRA or rsLoRA adapters on linear layers, at any values of A and B.

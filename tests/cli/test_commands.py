@@ -204,6 +204,27 @@ def test_a_result_of_other_settings_is_moved_away_and_made_again(
     assert before["final"]["step"] == 2 and (out / "replaced" / "base-1" / "adapter").is_dir()
 
 
+UNTRAINABLE = {"name": "odd", "training": {"dataloader_drop_last": True, "per_device_train_batch_size": 64}}
+NOISY = {"name": "noisy", "training": {"neftune_noise_alpha": 5.0}}
+
+
+def test_candidates_that_cannot_be_trained_do_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run = write_tiny_run(tmp_path, candidates=[UNTRAINABLE, NOISY, {"name": "good"}], training={"max_steps": 1})
+    assert foretune(monkeypatch, "train", run, "-o", out, "-c", "odd", "-c", "good") == 2
+    assert "'odd': training.dataloader_drop_last: no batch is left" in capsys.readouterr().err.replace("\n", " ")
+    assert not (out / "train").exists(), "candidates asked for by name are all checked before the first is trained"
+    assert foretune(monkeypatch, "train", run, "-o", out, "--linearised") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "left out odd: training.dataloader_drop_last: no batch is left" in shown
+    assert "left out noisy: training.neftune_noise_alpha" in shown
+    assert [path.name for path in (out / "train").iterdir()] == ["good-linearised"]
+    run = write_tiny_run(tmp_path, candidates=[UNTRAINABLE])
+    assert foretune(monkeypatch, "train", run, "-o", out) == 2
+
+
 def test_unknown_candidate_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

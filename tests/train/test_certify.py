@@ -158,6 +158,24 @@ def test_a_record_of_other_parameters_gives_no_bound(tmp_path: Path) -> None:
     assert not bound.certified and bound.reason is not None and "other parameters" in bound.reason
 
 
+def test_a_record_that_was_edited_is_noticed_and_made_again(tmp_path: Path) -> None:
+    sgd: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.05, "max_grad_norm": 0.0, "max_steps": 2}
+    run, adapter = trained(tmp_path, True, **sgd)
+    task, record, said = load_task(run), adapter / "gap.json", list[str]()
+    before = json.loads(record.read_text())["gap"]
+    for content in (record.read_text().replace(str(before), str(before / 2)), "{}"):
+        record.write_text(content)
+        with pytest.raises(InputError, match=r"gap\.json changed after training.*rain it again"):
+            certify(task, adapter)
+        assert not fine_tune(task, task.candidates[0], tmp_path, certify=True, notify=said.append)[1]
+        assert "gap.json changed since" in said.pop() and certify(task, adapter).bound.parameters == before
+    record.unlink()
+    assert (
+        certify(task, adapter).bound.reason
+        == "its training was not recorded (foretune train --certify, with optim: sgd)"
+    )
+
+
 def test_there_is_no_bound_for_the_best_model_of_a_run(tmp_path: Path) -> None:
     best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": 3}
     sgd = {"optim": "sgd", "learning_rate": 0.3, "max_steps": -1, "num_train_epochs": 3}

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import write_tiny_run
+from transformers.utils import logging
 
 from foretune.errors import InputError
 from foretune.task import load_task
@@ -51,7 +53,7 @@ def test_an_optimiser_without_its_package_is_named(optim: str, package: str, tmp
             {"dataloader_drop_last": True, "per_device_train_batch_size": 64},
             ["dataloader_drop_last", "no batch is left"],
         ),
-        ({"report_to": "tensorboard"}, ["training", "tensorboard"]),
+        ({"report_to": "tensorboard"}, ["training.report_to", "tensorboard cannot be used", "write none"]),
         ({"fsdp": "full_shard"}, ["training", "fsdp"]),
         ({"use_liger_kernel": True}, ["liger"]),
         ({"push_to_hub": True}, ["push_to_hub", "cannot be used from here"]),
@@ -94,9 +96,29 @@ def test_arguments_that_trainer_accepts_are_accepted(training: dict[str, Any], t
     assert refused(tmp_path, **training) == ""
 
 
-def test_a_rehearsal_does_not_change_the_random_state(tmp_path: Path) -> None:
-    import torch
+class _NeedsAGpu(torch.optim.SGD):
+    """An optimiser with parameter groups of its own, as GaLore's, that only runs on a GPU, as those in 8 bits."""
 
+    def step(self, closure: Any = None) -> Any:
+        assert [group["rank"] for group in self.param_groups] == [2]
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+
+def test_an_optimiser_with_its_own_groups_takes_a_step_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def get(args: Any, model: Any) -> tuple[Any, dict[str, Any]]:
+        logging.get_logger("transformers.trainer").warning("a layer was ignored")
+        return _NeedsAGpu, {"lr": 1.0, "params": [{"params": list(model.parameters()), "rank": 2}]}
+
+    task = load_task(write_tiny_run(tmp_path))
+    monkeypatch.setattr("transformers.Trainer.get_optimizer_cls_and_kwargs", staticmethod(get))
+    with pytest.raises(InputError, match=r"training\.optim: .*CUDA.*write adamw_torch"):
+        rehearse(task, task.candidates[0], "run.yaml")
+    assert "ignored" not in capfd.readouterr().err
+
+
+def test_a_rehearsal_does_not_change_the_random_state(tmp_path: Path) -> None:
     task = load_task(write_tiny_run(tmp_path))
     torch.manual_seed(3)
     expected = torch.rand(2)

@@ -36,7 +36,7 @@ class Examined:
     @property
     def left_out(self) -> list[dict[str, str]]:
         """Names and reasons of the candidates that cannot be forecast, as ``forecast.json`` lists them."""
-        return [{"name": name, "reason": _reason(error)} for name, error in self.problems.items()]
+        return [{"name": name, "reason": error.without_file} for name, error in self.problems.items()]
 
 
 def examine(loaded: LoadedRun, source: str | Path) -> Examined:
@@ -98,11 +98,6 @@ def _other_heads(loaded: LoadedRun, source: str | Path, problems: Collection[str
         for name, own in heads.items()
         if own != first
     }
-
-
-def _reason(error: InputError) -> str:
-    """The text of an error without the file and the candidate, which stand next to it."""
-    return f"{error.where.split(': ')[-1]}: {error.found}. {error.fix[:1].upper()}{error.fix[1:].rstrip('.')}."
 
 
 def _verdict(task: Task, candidate: Candidate, where: str) -> InputError | None:

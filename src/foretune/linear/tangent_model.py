@@ -31,8 +31,8 @@ from foretune.tangents import Adapter, Head, Tangents
 class TangentModel(Unwalked):
     """A stand-in for the adapted network. It takes indices of examples and returns the outputs and the loss.
 
-    Its parameters have the same names as in the peft model, so ``Trainer`` groups, decays and clips them in the same
-    way.
+    Its parameters have the same names and the same order as in the peft model, so ``Trainer`` groups, decays and clips
+    them in the same way.
 
     Args:
         tangents: The tangents of the network for all examples.
@@ -66,7 +66,6 @@ class TangentModel(Unwalked):
             raise ValueError("a layer has several adapters: train them one at a time")
         self.config, self.accepts_loss_kwargs = config, accepts_loss_kwargs  # Trainer reads both
         self.dtype = torch.promote_types(tangents.dtype, torch.float32)
-        self.head = head.to(self.dtype)
         self.scalings = {adapter.layer: adapter.scaling for adapter in adapters}
         self.dropouts = {adapter.layer: adapter.dropout for adapter in adapters}
         self.start: dict[str, tuple[Tensor, Tensor]] = {}
@@ -80,6 +79,7 @@ class TangentModel(Unwalked):
                 _plant(self, name, nn.Parameter(value.clone()))
             if bool(first[1].any()):
                 self.start[adapter.layer] = first
+        self.head = head.to(self.dtype)  # after the adapters, as in the peft model
         self.know_parameters()
         trained = (self.get_parameter(name) for pair in self.names.values() for name in pair)
         self.left_out = LeftOut(trained) if tangents.num_left_out else None

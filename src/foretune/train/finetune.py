@@ -61,10 +61,8 @@ def fine_tune(
     """
     if linearised and certify:
         raise InputError("certify", "a linearised run is linear by construction", "certify the real run")
-    if linearised and candidate.training.get("neftune_noise_alpha"):
-        raise InputError(
-            "training.neftune_noise_alpha", "a linearised run cannot have noise on its embeddings", "leave it out"
-        )
+    if linearised:
+        check_linearised(candidate, "training")
     notify = notify or (lambda _: None)
     folder = directory / "train" / (f"{candidate.name}-linearised" if linearised else candidate.name)
     if seed is not None and seed != candidate.seed:
@@ -112,12 +110,30 @@ def fine_tune(
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
-        "files": {path.name: file_checksum(path) for path in sorted(adapter.glob("*.safetensors"))},
+        "files": {
+            path.name: file_checksum(path) for path in [*sorted(adapter.glob("*.safetensors")), *adapter.glob(GAP_FILE)]
+        },
     }
     write_json(folder / "result.json", content)
     shutil.rmtree(saved, ignore_errors=True)
     push_adapter(candidate, adapter, notify)
     return content, False
+
+
+def check_linearised(candidate: Candidate, where: str) -> None:
+    """Check that the linearised model can be trained as a candidate says.
+
+    Args:
+        candidate: The candidate.
+        where: Name of its training section in messages.
+
+    Raises:
+        InputError: The candidate asks for noise on the embeddings.
+    """
+    if candidate.training.get("neftune_noise_alpha"):
+        raise InputError(
+            f"{where}.neftune_noise_alpha", "a linearised run cannot have noise on its embeddings", "leave it out"
+        )
 
 
 def real_arguments(candidate: Candidate) -> dict[str, Any]:
@@ -165,7 +181,8 @@ def _finished(folder: Path, run: dict[str, Any], certify: bool, notify: Notify) 
 def damaged_files(adapter: Path, result: dict[str, Any]) -> list[str]:
     """List the files of an adapter that changed after its ``result.json`` was written.
 
-    A missing ``start.safetensors`` is not listed, because the start can be drawn again.
+    A missing ``start.safetensors`` is not listed, because the start can be drawn again. A missing ``gap.json`` is not
+    listed either, because only a bound needs it.
 
     Args:
         adapter: The folder of the adapter.
@@ -178,7 +195,7 @@ def damaged_files(adapter: Path, result: dict[str, Any]) -> list[str]:
     return [
         name
         for name, (path, value) in files.items()
-        if file_checksum(path) != value and (path.exists() or name != START_FILE)
+        if file_checksum(path) != value and (path.exists() or name not in (START_FILE, GAP_FILE))
     ]
 
 

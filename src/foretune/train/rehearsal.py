@@ -14,12 +14,14 @@ from transformers import Trainer, TrainingArguments
 from foretune.errors import InputError
 from foretune.task import Candidate, Task
 from foretune.task.matching import skeleton
+from foretune.task.model import quiet
 from foretune.task.problems import nearest
 from foretune.train.arguments import metric_names
 from foretune.train.finetune import real_arguments
 from foretune.train.hub import check_hub
 from foretune.train.initialise import check_initialisation
 from foretune.train.loop import LoopTrainer
+from foretune.train.trackers import check_trackers
 
 PLAIN = "adamw_torch"  # an optimiser that needs no further package
 
@@ -48,12 +50,18 @@ def rehearse(task: Task, candidate: Candidate, where: str) -> None:
     _check_kernels(candidate, training)
     config = candidate.peft_config()
     config.init_lora_weights = True  # other initialisations need weights or data, but give the same shapes
-    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+    with (
+        torch.random.fork_rng(devices=[]),
+        tempfile.TemporaryDirectory() as scratch,
+        warnings.catch_warnings(),
+        quiet(),
+    ):
         warnings.simplefilter("ignore")
         model = get_peft_model(skeleton(task.model), config, low_cpu_mem_usage=True)
         with _refused(training, "change or remove the keys it names"):
             args = candidate.training_arguments(scratch, **real_arguments(candidate))
             _check_batches(task, args, training)
+            check_trackers(args, training)
             trainer = _Rehearsal(
                 model=model,
                 args=args,
@@ -134,10 +142,16 @@ def _take_a_step(args: TrainingArguments, model: nn.Module) -> None:
     kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]
     if not isinstance(kind, type) or not issubclass(kind, torch.optim.Optimizer):
         return
-    if {"params", "model", "optimizer_dict"} & set(options):  # it works only with this model's own parameters
+    if {"model", "optimizer_dict"} & set(options):  # it works only with this model's own parameters
         return
-    parameter = nn.Parameter(torch.ones(4, 4, device=args.device))
-    parameter.grad = torch.ones_like(parameter)
-    optimizer = kind([parameter], **options)
+    groups = [{**group, "params": [_small_parameter(args)]} for group in options.pop("params", [{}])]
+    optimizer = kind(groups, **options)
     getattr(optimizer, "train", lambda: None)()  # schedule-free optimisers must be told that training begins
     optimizer.step()
+
+
+def _small_parameter(args: TrainingArguments) -> nn.Parameter:
+    """A parameter with a gradient, on the device of the run."""
+    parameter = nn.Parameter(torch.ones(4, 4, device=args.device))
+    parameter.grad = torch.ones_like(parameter)
+    return parameter

@@ -1,9 +1,12 @@
-"""Guard a run against experiment trackers: a tracker that fails is left out, and the run continues."""
+"""Guard a run against experiment trackers: a missing one is refused, and one that fails later does not end the run."""
 
 from collections.abc import Callable
 from typing import Any
 
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+
+from foretune.errors import InputError
 
 INTEGRATIONS = "transformers.integrations"
 
@@ -37,6 +40,27 @@ class Guarded:
                 return None
 
         return event
+
+
+def check_trackers(args: TrainingArguments, where: str) -> None:
+    """Check that the trackers in ``report_to`` can be used.
+
+    Args:
+        args: The training arguments.
+        where: Name of the training section in messages.
+
+    Raises:
+        InputError: A tracker cannot be used; usually its package is not installed.
+    """
+    for name in args.report_to or []:
+        try:
+            for tracker in get_reporting_integration_callbacks([name]):
+                tracker()
+        except Exception as error:  # the errors of trackers have many types
+            reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+            raise InputError(
+                f"{where}.report_to", f"{name} cannot be used ({reason})", "install what it names, or write none"
+            ) from error
 
 
 def guard_trackers(trainer: Trainer, notify: Callable[[str], None]) -> None:
