@@ -46,7 +46,7 @@ def check_padding_invariant(task: Task, where: str = "model.path") -> None:
             other_works = _change(task, rows) <= _tolerance(task)
     problem = f"the outputs of {name} for a text change by {change:.0%} with the amount of padding on the {side}"
     if other_works:
-        problem += ", because it counts or reads positions from that side"
+        problem += ", because the model counts or reads positions from that side"
         fix = f"write padding_side: {other} into tokenizer_config.json in the model's folder"
     else:
         fix = "use a model that ignores the padding tokens of attention_mask"
@@ -66,7 +66,7 @@ def check_runs(task: Task, where: str = "model.path") -> None:
 
 @contextmanager
 def _errors_explained(name: str, where: str) -> Generator[None]:
-    """Explain errors of the model, except a lack of memory.
+    """Turn errors of the model, except a lack of memory, into messages for the user.
 
     Raises:
         InputError: The block raised an error.

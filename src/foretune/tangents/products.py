@@ -64,7 +64,8 @@ class ShortLayers(TorchFunctionMode):
     because ``short_products`` would lose more there.
 
     Args:
-        stored: The type in which rows are stored. Nothing changes if it is at least as precise as the network's type.
+        stored: The type in which rows are stored. Layers change only if its ``product_dtype`` is less precise than
+            their weights.
         exact: Modules whose layers are computed exactly.
         device: The device of the network.
     """
