@@ -17,7 +17,7 @@ from foretune.tangents.one_by_one import layer_gradients_one_by_one, one_by_one_
 
 
 def ntk(peft_model: PeftModel, batch: Mapping[str, Tensor]) -> Float[Tensor, "N N"]:
-    """Compute the empirical NTK of a peft model's logits over its LoRA parameters, for a batch (docs/theory.md section 0).
+    """Compute the empirical NTK of a peft model's logits over its LoRA parameters (docs/theory.md section 0).
 
     ``K[i c + a, j c + b] = Σ_p ∂f_a(x_i)/∂p ∂f_b(x_j)/∂p``. It is example-major, uses raw logits (not centred), and has
     no normalising constant. The parameters p are the factors A and B of the active adapters. A head that is trained in
