@@ -86,16 +86,16 @@ def test_ordinary_data_gives_no_warnings(tmp_path: Path) -> None:
 )
 def test_probable_mistakes_in_labels(labels: list[Any], sentence: str, tmp_path: Path) -> None:
     common = [label for label in dict.fromkeys(labels) if str(label) in FREQUENT]
-    found = warnings_for(tmp_path, rows(labels), rows(common, start=len(labels)))
-    assert sentence in found and found[0] == sentence
+    warnings = warnings_for(tmp_path, rows(labels), rows(common, start=len(labels)))
+    assert sentence in warnings and warnings[0] == sentence
 
 
 def test_probable_mistakes_in_texts(tmp_path: Path) -> None:
     train = [*rows([0, 1] * 5), {"text": " GOOD film", "label": 0}, {"text": "good film ", "label": 1}]
     train += [{"text": "", "label": 0}, {"text": " \t", "label": 0}]
     test = [{"text": "good film", "label": 1}, {"text": "", "label": 1}, {"text": "was it " * 30, "label": 1}]
-    found = warnings_for(tmp_path, train, test)
-    assert found == (
+    warnings = warnings_for(tmp_path, train, test)
+    assert warnings == (
         "1 training texts have different labels in different rows, such as 'good film' ('0' and '1')",
         "all 3 evaluation examples have the label '1': the other classes are not tested",
         "2 evaluation texts are also training texts: the evaluation will look too good",
@@ -109,15 +109,15 @@ def test_probable_mistakes_in_texts(tmp_path: Path) -> None:
 
 def test_a_pair_is_blank_if_one_of_its_texts_is(tmp_path: Path) -> None:
     train = [{"a": f"good {'bad ' * i}", "b": "" if i == 3 else "film", "label": i % 2} for i in range(6)]
-    found = warnings_for(
+    warnings = warnings_for(
         tmp_path, train, [{"a": "x", "b": "y", "label": 0}, {"a": "x", "b": "z", "label": 1}], text=["a", "b"]
     )
-    assert found == ("1 training texts are empty or blank",)
+    assert warnings == ("1 training texts are empty or blank",)
 
 
 def test_constant_and_huge_targets(tmp_path: Path) -> None:
-    found = warnings_for(tmp_path, rows([1e6, -2.5, 3.0]), rows([2.0, 2.0], start=5), regression=True)
-    assert found == (
+    warnings = warnings_for(tmp_path, rows([1e6, -2.5, 3.0]), rows([2.0, 2.0], start=5), regression=True)
+    assert warnings == (
         "all 2 evaluation targets are 2: the correlation counts as 0",
         "training targets go from -2.5 to 1e+06, but a new head starts with outputs near 0: scale them",
     )
@@ -138,6 +138,6 @@ def test_training_rows_with_only_one_of_the_classes_of_the_hub(tmp_path: Path, m
 def test_doctor_lists_warnings_about_the_run_before_those_about_candidates(tmp_path: Path) -> None:
     path = write_tiny_run(tmp_path, peft={"r": 40, "revision": "main"})
     write_jsonl(tmp_path / "eval.jsonl", tiny_rows(48, seed=1)[:4])
-    found = diagnose(path).warnings
-    assert found[:2] == load_run(path).warnings
-    assert "4 evaluation texts" in found[0] and "ignored" in found[1] and "r is larger" in found[2]
+    warnings = diagnose(path).warnings
+    assert warnings[:2] == load_run(path).warnings
+    assert "4 evaluation texts" in warnings[0] and "ignored" in warnings[1] and "r is larger" in warnings[2]

@@ -28,14 +28,14 @@ def test_modules_and_counts_are_those_of_peft(kind: str, everything: bool) -> No
     exclude = ["pre_classifier"] if kind == "distilbert" else None
     candidate = Candidate("c", LoraConfig(r=3, target_modules=targets, exclude_modules=exclude))
     before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
-    found = adaptation(model, candidate, "peft")
+    result = adaptation(model, candidate, "peft")
     assert torch.equal(state, torch.random.get_rng_state())
     assert model.state_dict().keys() == before.keys() and all(p.requires_grad for p in model.parameters())
     real = get_peft_model(copy.deepcopy(model), candidate.peft_config())
-    assert [module.name for module in found.modules] == real.targeted_module_names
-    assert found.num_trainable == sum(p.numel() for p in real.parameters() if p.requires_grad)
-    assert found.heads
-    for module in found.modules:
+    assert [module.name for module in result.modules] == real.targeted_module_names
+    assert result.num_trainable == sum(p.numel() for p in real.parameters() if p.requires_grad)
+    assert result.heads
+    for module in result.modules:
         assert (module.rank, module.num_parameters) == (3, 3 * (module.num_inputs + module.num_outputs))
 
 

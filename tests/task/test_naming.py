@@ -18,10 +18,12 @@ def test_long_names_of_a_grid_are_shortened_and_stay_different(tmp_path: Path) -
     layers = [list(range(0, 2 * count, 2)) for count in (99, 100)]
     modules = [["m" * 30, "n" * 30, last] for last in "ab"]
     grid = {"peft": {"target_modules": modules, "layers_to_transform": layers, "megatron_core": ["x" * 99, "y" * 99]}}
-    found = names(grid)
-    assert len(set(found)) == 8 and all(name_problem(name) is None for name in found)
-    assert [candidate.name for candidate in load_config(write_tiny_run(tmp_path, candidates=grid)).candidates] == found
-    assert found == names(grid), "names are the same in every run"
+    grid_names = names(grid)
+    assert len(set(grid_names)) == 8 and all(name_problem(name) is None for name in grid_names)
+    assert [
+        candidate.name for candidate in load_config(write_tiny_run(tmp_path, candidates=grid)).candidates
+    ] == grid_names
+    assert grid_names == names(grid), "names are the same in every run"
 
 
 def test_equal_names_of_a_grid_get_a_hash() -> None:
