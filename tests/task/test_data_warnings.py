@@ -83,9 +83,8 @@ def test_ordinary_data_is_not_warned_of(tmp_path: Path) -> None:
     ],
 )
 def test_labels(labels: list[Any], sentence: str, tmp_path: Path) -> None:
-    ordinary = [
-        label for label in dict.fromkeys(labels) if str(label) in {"neg", "pos", "0", "1", "a", "b", "c0", "c1", "0,5", "1,5"}
-    ]
+    usual = {"neg", "pos", "0", "1", "a", "b", "c0", "c1", "0,5", "1,5"}
+    ordinary = [label for label in dict.fromkeys(labels) if str(label) in usual]
     found = warned(tmp_path, rows(labels), rows(ordinary, start=len(labels)))
     assert sentence in found and found[0] == sentence
 

@@ -51,14 +51,11 @@ def check_padding_invariant(task: Task, where: str = "model.path") -> None:
 
 
 def check_runs(task: Task, where: str = "model.path") -> None:
-    """Check that the model runs on the texts, with one forward pass on a few of them.
+    """Run the model on a few of the texts, in one forward pass; if that fails, the ``InputError`` says why.
 
     Args:
         task: Model and data.
         where: The field that messages name.
-
-    Raises:
-        InputError: The model cannot be run on the texts.
     """
     with task.placed(), evaluating(task.model), torch.no_grad(), _explained(type(task.model).__name__, where):
         _outputs(task, _spread(task))
