@@ -17,6 +17,7 @@ from rich.console import Console
 import foretune.cli.console as console
 from foretune import __version__
 from foretune.cli.main import _said, main
+from foretune.errors import InputError
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -73,6 +74,20 @@ def test_the_cause_of_another_error_is_recognised() -> None:
             raise RuntimeError("cannot serialize") from cause
     except RuntimeError as error:
         assert "No space left" in str(_said(error))
+
+
+def test_too_little_memory_is_no_fault_of_the_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(cause: Exception) -> None:
+        raise InputError("run.yaml: model.path", f"cannot load the model ({cause})", "give other weights") from cause
+
+    module = sys.modules["foretune.cli.main"]
+    for cause, words in ((RuntimeError("can't start new thread"), "not enough memory"), (OSError("x"), "model.path")):
+        monkeypatch.setattr(module, "_run", lambda cause=cause: load(cause))
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_a_full_disk_during_training_gives_one_line(

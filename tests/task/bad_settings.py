@@ -103,7 +103,7 @@ BAD_SETTINGS = [
         ("peft.init_lora_weights", "'pissa_niter_x'"),
     ),
     BadInput("corda", run(peft={"init_lora_weights": "corda"}), ("init_lora_weights", "'corda'", "true or gaussian")),
-    BadInput("loftq", run(peft={"init_lora_weights": "loftq"}), ("peft", "loftq_config", "must be specified")),
+    BadInput("loftq", run(peft={"init_lora_weights": "loftq"}), ("run.yaml: peft", "loftq_config", "specified")),
     BadInput(
         "loftq without all keys",
         run(peft={"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}),

@@ -20,7 +20,18 @@ REFUSED = {
     errno.EROFS: "name a directory on a disk that can be written to",
 }
 FULL_DISK = ("No space left on device", "StorageFull", "PytorchStreamWriter failed", "file write failed")
-NO_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory", "bad_alloc", "failed to map segment")
+NO_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+    "failed to map segment",
+    "can't start new thread",
+)
+TOO_LITTLE = (
+    "There is not enough memory. Use a smaller per_device_train_batch_size or data.max_length, or forecast "
+    "with --sample 1000; foretune doctor estimates how much memory a run needs."
+)
 
 
 def main() -> None:
@@ -33,7 +44,7 @@ def main() -> None:
         try:
             _run()
         except InputError as error:
-            _refuse(str(error))
+            _refuse(TOO_LITTLE if _lacks_memory(_chain(error)[1:]) else str(error))
         except BaseException as error:
             if interrupt.came or isinstance(error, KeyboardInterrupt) or _code(error) == INTERRUPTED:
                 print("\ninterrupted: no unfinished file was left; run the same command to continue", file=sys.stderr)
@@ -118,24 +129,32 @@ def _code(error: BaseException) -> Any:
 
 def _said(error: BaseException) -> str | None:
     """The message for an error that the system caused; None for any other error, which is a fault of foretune."""
+    chain = _chain(error)
+    for link in chain:
+        if isinstance(link, OSError) and link.errno in REFUSED:
+            where = f"{link.filename}: " if link.filename else ""
+            return f"{where}{link.strerror}. No unfinished file was left; {REFUSED[link.errno]}."
+    if any(word in str(link) for link in chain if isinstance(link, Exception) for word in FULL_DISK):
+        return f"No space left on device. No unfinished file was left; {REFUSED[errno.ENOSPC]}."
+    return TOO_LITTLE if _lacks_memory(chain) else None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and the errors that led to it."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    for link in chain:
-        if isinstance(link, OSError) and link.errno in REFUSED:
-            where = f"{link.filename}: " if link.filename else ""
-            return f"{where}{link.strerror}. No unfinished file was left; {REFUSED[link.errno]}."
-    text = " ".join(str(link) for link in chain if isinstance(link, Exception))
-    if any(word in text for word in FULL_DISK):
-        return f"No space left on device. No unfinished file was left; {REFUSED[errno.ENOSPC]}."
-    if any(isinstance(link, MemoryError) for link in chain) or any(word in text for word in NO_MEMORY):
-        return (
-            "There is not enough memory. Use a smaller per_device_train_batch_size or data.max_length, or forecast "
-            "with --sample 1000; foretune doctor estimates how much memory a run needs."
-        )
-    return None
+    return chain
+
+
+def _lacks_memory(chain: list[BaseException]) -> bool:
+    """Whether one of the errors says that there is too little memory, to load a library or to start a thread too."""
+    return any(
+        isinstance(link, MemoryError) or (isinstance(link, Exception) and any(word in str(link) for word in NO_MEMORY))
+        for link in chain
+    )
 
 
 def _refuse(message: str) -> NoReturn:
