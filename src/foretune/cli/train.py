@@ -86,7 +86,7 @@ def _trainable(task: "Task", source: str, *, linearised: bool, named: bool) -> l
     Returns:
         The candidates that can be trained.
     """
-    from foretune.errors import InputError
+    from foretune.errors import InputError, left_out
     from foretune.train.finetune import check_linearised
     from foretune.train.rehearsal import rehearse
 
@@ -102,5 +102,5 @@ def _trainable(task: "Task", source: str, *, linearised: bool, named: bool) -> l
     if problems and (named or len(problems) == len(task.candidates)):
         first, *_ = problems.values()
         raise first
-    about_input([], [{"name": name, "reason": error.without_file} for name, error in problems.items()])
+    about_input([], left_out(problems))
     return [candidate for candidate in task.candidates if candidate.name not in problems]

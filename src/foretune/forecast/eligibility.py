@@ -10,7 +10,7 @@ from pathlib import Path
 from peft import get_peft_model
 from transformers.training_args import OptimizerNames
 
-from foretune.errors import InputError
+from foretune.errors import InputError, left_out
 from foretune.forecast.simulate import simulated_arguments
 from foretune.tangents import check_forecastable, check_padding_invariant, read_adapters
 from foretune.task import Candidate, Task
@@ -36,7 +36,7 @@ class Examined:
     @property
     def left_out(self) -> list[dict[str, str]]:
         """Names and reasons of the candidates that cannot be forecast, as ``forecast.json`` lists them."""
-        return [{"name": name, "reason": error.without_file} for name, error in self.problems.items()]
+        return left_out(self.problems)
 
 
 def examine(loaded: LoadedRun, source: str | Path) -> Examined:

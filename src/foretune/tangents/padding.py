@@ -16,6 +16,7 @@ from foretune.tangents.head import outputs_of
 from foretune.tangents.hooks import evaluating
 from foretune.tangents.lengths import lengths
 from foretune.task import Task
+from foretune.task.problems import error_text
 
 EXAMPLES = 4  # examples in the check, from the shortest to the longest
 Rows = Sequence[dict[str, Any]]
@@ -76,7 +77,7 @@ def _errors_explained(name: str, where: str) -> Generator[None]:
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
-        reason = " ".join(str(error).split())[:300].rstrip(".")
+        reason = error_text(error, 300)
         problem = f"{name} cannot be run on the texts ({type(error).__name__}: {reason})"
         fix = "use a model and a tokenizer that belong together, or set pooling: mean to replace the model's own head"
         raise InputError(where, problem, fix) from error

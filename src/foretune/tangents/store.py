@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from foretune.errors import InputError
-from foretune.results import SCHEMA_VERSION, file_checksum, read_json, temporary_path, write_json
+from foretune.results import SCHEMA_VERSION, changed_files, file_checksum, read_json, temporary_path, write_json
 
 FORMAT = 9  # the names of folders depend on it; raise it when the meaning of the files changes
 ROWS, SUMMARY, MANIFEST = "tangents.safetensors", "summary.safetensors", "manifest.json"
@@ -120,7 +120,7 @@ def fault(folder: Path) -> str | None:
         files = read_json(folder / MANIFEST, "")["files"]
     except InputError as error:
         return error.found
-    damaged = [name for name, value in files.items() if file_checksum(folder / name) != value]
+    damaged = changed_files(folder, files)
     return f"{', '.join(damaged)} changed after being written" if damaged else None
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from foretune.errors import InputError
 from foretune.task.candidate import Candidate
 from foretune.task.module_names import HEAD_NAMES, adaptable, check_names, layer_numbers
+from foretune.task.problems import error_text
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def adaptation(model: PreTrainedModel, candidate: Candidate, where: str) -> Adap
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             adapted = get_peft_model(skeleton(model), config, low_cpu_mem_usage=True)
     except (ValueError, TypeError, RuntimeError, AttributeError, ImportError) as error:
-        reason = " ".join(str(error).split())
+        reason = error_text(error)
         if "layers_to_transform" in reason or "layers_pattern" in reason:
             layers = sorted(layer_numbers(names))
             problem = f"none of the layers {config.layers_to_transform} has the target modules"

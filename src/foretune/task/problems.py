@@ -99,11 +99,19 @@ def shown(value: Any) -> str:
         return "a whole number with thousands of digits"
 
 
-def error_text(error: Exception) -> str:
-    """The message of another package's error, on one line and without the full stop at its end."""
+def error_text(error: Exception, longest: int | None = None) -> str:
+    """The message of another package's error, on one line and without the full stop at its end.
+
+    Args:
+        error: The error.
+        longest: The most characters of its text; by default all are kept.
+
+    Returns:
+        The text; the name of the error's type if it has no text.
+    """
     if isinstance(error, KeyError):  # its text is only the key
         return f"{error} is missing"
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return " ".join(str(error).split())[:longest].rstrip(".") or type(error).__name__
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

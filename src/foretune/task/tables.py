@@ -106,7 +106,7 @@ def _from_hub(spec: TableSpec, where: str) -> Table:
     try:
         dataset = datasets.load_dataset(str(spec.hub), spec.name, split=spec.split)
     except Exception as error:  # the hub, the network and the files of the data set raise many kinds of errors
-        reason = error_text(error)[:300].rstrip(".")
+        reason = error_text(error, 300)
         fix = "check hub, name and split, and the network connection, or give a file"
         raise InputError(where, f"cannot load {source} ({type(error).__name__}: {reason})", fix) from error
     if not isinstance(dataset, datasets.Dataset):

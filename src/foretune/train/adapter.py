@@ -13,6 +13,7 @@ from foretune.errors import InputError
 from foretune.linear import START_FILE, Linearised, linearise, load_start
 from foretune.results import read_json
 from foretune.task import Candidate, Task
+from foretune.task.problems import error_text
 from foretune.train.finetune import damaged_files
 from foretune.train.initialise import build_peft_model
 
@@ -61,7 +62,7 @@ def load_adapter(task: Task, folder: str | Path) -> Linearised:
         model = build_peft_model(task, Candidate("adapter", config), int(result.get("seed", 42)))
         weights = load_file(folder / WEIGHTS)
     except (ValueError, TypeError, OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        reason = error_text(error)
         raise InputError(f"adapter {folder}", f"it does not fit this model ({reason})", _other(task)) from error
     differences = _differences(get_peft_model_state_dict(model), weights)
     if differences:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foretune.errors import InputError
-from foretune.results import SCHEMA_VERSION, differences, file_checksum, read_json, write_json
+from foretune.results import SCHEMA_VERSION, changed_files, differences, file_checksum, read_json, write_json
 
 SEAL = "foretune-seal.json"
 RUN = "run.json"
@@ -32,8 +32,7 @@ def fault(checkpoint: Path) -> str | None:
         sealed = read_json(checkpoint / SEAL, "")["files"]
     except (InputError, KeyError):
         return "it was not written to its end"
-    names = {path.name for path in _files(checkpoint)}
-    damaged = [name for name, value in sealed.items() if name not in names or file_checksum(checkpoint / name) != value]
+    damaged = changed_files(checkpoint, sealed)
     return f"{', '.join(damaged)} changed after it was saved" if damaged else None
 
 

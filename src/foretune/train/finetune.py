@@ -10,7 +10,7 @@ from typing import Any
 
 from foretune.errors import InputError
 from foretune.linear import START_FILE, linearise
-from foretune.results import file_checksum, provenance, read_json, write_json
+from foretune.results import changed_files, file_checksum, provenance, read_json, write_json
 from foretune.task import Candidate, Task
 from foretune.task.candidate import configuration
 from foretune.train import checkpoints
@@ -191,12 +191,8 @@ def damaged_files(adapter: Path, result: dict[str, Any]) -> list[str]:
     Returns:
         Names of files.
     """
-    files = {name: (adapter / name, value) for name, value in (result.get("files") or {}).items()}
-    return [
-        name
-        for name, (path, value) in files.items()
-        if file_checksum(path) != value and (path.exists() or name not in (START_FILE, GAP_FILE))
-    ]
+    changed = changed_files(adapter, result.get("files") or {})
+    return [name for name in changed if name not in (START_FILE, GAP_FILE) or (adapter / name).exists()]
 
 
 def _move_away(folder: Path) -> Path:

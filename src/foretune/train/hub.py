@@ -7,6 +7,7 @@ from huggingface_hub import HfApi
 
 from foretune.errors import InputError
 from foretune.task import Candidate
+from foretune.task.problems import error_text
 
 
 def check_hub(candidate: Candidate, where: str) -> None:
@@ -24,7 +25,7 @@ def check_hub(candidate: Candidate, where: str) -> None:
     try:
         HfApi(token=candidate.training.get("hub_token")).whoami()
     except Exception as error:  # the errors of network, token and hub have many types
-        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        reason = error_text(error, 200)
         raise InputError(
             f"{where}.push_to_hub",
             f"the hub cannot be used from here ({reason})",
@@ -50,7 +51,7 @@ def push_adapter(candidate: Candidate, adapter: Path, notify: Callable[[str], No
         hub.upload_folder(repo_id=repository, folder_path=adapter)
         notify(f"{adapter} was uploaded to {repository}")
     except Exception as error:  # the errors of network, token and hub have many types
-        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        reason = error_text(error, 200)
         notify(
             f"the adapter was not uploaded ({reason}); it is complete in {adapter}, so upload it yourself: "
             f"hf upload REPOSITORY {adapter}"

@@ -8,6 +8,7 @@ from transformers import set_seed
 
 from foretune.errors import InputError
 from foretune.task import Candidate, Task
+from foretune.task.problems import error_text
 
 
 def build_peft_model(task: Task, candidate: Candidate, seed: int) -> PeftModel:
@@ -35,7 +36,7 @@ def build_peft_model(task: Task, candidate: Candidate, seed: int) -> PeftModel:
             if candidate.peft.init_lora_weights == "eva":
                 _initialise_eva(adapted, task, candidate)
         except (ValueError, KeyError, RuntimeError, ImportError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = error_text(error, 300)
             raise InputError(
                 f"candidate {candidate.name!r}: peft",
                 f"peft cannot initialise these adapters ({reason})",

@@ -15,7 +15,7 @@ from foretune.errors import InputError
 from foretune.task import Candidate, Task
 from foretune.task.matching import skeleton
 from foretune.task.model import quiet
-from foretune.task.problems import nearest
+from foretune.task.problems import error_text, nearest
 from foretune.train.arguments import metric_names
 from foretune.train.finetune import real_arguments
 from foretune.train.hub import check_hub
@@ -93,7 +93,7 @@ def _refused(where: str, fix: str) -> Generator[None]:
     except InputError:
         raise
     except Exception as error:  # the errors of the libraries have many types
-        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        reason = error_text(error, 300)
         raise InputError(where, f"the run cannot be built ({reason})", fix) from error
 
 

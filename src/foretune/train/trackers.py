@@ -7,6 +7,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
 from foretune.errors import InputError
+from foretune.task.problems import error_text
 
 INTEGRATIONS = "transformers.integrations"
 
@@ -34,7 +35,7 @@ class Guarded:
                 return wrapped(*args, **kwargs)
             except Exception as error:  # the errors of trackers have many types
                 self._failed = True
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                reason = error_text(error, 200)
                 name = type(self._callback).__name__.removesuffix("Callback")
                 self._notify(f"the tracker {name} failed ({reason}): the run continues without it")
                 return None
@@ -57,7 +58,7 @@ def check_trackers(args: TrainingArguments, where: str) -> None:
             for tracker in get_reporting_integration_callbacks([name]):
                 tracker()
         except Exception as error:  # the errors of trackers have many types
-            reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+            reason = error_text(error, 200)
             raise InputError(
                 f"{where}.report_to", f"{name} cannot be used ({reason})", "install what it names, or write none"
             ) from error
