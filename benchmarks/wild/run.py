@@ -1,6 +1,6 @@
 """Forecast and really train fine-tunes that are drawn at random from what people do.
 
-    python benchmarks/wild/run.py [--draws 60] [-o runs/wild]
+    python benchmarks/wild/run.py [--first 0] [--draws 60] [-o runs/wild]
 
 The distribution is in ``distribution.py``. Every draw has six candidates; they are forecast first, then all are really
 trained, from two seeds in a third of the draws. Writes ``benchmarks/results/wild/NNN.json`` for every draw: settings,
@@ -83,6 +83,7 @@ def content(drawn: Draw, forecast: dict[str, Any], results: dict[str, list[dict[
                     key: predicted[key] for key in ("eval_metric", "eval_metric_std", "eval_loss", "eval_loss_std")
                 },
                 **{key: entry[key] for key in (*REACH, *SIGNS)},
+                "departures": to_table(entry["departures"]),
                 "forecast_seconds": entry["cost"]["seconds"],
                 "real": [
                     {"seed": result["seed"], "seconds": result["cost"]["seconds"], "curve": curve(result["curve"])}
@@ -113,8 +114,9 @@ def show(drawn: Draw, name: str, result: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=60)
+    parser.add_argument("--first", type=int, default=0, help="the first draw, so that several processes share the work")
+    parser.add_argument("--draws", type=int, default=60, help="number of draws, from the first on")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/wild"))
     options = parser.parse_args()
-    for number in range(options.draws):
+    for number in range(options.first, options.first + options.draws):
         run(number, options.output)

@@ -18,6 +18,7 @@ from foretune.forecast.calibration import (
     may_collapse,
     unstable,
 )
+from foretune.forecast.departure import Departure
 from foretune.forecast.figures import Figures
 from foretune.forecast.movement import Reach
 from foretune.forecast.sample import Sample, without
@@ -41,6 +42,7 @@ class Forecast:
         seeds: The seeds of these runs.
         refreshes: How often new tangents were taken in every run.
         reach: How far the first run moves the weights.
+        departures: How far the network is from the first run at some of its moments.
         fitted_loss: Mean loss of the training examples at the end of the first run.
         sample: How many training examples were simulated, and how many there are.
         kernel: The figures of the candidate's NTK, as in ``forecast.json``.
@@ -60,6 +62,7 @@ class Forecast:
     seeds: list[int]
     refreshes: int
     reach: Reach
+    departures: list[Departure]
     fitted_loss: float
     sample: Sample
     kernel: Figures
@@ -204,6 +207,7 @@ class Forecast:
             "predicted": predicted | {"curve": self.curve, "seeds": self.seeds},
             "simulated": _values(simulated) | {"fitted_loss": self.fitted_loss, "curve": curve},
             **asdict(self.reach),
+            "departures": [asdict(departure) for departure in self.departures],
             "may_collapse": self.may_collapse,
             "unstable": self.unstable,
             "beginning": self.beginning and asdict(self.beginning) | {"followed": self.followed},
