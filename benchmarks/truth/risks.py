@@ -20,13 +20,11 @@ from foretune.forecast.calibration import (
     FOLLOWED,
     LATE,
     LITTLE,
-    LOST,
     OPEN,
     STEP,
     TRAVEL,
     UNLEARNT,
     gains_little,
-    is_foregone,
     late,
     may_collapse,
     much_open,
@@ -157,10 +155,8 @@ def collapses_section(benchmark: Benchmark) -> list[str]:
         ),
         *bullet(
             f"It really trains the first {BEGIN:.0%} of the steps of such a run. The run is expected to collapse if "
-            f"its training loss falls by less than {FOLLOWED:.0%} of what was simulated for these steps. Two kinds of "
-            "runs are expected to end near guessing without this test: those whose steps could move the weights by "
-            f"more than {LOST:.0%}, because all such runs collapsed, and those whose simulation gains less than "
-            f"{points}.",
+            f"its training loss falls by less than {FOLLOWED:.0%} of what was simulated for these steps. Runs whose "
+            f"simulation gains less than {points} are expected to end near guessing without this test.",
             "2. ",
         ),
         "",
@@ -219,7 +215,7 @@ def _warnings(
     warned = risky | _each(late, signs[-1]) | ((forecast.high - forecast.low) / 2 >= WIDE)
     warned |= _each(lambda loss: unlearnt(loss, task["outputs"] or 0), fits)
     warned |= _each(lambda change: much_open(task["frozen"], change), changes)
-    foregone = risky & _each(is_foregone, *signs[:2], ends - task["guess"])
+    foregone = risky & _each(gains_little, ends - task["guess"])
     return np.abs(forecast.metric - truth.metric), warned & ~foregone, risky, foregone
 
 

@@ -10,10 +10,8 @@ from foretune.forecast.beginning import Beginning
 from foretune.forecast.calibration import (
     ASTRAY,
     LATE,
-    LOST,
     TRAVEL,
     MeanPoint,
-    is_lost,
     late,
     may_collapse,
     much_open,
@@ -128,7 +126,7 @@ def _about_reach(
     """The worst warning that follows from how far the simulated run moves the weights, if there is one."""
     metric_std = curve[-1]["eval_metric_std"]
     if may_collapse(reach.largest_step, reach.travel, reach.change_before_learning):
-        text = f"{_movement(reach)} {_begun(beginning, reach, gains_little)}"
+        text = f"{_movement(reach)} {_begun(beginning, gains_little)}"
         return [Advice("collapse", text)]
     if late(reach.change_before_learning):
         text = (
@@ -189,10 +187,8 @@ def _change(reach: Reach) -> str:
     return f"The linear weights change by {reach.change_before_learning:.2%} before the training loss falls."
 
 
-def _begun(beginning: Beginning | None, reach: Reach, gains_little: bool) -> str:
+def _begun(beginning: Beginning | None, gains_little: bool) -> str:
     """What the first steps of the real run say about a collapse, or why they were not trained."""
-    if is_lost(reach.largest_step, reach.travel):
-        return f"Above {LOST:.0%}, all of them did."
     if gains_little:
         return "Even the simulation gains little over guessing, so its real run was not begun."
     if beginning is None:

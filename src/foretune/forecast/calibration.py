@@ -27,8 +27,6 @@ CHANGES = 3.0  # largest sum of the layers' relative changes that counts
 
 # Thresholds of `travel`, the relative change of the weights if all steps led one way (see `movement.Movement`).
 TRAVEL = 0.57  # above it, real runs were seen to collapse, from some seeds or from all
-HASTY = 0.4  # above it the steps are hasty: too large for real runs to learn more than their simulation does
-LOST = 1.25  # above it, all real runs were seen to collapse
 
 # Other thresholds of a run that may collapse.
 STEP = 0.005  # relative change of the weights in one step; below it, no run collapsed because of a large `travel`
@@ -40,7 +38,6 @@ LATE = 0.022  # relative change of the weights before the run learns
 OPEN = 0.3  # `left_open`: what the frozen features cannot predict, times a measure of how far the layers move
 
 # Runs of several classes.
-AHEAD = 0.3  # log ratio of evaluation to training loss above which real runs learn more than their simulation
 SEVERAL = 4  # with more classes than this, forecasts of runs that end early are too good
 UNLEARNT = 0.4  # a run with so many classes ends early if its training loss is above this share of a uniform guess's
 
@@ -91,19 +88,9 @@ def may_collapse(largest_step: float, travel: float, change_before_learning: flo
     return (largest_step > STEP and travel > TRAVEL) or change_before_learning > ASTRAY
 
 
-def is_lost(largest_step: float, travel: float) -> bool:
-    """Whether all such runs were seen to collapse, whatever their seed."""
-    return largest_step > STEP and travel > LOST
-
-
 def gains_little(gain: float) -> bool:
     """Whether a simulated run ends near guessing, given its gain of the metric over guessing."""
     return not gain >= LITTLE  # true for nan
-
-
-def is_foregone(largest_step: float, travel: float, gain: float) -> bool:
-    """Whether it is pointless to train the beginning of a run that may collapse: it is lost, or has little to lose."""
-    return is_lost(largest_step, travel) or gains_little(gain)
 
 
 def late(change_before_learning: float) -> bool:
@@ -201,8 +188,8 @@ class Simulation(NamedTuple):
 
     @property
     def is_foregone(self) -> bool:
-        """Whether it is pointless to train the beginning of this run, if it may collapse."""
-        return is_foregone(self.largest_step, self.travel, self.gain)
+        """Whether it is pointless to train the beginning of this run: its simulation has little to lose."""
+        return gains_little(self.gain)
 
 
 def evidence(simulation: Simulation) -> dict[str, float]:
@@ -224,10 +211,8 @@ def evidence(simulation: Simulation) -> dict[str, float]:
     - ``changes``: ρ, up to ``CHANGES``; only for regression and two classes.
     - ``overfit``: the gap times q; only for regression and two classes.
     - ``learnt``: ``d² · (1-R) · ρ/(1+ρ) · q/(1+q)``, an estimate of what the real run learns beyond its simulation. d²
-      is the share of pairs of layers that can learn together. With more than two classes the numerator q is ``q -
-      AHEAD``, or 0 if that is negative, because the classes that are learnt first outgrow the others. ``learnt``
-      shrinks with the simulated gain over guessing if that is below ``LITTLE``, because fitting the training examples
-      alone is not learning. It is 0 if ``travel`` is above ``HASTY``.
+      is the share of pairs of layers that can learn together. ``learnt`` shrinks with the simulated gain over guessing
+      if that is below ``LITTLE``, because fitting the training examples alone is not learning.
 
     For a run that may collapse (0 for the others):
 
@@ -258,8 +243,7 @@ def evidence(simulation: Simulation) -> dict[str, float]:
     metric = simulation.eval_metric if math.isfinite(simulation.eval_metric) else simulation.guess
     loss = simulation.eval_loss if math.isfinite(simulation.eval_loss) else simulation.guess_loss
     carries_over = _inside((metric - simulation.guess) / LITTLE, 0.0, 1.0)
-    not_hasty = float(simulation.travel <= HASTY)
-    to_learn = not_hasty * simulation.depth**2 * left_open(simulation.frozen, rho) * carries_over
+    to_learn = simulation.depth**2 * left_open(simulation.frozen, rho) * carries_over
 
     def fall(on: Scale, guess: float, simulated: float) -> float:
         return 0.0 if stable else (1 - min(followed / CAUGHT_UP, 1.0)) * (on.to(guess) - on.to(simulated))
@@ -270,7 +254,7 @@ def evidence(simulation: Simulation) -> dict[str, float]:
         "gap": gap,
         "changes": _inside(rho, 0.0, CHANGES) if few_outputs else 0.0,
         "overfit": gap * q if few_outputs else 0.0,
-        "learnt": to_learn * max(q - (0.0 if few_outputs else AHEAD), 0.0) / (1 + q),
+        "learnt": to_learn * q / (1 + q),
         "unstable": float(not stable),
         "blind": float(not stable and measured is None),
         "followed": 0.0 if stable else followed,
