@@ -25,7 +25,6 @@ LINEAR = Reach(
 )
 WIDE = Reach(0.01, 0.3, change_before_learning=0.01, weight_change=0.1, layer_changes=0.5, depth=1.0, linearity_gap=1.2)
 WILD = Reach(0.03, 0.9, change_before_learning=0.02, weight_change=0.1, layer_changes=0.5, depth=1.0, linearity_gap=0.8)
-FAR = Reach(0.06, 1.9, change_before_learning=0.02, weight_change=0.1, layer_changes=0.5, depth=1.0, linearity_gap=0.8)
 LATE = Reach(0.01, 0.3, change_before_learning=0.03, weight_change=0.1, layer_changes=0.5, depth=1.0, linearity_gap=0.8)
 ASTRAY = Reach(
     0.01, 0.3, change_before_learning=0.12, weight_change=0.2, layer_changes=2.0, depth=1.0, linearity_gap=0.8
@@ -58,12 +57,6 @@ ASTRAY = Reach(
             0.3,
             WILD,
             ["may move them by 90% of their size. Above 57%"],
-        ),
-        (
-            [0.7, 0.6, 0.5],
-            0.3,
-            FAR,
-            ["collapsed and learnt nothing. Above 125%, all of them did."],
         ),
         (
             [0.7, 0.6, 0.5],

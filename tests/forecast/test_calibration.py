@@ -97,7 +97,7 @@ NOTHING = {
 def test_evidence_stays_within_its_bounds() -> None:
     far = LINEAR._replace(linearity_gap=3.0, layer_changes=math.inf, fitted_loss=0.0, eval_loss=5.0)
     assert evidence(far) == NOTHING | {"gap": 1.0, "changes": 3.0, "overfit": 4.0, "learnt": 0.8}
-    assert evidence(far._replace(outputs=3)) == NOTHING | {"gap": 1.0, "learnt": pytest.approx(3.7 / 5)}
+    assert evidence(far._replace(outputs=3)) == NOTHING | {"gap": 1.0, "learnt": 0.8}
     near = LINEAR._replace(linearity_gap=0.5, layer_changes=0.3, fitted_loss=1.0)
     assert evidence(near) == pytest.approx(NOTHING | {"gap": 0.5, "changes": 0.3})
     fitted = LINEAR._replace(layer_changes=3.0, fitted_loss=0.1, eval_loss=0.1 * math.exp(1.5))
@@ -107,13 +107,11 @@ def test_evidence_stays_within_its_bounds() -> None:
     assert blind["learnt"] == pytest.approx(evidence(fitted)["learnt"] / 5)
     known = evidence(regression._replace(frozen=0.75))  # features that predict the labels leave less to learn
     assert known == pytest.approx(evidence(regression) | {"learnt": 0.25 * 0.75 * 0.6})
-    hasty = evidence(regression._replace(travel=0.45))  # steps that are too large gain nothing
-    assert hasty == pytest.approx(evidence(regression) | {"learnt": 0.0})
     shallow = evidence(regression._replace(depth=0.5))  # layers without adapters learn nothing
     assert shallow == pytest.approx(evidence(regression) | {"learnt": 0.25 * 0.75 * 0.6})
 
 
-@pytest.mark.parametrize(("ratio", "learnt"), [(0.0, 0.0), (0.3, 0.0), (2.0, 1.7 / 3)])
+@pytest.mark.parametrize(("ratio", "learnt"), [(-1.0, 0.0), (0.0, 0.0), (2.0, 2 / 3)])
 def test_real_runs_of_several_classes_learn_more_once_the_simulation_fits(ratio: float, learnt: float) -> None:
     found = LINEAR._replace(layer_changes=3.0, fitted_loss=1.0, eval_loss=math.exp(ratio), outputs=5)
     assert evidence(found) == pytest.approx(NOTHING | {"learnt": 0.75 * learnt})
@@ -147,9 +145,7 @@ def test_runs_that_may_collapse_are_corrected_towards_guessing(
     assert evidence(wild._replace(followed=0.25)) == pytest.approx(known | half)
     caught_up = {"blind": 0.0, "followed": 0.6, "fall": 0.0, "loss_fall": 0.0}
     assert evidence(wild._replace(followed=0.6)) == pytest.approx(known | caught_up)
-    lost = {"blind": 0.0, "followed": 0.0}  # whatever the beginning did
     for followed in (None, 0.0, 1.0):
-        assert evidence(wild._replace(travel=2.0, followed=followed)) == pytest.approx(known | lost)
         for metric, most in ((guess + 0.04, 0.2), (math.nan, 0.0)):  # a small gain, or an unknown one
             foregone = evidence(wild._replace(eval_metric=metric, followed=followed))
             assert (foregone["blind"], foregone["followed"]) == (0.0, 0.0) and abs(foregone["fall"]) <= most

@@ -9,7 +9,7 @@ from helpers import tiny_rows, tiny_tokenizer, write_jsonl, write_tiny_run
 from foretune.forecast.doctor import diagnose, load_run
 from foretune.task.config import DataSpec, TableSpec
 from foretune.task.data import encode_data, read_data
-from foretune.task.data_warnings import data_warnings
+from foretune.task.data_warnings import data_warnings, few_evaluation_examples
 
 Rows = list[dict[str, Any]]
 FREQUENT = {"neg", "pos", "0", "1", "a", "b", "c0", "c1", "0,5", "1,5"}
@@ -38,7 +38,14 @@ def rows(labels: list[Any], start: int = 0) -> Rows:
 def test_ordinary_data_gives_no_warnings(tmp_path: Path) -> None:
     assert warnings_for(tmp_path, rows([0, 1] * 10), rows([0, 1] * 5, start=20)) == ()
     assert warnings_for(tmp_path, rows([0.5, -1.0] * 10), rows([0.0, 2.0] * 5, start=20), regression=True) == ()
-    assert load_run(write_tiny_run(tmp_path)).warnings == ()
+    run = load_run(write_tiny_run(tmp_path))
+    assert run.warnings == few_evaluation_examples(len(run.task.eval)) != ()
+
+
+def test_few_evaluation_examples_measure_an_accuracy_badly() -> None:
+    assert few_evaluation_examples(100) == ()
+    (warning,) = few_evaluation_examples(25)
+    assert "only 25 examples" in warning and "up to 10 points" in warning and "200 or more" in warning
 
 
 @pytest.mark.parametrize(
@@ -139,5 +146,5 @@ def test_doctor_lists_warnings_about_the_run_before_those_about_candidates(tmp_p
     path = write_tiny_run(tmp_path, peft={"r": 40, "revision": "main"})
     write_jsonl(tmp_path / "eval.jsonl", tiny_rows(48, seed=1)[:4])
     warnings = diagnose(path).warnings
-    assert warnings[:2] == load_run(path).warnings
-    assert "4 evaluation texts" in warnings[0] and "ignored" in warnings[1] and "r is larger" in warnings[2]
+    assert warnings[:3] == load_run(path).warnings
+    assert "4 evaluation texts" in warnings[0] and "ignored" in warnings[2] and "r is larger" in warnings[3]

@@ -97,7 +97,7 @@ def _process_bytes(device: torch.device) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def train_bytes(trial: Trial, arguments: TrainingArguments, tokens: int, trainable: int) -> int:
+def train_bytes(trial: Trial, arguments: TrainingArguments, rows: int, tokens: int, trainable: int) -> int:
     """Estimate the memory of a real run, in bytes.
 
     It is the sum of what is in use already, the activations of a batch of the longest texts, the gradients and the
@@ -106,13 +106,14 @@ def train_bytes(trial: Trial, arguments: TrainingArguments, tokens: int, trainab
     Args:
         trial: Measurements of a few training steps.
         arguments: Training arguments of the real run.
+        rows: Number of training examples; a batch holds no more than that.
         tokens: Length of the longest text, in tokens.
         trainable: Number of trained parameters.
 
     Returns:
         The number of bytes.
     """
-    activations = BACKWARD * arguments.per_device_train_batch_size * tokens * trial.saved_bytes
+    activations = BACKWARD * min(arguments.per_device_train_batch_size, rows) * tokens * trial.saved_bytes
     return int(trial.process_bytes + activations + OPTIMISER_BYTES * trainable)
 
 

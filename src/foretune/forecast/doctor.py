@@ -93,7 +93,9 @@ def diagnose(path: str | Path, bytes_per_value: int = 2) -> Diagnosis:
             trainable_parameters=adapted.num_trainable,
             steps=num_steps(len(task.train), own),
             estimated_train_seconds=trial.seconds * num_examples(len(task.train), own),
-            estimated_train_bytes=train_bytes(trial, own, data.train_stats.tokens_max, adapted.num_trainable),
+            estimated_train_bytes=train_bytes(
+                trial, own, len(task.train), data.train_stats.tokens_max, adapted.num_trainable
+            ),
             estimated_cache_bytes=tokens * cache_values_per_token(adapted.modules, directions) * bytes_per_value,
         )
         for candidate, adapted, own in zip(task.candidates, run.adaptations, arguments, strict=True)

@@ -1,5 +1,6 @@
 """The forecast of one candidate: its simulated runs, their correction, and the warnings about it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
@@ -16,9 +17,11 @@ from foretune.forecast.calibration import (
     evidence,
     gains_little,
     may_collapse,
+    scale,
     unstable,
 )
 from foretune.forecast.departure import Departure
+from foretune.forecast.evaluation_noise import evaluation_spread
 from foretune.forecast.figures import Figures
 from foretune.forecast.movement import Reach
 from foretune.forecast.sample import Sample, without
@@ -45,6 +48,7 @@ class Forecast:
         departures: How far the network is from the first run at some of its moments.
         fitted_loss: Mean loss of the training examples at the end of the first run.
         sample: How many training examples were simulated, and how many there are.
+        eval_examples: Number of evaluation examples.
         kernel: The figures of the candidate's NTK, as in ``forecast.json``.
         seconds: Time that all of this took.
         trainable_parameters: Number of parameters of adapters and head.
@@ -65,6 +69,7 @@ class Forecast:
     departures: list[Departure]
     fitted_loss: float
     sample: Sample
+    eval_examples: int
     kernel: Figures
     seconds: float
     trainable_parameters: int
@@ -137,12 +142,22 @@ class Forecast:
         by_quantity = {name: self.sample.widened(one) for name, one in corrections(self.evidence).items()}
         if self.refreshes:
             by_quantity = {name: Correction(0.0, one.spread) for name, one in by_quantity.items()}
+        by_quantity["eval_metric"] = self._measured_on_few(by_quantity["eval_metric"])
         points, excess = [], self.excess
         for point in self.simulated:
             share = point["step"] / self.steps
             expected = corrected(without(share * excess, point), by_quantity, share, self.metric_name)
             points.append(MeanPoint(**expected))  # type: ignore[typeddict-item]
         return points
+
+    def _measured_on_few(self, correction: Correction) -> Correction:
+        """The correction of the metric with a larger spread if there are few evaluation examples."""
+        on, simulated = scale("eval_metric", self.metric_name), self.simulated[-1]["eval_metric"]
+        if not math.isfinite(simulated):
+            return correction
+        expected = on.back(on.to(simulated) + correction.shift)
+        added = evaluation_spread(self.metric_name, expected, self.eval_examples)
+        return correction._replace(spread=math.hypot(correction.spread, added))
 
     @property
     def final(self) -> MeanPoint:

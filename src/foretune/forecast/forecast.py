@@ -74,7 +74,11 @@ def forecast(
         own_tangents = starts.tangents(seed + extra).on(task.model.device)
         numbers = [number for number, candidate in enumerate(candidates) if candidate.seed == seed]
         jobs = [
-            Start(candidate, *starts.draw(candidate, seed + extra), watch=() if extra else (Movement(size), Departures(task, own_tangents)))
+            Start(
+                candidate,
+                *starts.draw(candidate, seed + extra),
+                watch=() if extra else (Movement(size), Departures(task, own_tangents)),
+            )
             for candidate in (candidates[number] for number in numbers)
         ]
         results = simulate_all(own_tangents, task, jobs, seed + extra, refreshes=refreshes, progress=tell)
@@ -132,6 +136,7 @@ def _measured(
         departures=network.departures,
         fitted_loss=fitted_loss,
         sample=Sample(tangents.num_train, len(task.train)),
+        eval_examples=len(task.eval),
         kernel=kernels.figures(tangents, candidate, job.adapters, int(run.final["step"])),
         seconds=run.seconds,
         trainable_parameters=sum(parameter.numel() for parameter in model.parameters()),

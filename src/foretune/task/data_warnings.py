@@ -1,5 +1,6 @@
 """Warns about data that can be used but probably has a mistake: one sentence per warning, the worst first."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -12,6 +13,7 @@ MISSING = {"na", "n/a", "nan", "null", "none", "nil", "-100", "?"}  # labels tha
 HUGE = 1000.0  # larger targets are far from the outputs of an untrained head
 UNBALANCED = 10  # classes are unbalanced if the largest has more than this many times the examples of the rarest
 MUCH_CUT = 0.2  # the share of truncated examples above which there is a warning
+FEW = 100  # with fewer evaluation examples, the standard error of an accuracy is up to 5 points or more
 MANY_CLASSES = 20  # with more classes than this, labels that hardly repeat are probably not classes
 
 
@@ -38,6 +40,17 @@ def data_warnings(raw: RawData, data: EncodedData) -> tuple[str, ...]:
     if data.train_stats.repeated:
         warnings.append(f"{data.train_stats.repeated} training texts occur more than once")
     return tuple(printable(sentence) for sentence in warnings)
+
+
+def few_evaluation_examples(count: int) -> tuple[str, ...]:
+    """A warning if there are so few evaluation examples that a metric measured on them is inexact."""
+    if count >= FEW:
+        return ()
+    error = 50 / math.sqrt(count)
+    return (
+        f"data.eval has only {count} examples, so chance alone moves an accuracy by up to {error:.0f} points (one "
+        f"standard error): compare candidates on {2 * FEW} or more",
+    )
 
 
 def _similar_labels(raw: RawData, labels: Sequence[str]) -> Iterator[str]:

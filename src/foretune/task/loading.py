@@ -9,7 +9,7 @@ from foretune.task.candidate import Candidate, build_candidates
 from foretune.task.capacity import check_capacity
 from foretune.task.config import RunConfig, load_config
 from foretune.task.data import EncodedData, encode_data, read_data
-from foretune.task.data_warnings import data_warnings
+from foretune.task.data_warnings import data_warnings, few_evaluation_examples
 from foretune.task.head_labels import head_labels, in_order_of_head
 from foretune.task.matching import Adaptation, adaptation
 from foretune.task.model import load_model, load_tokenizer, read_model_config
@@ -101,7 +101,7 @@ def load_run(path: str | Path, candidate_names: Sequence[str] | None = None) -> 
         adaptation(model, candidate, _peft_field(source, config, candidate)) for candidate in candidates
     )
     about_model = model_warnings(loaded, data.labels, head, candidates, adaptations)
-    warnings = (*about_model, *data_warnings(raw, data), *config.notes)
+    warnings = (*about_model, *data_warnings(raw, data), *few_evaluation_examples(len(task.eval)), *config.notes)
     return LoadedRun(config, task, data, adaptations, warnings)
 
 
