@@ -83,7 +83,6 @@ def content(drawn: Draw, forecast: dict[str, Any], results: dict[str, list[dict[
                     key: predicted[key] for key in ("eval_metric", "eval_metric_std", "eval_loss", "eval_loss_std")
                 },
                 **{key: entry[key] for key in (*REACH, *SIGNS)},
-                "departures": to_table(entry["departures"]),
                 "forecast_seconds": entry["cost"]["seconds"],
                 "real": [
                     {"seed": result["seed"], "seconds": result["cost"]["seconds"], "curve": curve(result["curve"])}

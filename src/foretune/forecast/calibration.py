@@ -149,7 +149,7 @@ class Simulation(NamedTuple):
             ``foretune.forecast.movement.Movement``.
         change_before_learning: Relative change of the linear weights when the training loss begins to fall.
         linearity_gap: How far the network is from its tangents at the end, see
-            ``foretune.forecast.departure.Departure``.
+            ``foretune.forecast.network.linearity_gap``.
         layer_changes: Sum of the adapted layers' relative changes at the end.
         depth: Share of the network's layers that have adapters.
         fitted_loss: Mean loss of the training examples at the end.

@@ -20,7 +20,6 @@ from foretune.forecast.calibration import (
     scale,
     unstable,
 )
-from foretune.forecast.departure import Departure
 from foretune.forecast.evaluation_noise import evaluation_spread
 from foretune.forecast.figures import Figures
 from foretune.forecast.movement import Reach
@@ -45,7 +44,6 @@ class Forecast:
         seeds: The seeds of these runs.
         refreshes: How often new tangents were taken in every run.
         reach: How far the first run moves the weights.
-        departures: How far the network is from the first run at some of its moments.
         fitted_loss: Mean loss of the training examples at the end of the first run.
         sample: How many training examples were simulated, and how many there are.
         eval_examples: Number of evaluation examples.
@@ -66,7 +64,6 @@ class Forecast:
     seeds: list[int]
     refreshes: int
     reach: Reach
-    departures: list[Departure]
     fitted_loss: float
     sample: Sample
     eval_examples: int
@@ -222,7 +219,6 @@ class Forecast:
             "predicted": predicted | {"curve": self.curve, "seeds": self.seeds},
             "simulated": _values(simulated) | {"fitted_loss": self.fitted_loss, "curve": curve},
             **asdict(self.reach),
-            "departures": [asdict(departure) for departure in self.departures],
             "may_collapse": self.may_collapse,
             "unstable": self.unstable,
             "beginning": self.beginning and asdict(self.beginning) | {"followed": self.followed},

@@ -9,7 +9,6 @@ from typing import Any
 
 from foretune.forecast.beginning import begin
 from foretune.forecast.compare import higher_is_better, worth
-from foretune.forecast.departure import Departures
 from foretune.forecast.expectation import Forecast
 from foretune.forecast.figures import Kernels
 from foretune.forecast.frozen import frozen_correlation
@@ -22,6 +21,7 @@ from foretune.forecast.movement import (
     linear_norm,
     weight_change,
 )
+from foretune.forecast.network import gap_sample, linearity_gap
 from foretune.forecast.sample import Sample
 from foretune.forecast.simulate import Start, fitted_losses, simulate_all
 from foretune.forecast.starts import Starts
@@ -74,11 +74,7 @@ def forecast(
         own_tangents = starts.tangents(seed + extra).on(task.model.device)
         numbers = [number for number, candidate in enumerate(candidates) if candidate.seed == seed]
         jobs = [
-            Start(
-                candidate,
-                *starts.draw(candidate, seed + extra),
-                watch=() if extra else (Movement(size), Departures(task, own_tangents)),
-            )
+            Start(candidate, *starts.draw(candidate, seed + extra), watch=() if extra else (Movement(size),))
             for candidate in (candidates[number] for number in numbers)
         ]
         results = simulate_all(own_tangents, task, jobs, seed + extra, refreshes=refreshes, progress=tell)
@@ -111,9 +107,9 @@ def _measured(
 ) -> Forecast:
     """The forecast of one simulated run, with everything that is measured on it."""
     started = time.perf_counter()
-    candidate, guess_loss = job.candidate, task.guess_loss
-    movement, network = job.watch
-    assert isinstance(movement, Movement) and isinstance(network, Departures)
+    candidate, guess_loss, examples = job.candidate, task.guess_loss, gap_sample(tangents)
+    (movement,) = job.watch
+    assert isinstance(movement, Movement)
     result = Forecast(
         candidate=candidate,
         metric_name=task.metric_name,
@@ -131,9 +127,8 @@ def _measured(
             weight_change=weight_change(task, model),
             layer_changes=layer_changes(task, model),
             depth=depth(task, model),
-            linearity_gap=network.look(model, int(run.final["step"])).linearity_gap,
+            linearity_gap=linearity_gap(task, model, examples, tangents.outputs[examples]),
         ),
-        departures=network.departures,
         fitted_loss=fitted_loss,
         sample=Sample(tangents.num_train, len(task.train)),
         eval_examples=len(task.eval),

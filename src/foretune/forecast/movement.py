@@ -32,7 +32,7 @@ class Reach:
         layer_changes: Sum of the adapted layers' relative changes at the end, see the function of that name.
         depth: Share of the network's layers that have adapters, see the function of that name.
         linearity_gap: How far the network is from its tangents at the end, see
-            ``foretune.forecast.departure.Departure``.
+            ``foretune.forecast.network.linearity_gap``.
     """
 
     largest_step: float

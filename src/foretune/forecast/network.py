@@ -1,19 +1,24 @@
-"""Put the weights of a simulated run into the network, and take new tangents there."""
+"""Put the weights of a simulated run into the network: to measure its linearity gap, and to take new tangents."""
 
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
 from foretune.forecast.movement import growth_of, last_step
+from foretune.kernel.bounds import nonlinearity
 from foretune.linear import TangentModel, replaced
-from foretune.tangents import collect
+from foretune.tangents import ShortLayers, Tangents, all_outputs, centred, collect, evaluating
 from foretune.task import Task
+
+SAMPLE = 32  # number of evaluation examples on which the linearity gap is measured
 
 
 @contextmanager
@@ -76,3 +81,38 @@ class Relinearise(TrainerCallback):
                 )
                 growth = None if model.growth is None else growth_of(self.task, tangents, model.adapters)
             model.relinearise(tangents.on(self.task.model.device), growth)
+
+
+def gap_sample(tangents: Tangents) -> Int[Tensor, " b"]:
+    """Choose evaluation examples of all lengths for ``linearity_gap``; their numbers are those of ``tangents``."""
+    stored = tangents.stored[tangents.num_train :]
+    return stored[torch.linspace(0, len(stored) - 1, min(SAMPLE, len(stored))).long()]
+
+
+def linearity_gap(task: Task, model: TangentModel, examples: Int[Tensor, " b"], before: Float[Tensor, "b c"]) -> float:
+    r"""Measure how far the network at the simulated weights θ is from its tangents, relative to how far it moved.
+
+    .. math:: \lVert f_\theta - \tilde f_\theta\rVert / \lVert f_\theta - f_0\rVert
+
+    The norms run over evaluation examples and their centred outputs. This is docs/theory.md P4 for the weight-space
+    tangent model, *before* training.
+
+    Args:
+        task: The task.
+        model: The tangent model, at any point of a simulated run.
+        examples: Numbers of evaluation examples, as in the tangents.
+        before: Outputs f0 of the network for these examples at the start of the run.
+
+    Returns:
+        0 if the network does what the tangents say. Near 1 or above, training leaves the region where the tangents
+        hold. ∞ if the network or the tangent model no longer gives finite numbers.
+    """
+    rows = task.eval.select((examples - model.tangents.num_train).tolist())
+    with simulated_weights(task, model), ShortLayers(model.tangents.dtype, device=task.model.device):
+        true = all_outputs(task.model, task, rows)
+    with evaluating(model), without_growth(model), torch.no_grad():
+        predicted = model(examples).logits
+    f, f_linear, f0 = (centred(outputs) for outputs in (true, predicted, before))
+    if not bool(torch.isfinite(torch.cat([f, f_linear])).all()):
+        return math.inf
+    return nonlinearity(f, f_linear, f0) if float((f - f0).norm()) > 0 else 0.0
