@@ -107,6 +107,8 @@ def test_evidence_stays_within_its_bounds() -> None:
     assert blind["learnt"] == pytest.approx(evidence(fitted)["learnt"] / 5)
     known = evidence(regression._replace(frozen=0.75))  # features that predict the labels leave less to learn
     assert known == pytest.approx(evidence(regression) | {"learnt": 0.25 * 0.75 * 0.6})
+    hasty = evidence(regression._replace(travel=0.45))  # steps that are too large gain nothing
+    assert hasty == pytest.approx(evidence(regression) | {"learnt": 0.0})
     shallow = evidence(regression._replace(depth=0.5))  # layers without adapters learn nothing
     assert shallow == pytest.approx(evidence(regression) | {"learnt": 0.25 * 0.75 * 0.6})
 

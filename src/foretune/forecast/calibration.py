@@ -27,6 +27,7 @@ CHANGES = 3.0  # largest sum of the layers' relative changes that counts
 
 # Thresholds of `travel`, the relative change of the weights if all steps led one way (see `movement.Movement`).
 TRAVEL = 0.57  # above it, real runs were seen to collapse, from some seeds or from all
+HASTY = 0.4  # above it the steps are hasty: too large for real runs to learn more than their simulation does
 
 # Other thresholds of a run that may collapse.
 STEP = 0.005  # relative change of the weights in one step; below it, no run collapsed because of a large `travel`
@@ -212,7 +213,8 @@ def evidence(simulation: Simulation) -> dict[str, float]:
     - ``overfit``: the gap times q; only for regression and two classes.
     - ``learnt``: ``d² · (1-R) · ρ/(1+ρ) · q/(1+q)``, an estimate of what the real run learns beyond its simulation. d²
       is the share of pairs of layers that can learn together. ``learnt`` shrinks with the simulated gain over guessing
-      if that is below ``LITTLE``, because fitting the training examples alone is not learning.
+      if that is below ``LITTLE``, because fitting the training examples alone is not learning. It is 0 if ``travel`` is
+      above ``HASTY``.
 
     For a run that may collapse (0 for the others):
 
@@ -243,7 +245,8 @@ def evidence(simulation: Simulation) -> dict[str, float]:
     metric = simulation.eval_metric if math.isfinite(simulation.eval_metric) else simulation.guess
     loss = simulation.eval_loss if math.isfinite(simulation.eval_loss) else simulation.guess_loss
     carries_over = _inside((metric - simulation.guess) / LITTLE, 0.0, 1.0)
-    to_learn = simulation.depth**2 * left_open(simulation.frozen, rho) * carries_over
+    not_hasty = float(simulation.travel <= HASTY)
+    to_learn = not_hasty * simulation.depth**2 * left_open(simulation.frozen, rho) * carries_over
 
     def fall(on: Scale, guess: float, simulated: float) -> float:
         return 0.0 if stable else (1 - min(followed / CAUGHT_UP, 1.0)) * (on.to(guess) - on.to(simulated))
