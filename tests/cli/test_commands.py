@@ -69,8 +69,8 @@ def test_forecast_train_compare_report(
     assert foretune(monkeypatch, "forecast", run, "-o", out) == 0
     said = capsys.readouterr().out
     best = json.loads((out / "forecast.json").read_text())["candidates"][0]["name"]
-    assert f"Take {best}: accuracy" in said and f"next: foretune train {run} -c {best} -o {out}" in said
-    assert "κ" not in said and "ahead of" in said and "the chance that it is the better one" in said
+    assert f"No candidate learns much: {best} is forecast" in " ".join(said.split()) and "κ" not in said
+    assert f"next: foretune train {run} -c {best} -o {out}" in said
     assert foretune(monkeypatch, "forecast", run, "-o", out, "--details") == 0
     said = capsys.readouterr().out
     assert "reused" in said and "κ" in said and "linearised (½‖f − y‖²" in said
@@ -89,11 +89,41 @@ def test_forecast_train_compare_report(
     capsys.readouterr()
     assert foretune(monkeypatch, "train", run, "-c", "all", "-o", out) == 0
     assert "already trained" in capsys.readouterr().out
+    capsys.readouterr()
     assert foretune(monkeypatch, "compare", out) == 0
+    said = capsys.readouterr().out
+    assert "train 1 more candidate to see how well" in said and "Kendall" not in said
     summary = json.loads((out / "comparison.json").read_text())["summary"]
     assert summary["n"] == 2 and summary["mean_absolute_error"] is not None
     assert foretune(monkeypatch, "report", out) == 0
     assert "query" in (out / "report.html").read_text()
+
+
+def test_a_forecast_says_which_candidate_to_take_and_how_far_it_is_ahead(capsys: pytest.CaptureFixture[str]) -> None:
+    from foretune.cli.forecast import show_choice
+
+    values = (("a", 0.8), ("b", 0.78))
+    candidates = [
+        {"name": name, "predicted": {"metric_name": "accuracy", "eval_metric": value, "eval_metric_std": 0.02}}
+        for name, value in values
+    ]
+    task = {"metric_name": "accuracy", "majority_metric": 0.5}
+    show_choice({"task": task, "candidates": candidates})
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Take a: accuracy 80.0%" in said and "2.0 points ahead of b" in said and "76% (likely)" in said
+    show_choice({"task": task | {"majority_metric": 0.76}, "candidates": candidates})
+    said = " ".join(capsys.readouterr().out.split())
+    assert "No candidate learns much: a is forecast at accuracy 80.0%, and guessing gives 76.0%" in said
+    assert "foretune recommend" in said and "Take " not in said
+
+
+def test_regret_is_in_points_and_shown_from_three_runs_on(capsys: pytest.CaptureFixture[str]) -> None:
+    from foretune.cli.compare import show
+
+    summary: dict[str, Any] = {"n": 3, "spearman": 0.5, "kendall": 0.3, "regret": 0.025, "mean_absolute_error": 0.01}
+    summary |= {"cost_ratio": None, "noise_floor": None}
+    show({"metric_name": "accuracy", "candidates": [], "summary": summary, "rankers": {}, "skipped": []})
+    assert "2.5 points" in capsys.readouterr().out
 
 
 def test_a_recommendation_can_be_trained_and_compared(

@@ -17,6 +17,7 @@ def command(directory: RunDirectory) -> None:
 
 def show(comparison: dict[str, Any]) -> None:
     """Print a comparison as tables."""
+    from foretune.forecast.compare import MIN_PAIRS
     from foretune.forecast.truths import by_reason
 
     name = comparison["metric_name"]
@@ -33,10 +34,11 @@ def show(comparison: dict[str, Any]) -> None:
         )
     out.print(runs)
     summary = comparison["summary"]
-    ranks = table("how well each score ranks the trained candidates", "score", "Spearman", "Kendall", "regret")
-    for ranker, values in {"forecast": summary, **comparison["rankers"]}.items():
-        ranks.add_row(ranker, *(number(values[key]) for key in ("spearman", "kendall")), metric(values["regret"], name))
-    out.print(ranks)
+    if summary["n"] >= MIN_PAIRS:
+        _show_ranks({"forecast": summary, **comparison["rankers"]}, name)
+    else:
+        missing = MIN_PAIRS - summary["n"]
+        say(f"train {missing} more candidate{'s' if missing > 1 else ''} to see how well the forecast ranks them")
     inside = [row["within_interval"] for row in comparison["candidates"] if row["within_interval"] is not None]
     error = difference(summary["mean_absolute_error"], name)
     say(f"mean absolute error {error}; {sum(inside)} of {len(inside)} runs lie in their 90% interval")
@@ -46,3 +48,12 @@ def show(comparison: dict[str, Any]) -> None:
         say(f"two seeds of the same candidate differ by {difference(summary['noise_floor'], name)} on average")
     for line in by_reason(comparison["skipped"]):
         warn(f"not compared: {line}")
+
+
+def _show_ranks(rankers: dict[str, dict[str, Any]], name: str) -> None:
+    """Print how well the forecast and simpler scores order the trained candidates."""
+    ranks = table("how well each score ranks the trained candidates", "score", "Spearman", "Kendall", "regret")
+    for ranker, values in rankers.items():
+        order = (number(values[key]) for key in ("spearman", "kendall"))
+        ranks.add_row(ranker, *order, difference(values["regret"], name))
+    out.print(ranks)

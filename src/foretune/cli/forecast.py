@@ -1,5 +1,6 @@
 """``foretune forecast``: forecast every candidate from one pass over the model."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -163,11 +164,20 @@ def what_next(result: dict[str, Any], run: Path, directory: Path) -> None:
 
 
 def show_choice(result: dict[str, Any]) -> None:
-    """Print which candidate to take, how far it is ahead, and how certain that is."""
+    """Print which candidate to take, how far it is ahead, and how certain that is; or that no candidate learns."""
+    from foretune.forecast.calibration import gains_little
     from foretune.forecast.run import lead
 
     best, name = result["candidates"][0], result["task"]["metric_name"]
-    say(f"\nTake {best['name']}: {name} {metric(best['predicted']['eval_metric'], name)}.")
+    expected, guess = best["predicted"]["eval_metric"], result["task"]["majority_metric"] or 0.0
+    if gains_little((math.nan if expected is None else expected) - guess):
+        say(
+            f"\nNo candidate learns much: {best['name']} is forecast at {name} {metric(expected, name)}, and guessing "
+            f"gives {metric(guess, name)}. Train longer, try higher learning rates or more layers, or let "
+            "foretune recommend search for better settings."
+        )
+        return
+    say(f"\nTake {best['name']}: {name} {metric(expected, name)}.")
     ahead = lead(result["candidates"])
     if ahead:
         close = "too close to call" if ahead.chance < 0.7 else "likely" if ahead.chance < 0.9 else "sure"
