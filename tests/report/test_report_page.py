@@ -60,13 +60,13 @@ def report(directory: Path) -> Page:
 def test_forecast_with_truth(tmp_path: Path) -> None:
     page = report(full_run(tmp_path))
     assert set(page.figures) == page.plots() == FIGURES
-    assert "“all-linear” is forecast first, with an estimated accuracy of 87.3% ± 1.5 points" in page.text
-    assert "lead over “query-value” is 1.8 points, no more than the error bar" in page.text
-    assert "1 other candidate of 6 cannot be told apart" in page.text
+    assert "“all-linear” is forecast first: accuracy 87.3% ± 1.5 points" in page.text
+    assert "lead over “query-value” is 1.8 ± 2.3 points: which of the two is better is open" in page.text
+    assert "1 of the other 6 candidates may be as good as the first" in page.text
     # errors +1.2, −0.4, −4.1, +2.0 points
     assert "Tested against 4 real runs, the forecast was off by 1.9 points on average" in page.text
     assert "75% were within 3 points" in page.text
-    assert "The first candidate's lead is smaller than that measured error." in page.text
+    assert "The first candidate's lead over the second is smaller than this error." in page.text
     assert "κ ignores labels and kernel scale; it does not rank placements" in page.text
     for shown in ("1.2e4", "294,912", "−4.1", "the linear picture is weak", "num_train_epochs: 6", "torch"):
         assert shown in page.text
@@ -169,7 +169,7 @@ def test_a_regression_metric_has_three_decimals_and_no_points(tmp_path: Path) ->
     )
     compare(directory)
     page = report(directory)
-    assert "an estimated pearson of 0.873 ± 0.015" in page.text
+    assert "forecast first: pearson 0.873 ± 0.015" in page.text
     assert "points" not in page.text.replace("trainable", "")
     assert "87.3%" not in page.text
     assert "±3 points" not in json.dumps(page.figures, ensure_ascii=False)
@@ -199,7 +199,7 @@ def test_a_clear_lead_and_a_lead_without_error_bars(tmp_path: Path) -> None:
     forecast = forecast_file()
     for item in forecast["candidates"]:
         item["predicted"]["eval_metric_std"] = 0.001
-    assert "more than the error bar of that difference (0.2 points)" in report(write(tmp_path, forecast, [])).text
+    assert "± 0.2 points: it is very likely better" in report(write(tmp_path, forecast, [])).text
     for item in forecast["candidates"]:
         item["predicted"]["eval_metric_std"] = None
     assert "nobody can tell whether that lead is real" in report(write(tmp_path, forecast, [])).text

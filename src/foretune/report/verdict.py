@@ -39,10 +39,8 @@ def _first(run: Run, forecasts: list[Candidate]) -> list[str]:
     value = run.metric.value(outcome.eval_metric)
     if outcome.band is None:
         return [f"“{name}” is forecast first, with an estimated {run.metric.label} of {value} and no error bar."]
-    return [
-        f"“{name}” is forecast first, with an estimated {run.metric.label} of {value} ± "
-        f"{run.metric.difference(outcome.band)} (90% interval)."
-    ]
+    band = run.metric.difference(outcome.band)
+    return [f"“{name}” is forecast first: {run.metric.label} {value} ± {band} (90% interval)."]
 
 
 def _lead(run: Run, forecasts: list[Candidate]) -> list[str]:
@@ -55,14 +53,16 @@ def _lead(run: Run, forecasts: list[Candidate]) -> list[str]:
     text = f"Its lead over “{second.name}” is {run.metric.difference(lead)}"
     if bar is None:
         return [f"{text}. Without error bars nobody can tell whether that lead is real."]
+    text = f"{text.removesuffix(' points')} ± {run.metric.difference(bar)}"
     close = sum(_within(run, first, item.forecast) for item in forecasts[1:])
     if close == 0:
-        return [f"{text}, more than the error bar of that difference ({run.metric.difference(bar)})."]
-    others = "1 other candidate" if close == 1 else f"{close} other candidates"
-    compared = "no more" if lead <= bar else "more"
+        return [f"{text}: it is very likely better."]
+    verdict = "which of the two is better is open" if lead <= bar else "it is very likely better"
+    rest = len(forecasts) - 1
+    others = f"{close} of the other {rest} candidates" if rest > 1 else "the other candidate"
     return [
-        f"{text}, {compared} than the error bar of that difference ({run.metric.difference(bar)}).",
-        f"{others} of {len(forecasts) - 1} cannot be told apart from the first by this forecast.",
+        f"{text}: {verdict}.",
+        f"By this forecast, {others} may be as good as the first.",
     ]
 
 
@@ -159,5 +159,5 @@ def _measured(run: Run, summary: dict[str, Any]) -> list[str]:
         text.append(f"The run that it ranked first was {regret} behind the best run.")
     lead = lead_over_second(run)
     if lead is not None and lead < error:
-        text.append("The first candidate's lead is smaller than that measured error.")
+        text.append("The first candidate's lead over the second is smaller than this error.")
     return text
