@@ -7,7 +7,7 @@ from truth.calibrate import Weights, evidence_of, fit, learn, lessons
 from truth.gather import SIGNS
 from truth.grid import TASKS
 
-from foretune.forecast.calibration import corrected, corrections, may_collapse, unstable
+from foretune.forecast.calibration import at_risk, corrected, corrections, may_collapse, unstable
 from foretune.forecast.compare import Z_90, worth
 
 
@@ -29,7 +29,13 @@ def forecast(task: dict[str, Any], weights: Weights) -> dict[str, Any]:
         metric, half = said["eval_metric"], Z_90 * said["eval_metric_std"]
         risky = may_collapse(*(found[sign] for sign in SIGNS))
         return {
-            "rank": worth(metric, said["eval_metric_std"], risky, risky and unstable(found["followed"]), higher=True),
+            "rank": worth(
+                metric,
+                said["eval_metric_std"],
+                at_risk(risky, found["followed"]),
+                risky and unstable(found["followed"]),
+                higher=True,
+            ),
             "metric": metric,
             "loss": said["eval_loss"],
             "low": metric - half,

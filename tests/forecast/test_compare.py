@@ -175,6 +175,9 @@ def test_candidates_that_may_collapse_are_ranked_by_the_worse_end_of_their_error
         truths = [truth("a", 0.5), truth("b", b), truth("c", 0.5)]
         write(folder, [forecast("a", 0.5), forecast("b", b), risky], truths)
         assert (compare(folder)["summary"]["regret"] == 0) is (best == "b")
+    caught_up = risky | {"beginning": {"followed": 0.6}}  # the beginning of the user's own run was seen to learn
+    write(tmp_path, [forecast("a", 0.5), forecast("b", 0.64), caught_up], truths)
+    assert compare(tmp_path)["summary"]["regret"] == pytest.approx(0.14)
     assert worth(0.3, 0.1, True, False, higher=False) == pytest.approx(0.3 + Z_90 * 0.1)
     assert worth(0.3, None, True, True, higher=False) > 1e5
 

@@ -141,6 +141,11 @@ def unstable(followed: float | None) -> bool:
     return followed is None or followed < FOLLOWED
 
 
+def at_risk(may_collapse: bool, followed: float | None) -> bool:
+    """Whether a run may still collapse: its beginning did not learn ``CAUGHT_UP`` of what the simulation learnt."""
+    return may_collapse and (followed is None or followed < CAUGHT_UP)
+
+
 class Simulation(NamedTuple):
     """The measurements of a simulated run on which its correction depends.
 

@@ -5,7 +5,7 @@ statistic that cannot be computed (fewer than three pairs, a constant input) is 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
@@ -15,6 +15,7 @@ import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
 from foretune.errors import InputError
+from foretune.forecast.calibration import at_risk
 from foretune.forecast.truths import by_reason, real_runs
 from foretune.results import provenance, read_json, write_json
 
@@ -104,23 +105,29 @@ def compare(directory: Path) -> dict[str, Any]:
     return comparison
 
 
-def worth(metric: float, std: float | None, may_collapse: bool, unstable: bool, higher: bool) -> float:
+def is_at_risk(candidate: Mapping[str, Any]) -> bool:
+    """Whether the run of an entry of ``forecast.json`` may still collapse, see ``calibration.at_risk``."""
+    beginning = candidate.get("beginning") or {}
+    return at_risk(bool(candidate.get("may_collapse")), beginning.get("followed"))
+
+
+def worth(metric: float, std: float | None, risky: bool, unstable: bool, higher: bool) -> float:
     """Return the value by which a forecast is ranked.
 
-    That value is the metric. For a run that may collapse it is the worse end of the metric's 90% interval. A run that
-    is expected to collapse comes behind all others.
+    That value is the metric. For a run that may still collapse it is the worse end of the metric's 90% interval. A run
+    that is expected to collapse comes behind all others.
 
     Args:
         metric: The forecast metric.
         std: Its standard deviation, if there is one.
-        may_collapse: Whether similar runs were seen to collapse, from some seeds at least.
+        risky: Whether the run may still collapse, see ``calibration.at_risk``.
         unstable: Whether this run is expected to collapse.
         higher: Whether a higher metric is better.
 
     Returns:
         The value, in the metric's unit.
     """
-    loss = Z_90 * (std or 0.0) * may_collapse + BEHIND * unstable
+    loss = Z_90 * (std or 0.0) * risky + BEHIND * unstable
     return metric - loss if higher else metric + loss
 
 
@@ -133,6 +140,7 @@ def _row(candidate: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, 
     return {
         "name": candidate["name"],
         "may_collapse": bool(candidate.get("may_collapse")),
+        "at_risk": is_at_risk(candidate),
         "unstable": bool(candidate.get("unstable")),
         "predicted": predicted,
         "true": true,
@@ -189,7 +197,7 @@ def _summary(rows: list[dict[str, Any]], quantity: str, higher: bool, share: boo
     error = np.array([row["error"][quantity] for row in complete], dtype=float)
     ranked = predicted
     if quantity == "eval_metric":
-        risks = [(row["predicted"]["eval_metric_std"], row["may_collapse"], row["unstable"]) for row in complete]
+        risks = [(row["predicted"]["eval_metric_std"], row["at_risk"], row["unstable"]) for row in complete]
         ranked = [worth(value, *risk, higher) for value, risk in zip(predicted, risks, strict=True)]
     # the tolerance covers rounding: 0.80 − 0.77 must count as three points
     within = float(np.mean(np.abs(error) <= POINTS + 1e-12)) if share and complete else None

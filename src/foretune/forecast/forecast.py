@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from foretune.forecast.beginning import begin
+from foretune.forecast.calibration import at_risk
 from foretune.forecast.compare import higher_is_better, worth
 from foretune.forecast.expectation import Forecast
 from foretune.forecast.figures import Kernels
@@ -177,8 +178,8 @@ def begun(
 def ranked(forecasts: Iterable[Forecast], task: Task) -> list[Forecast]:
     """Sort forecasts, best first.
 
-    A run that may collapse is ranked by the worse end of its error bar. It comes last, unless the real run was begun
-    and learnt.
+    A run that may collapse comes last. If its real beginning learnt, it is ranked by the worse end of its error bar, or
+    by its forecast if it learnt at least half of what the simulation learnt.
 
     Args:
         forecasts: Forecasts of the task.
@@ -191,7 +192,8 @@ def ranked(forecasts: Iterable[Forecast], task: Task) -> list[Forecast]:
 
     def rank(result: Forecast) -> tuple[float, float]:
         final = result.final
-        value = worth(final["eval_metric"], final["eval_metric_std"], result.may_collapse, result.unstable, higher)
+        risks = at_risk(result.may_collapse, result.followed), result.unstable
+        value = worth(final["eval_metric"], final["eval_metric_std"], *risks, higher)
         return -value if higher else value, final["eval_loss"]
 
     return sorted(forecasts, key=rank)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from foretune.errors import InputError
 from foretune.forecast.beginning import BEGIN
-from foretune.forecast.compare import higher_is_better, worth
+from foretune.forecast.compare import higher_is_better, is_at_risk, worth
 from foretune.forecast.eligibility import Examined, examine
 from foretune.forecast.expectation import Forecast
 from foretune.forecast.forecast import SEEDS, Bar, begun, forecast
@@ -107,7 +107,7 @@ def with_earlier(path: Path, result: dict[str, Any], notify: Notify) -> dict[str
 
     def rank(entry: dict[str, Any]) -> tuple[float, float]:
         predicted = entry["predicted"]
-        risks = entry["may_collapse"], entry["unstable"]
+        risks = is_at_risk(entry), entry["unstable"]
         value = worth(predicted["eval_metric"] or 0.0, predicted["eval_metric_std"], *risks, higher)
         return -value if higher else value, predicted["eval_loss"] or math.inf
 
