@@ -28,6 +28,7 @@ from truth.grid import EVAL_SAMPLES, command_line, prepared
 from truth.grid import TASKS as SETTINGS
 from truth.predictors import clock
 
+from foretune.forecast.calibration import gains_little
 from foretune.forecast.forecast import forecast
 from foretune.results import read_json
 from foretune.tangents import Tangents, collect
@@ -129,7 +130,7 @@ def section(tasks: list[dict[str, Any]]) -> list[str]:
     """Of ``docs/truth.md``: what was measured, and how many candidates of the gathered tasks were begun."""
     costs = measured()
     runs = [known_of(each, task) for task in tasks for found in task["simulated"].values() for each in found.values()]
-    begun = sum(each.followed is not None and not each.is_foregone for each in runs)
+    begun = sum(each.followed is not None and not gains_little(each.gain) for each in runs)
     mean = Cost.of(costs)
     rows = []
     for name, found in costs.items():

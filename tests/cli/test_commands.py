@@ -90,7 +90,6 @@ def test_forecast_train_compare_report(
     capsys.readouterr()
     assert foretune(monkeypatch, "train", run, "-c", "all", "-o", out) == 0
     assert "already trained" in capsys.readouterr().out
-    capsys.readouterr()
     assert foretune(monkeypatch, "compare", out) == 0
     said = capsys.readouterr().out
     assert "train 1 more candidate to see how well" in said and "Kendall" not in said

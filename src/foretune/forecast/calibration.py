@@ -192,11 +192,6 @@ class Simulation(NamedTuple):
         """Metric at the end minus the metric of guessing."""
         return self.eval_metric - self.guess
 
-    @property
-    def is_foregone(self) -> bool:
-        """Whether it is pointless to train the beginning of this run: its simulation has little to lose."""
-        return gains_little(self.gain)
-
 
 def evidence(simulation: Simulation) -> dict[str, float]:
     """Compute the features x from which a correction is predicted.
@@ -229,7 +224,7 @@ def evidence(simulation: Simulation) -> dict[str, float]:
     - ``fall``, ``loss_fall``: guessing minus simulation, on the scale of the metric and of the loss, times ``1 -
       followed / CAUGHT_UP`` or 0 if that is negative.
 
-    A run whose beginning is pointless (``is_foregone``) counts as one whose beginning learnt nothing.
+    A run that gains little has nothing to lose by a collapse. It counts as one whose beginning learnt nothing.
 
     Args:
         simulation: Measurements of the simulated run.
@@ -239,7 +234,7 @@ def evidence(simulation: Simulation) -> dict[str, float]:
     """
     metric_scale = scale("eval_metric", simulation.metric_name)
     stable = not may_collapse(simulation.largest_step, simulation.travel, simulation.change_before_learning)
-    measured = 0.0 if simulation.is_foregone else simulation.followed
+    measured = 0.0 if gains_little(simulation.gain) else simulation.followed
     followed = measured or 0.0
     gap = min(simulation.linearity_gap, 1.0) if stable else 0.0
     few_outputs = simulation.outputs <= 2

@@ -12,6 +12,7 @@ from foretune.forecast.calibration import (
     Correction,
     MeanPoint,
     Simulation,
+    at_risk,
     corrected,
     corrections,
     evidence,
@@ -139,17 +140,17 @@ class Forecast:
         by_quantity = {name: self.sample.widened(one) for name, one in corrections(self.evidence).items()}
         if self.refreshes:
             by_quantity = {name: Correction(0.0, one.spread) for name, one in by_quantity.items()}
-        by_quantity["eval_metric"] = self._measured_on_few(by_quantity["eval_metric"])
-        points, excess = [], self.excess
-        for point in self.simulated:
+        points, excess, simulated = [], self.excess, self.simulated
+        by_quantity["eval_metric"] = self._measured_on_few(by_quantity["eval_metric"], simulated[-1]["eval_metric"])
+        for point in simulated:
             share = point["step"] / self.steps
             expected = corrected(without(share * excess, point), by_quantity, share, self.metric_name)
             points.append(MeanPoint(**expected))  # type: ignore[typeddict-item]
         return points
 
-    def _measured_on_few(self, correction: Correction) -> Correction:
-        """The correction of the metric with a larger spread if there are few evaluation examples."""
-        on, simulated = scale("eval_metric", self.metric_name), self.simulated[-1]["eval_metric"]
+    def _measured_on_few(self, correction: Correction, simulated: float) -> Correction:
+        """The correction of a simulated metric with a larger spread if there are few evaluation examples."""
+        on = scale("eval_metric", self.metric_name)
         if not math.isfinite(simulated):
             return correction
         expected = on.back(on.to(simulated) + correction.shift)
@@ -177,6 +178,11 @@ class Forecast:
         return self.may_collapse and unstable(self.followed)
 
     @property
+    def at_risk(self) -> bool:
+        """Whether the run may still collapse, after what its real beginning learnt."""
+        return at_risk(self.may_collapse, self.followed)
+
+    @property
     def may_collapse(self) -> bool:
         """Whether similar real runs were seen to collapse."""
         reach = self.reach
@@ -190,7 +196,7 @@ class Forecast:
     @property
     def to_begin(self) -> bool:
         """Whether the real run should be begun, to see whether it collapses."""
-        return self.may_collapse and not self.known.is_foregone
+        return self.may_collapse and not gains_little(self.known.gain)
 
     @property
     def steps(self) -> int:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from foretune.forecast.beginning import begin
-from foretune.forecast.calibration import at_risk
 from foretune.forecast.compare import higher_is_better, worth
 from foretune.forecast.expectation import Forecast
 from foretune.forecast.figures import Kernels
@@ -192,8 +191,7 @@ def ranked(forecasts: Iterable[Forecast], task: Task) -> list[Forecast]:
 
     def rank(result: Forecast) -> tuple[float, float]:
         final = result.final
-        risks = at_risk(result.may_collapse, result.followed), result.unstable
-        value = worth(final["eval_metric"], final["eval_metric_std"], *risks, higher)
+        value = worth(final["eval_metric"], final["eval_metric_std"], result.at_risk, result.unstable, higher)
         return -value if higher else value, final["eval_loss"]
 
     return sorted(forecasts, key=rank)

@@ -54,16 +54,13 @@ def _lead(run: Run, forecasts: list[Candidate]) -> list[str]:
     if bar is None:
         return [f"{text}. Without error bars nobody can tell whether that lead is real."]
     text = f"{text.removesuffix(' points')} ± {run.metric.difference(bar)}"
-    close = sum(_within(run, first, item.forecast) for item in forecasts[1:])
-    if close == 0:
-        return [f"{text}: it is very likely better."]
     verdict = "which of the two is better is open" if lead <= bar else "it is very likely better"
-    rest = len(forecasts) - 1
-    others = f"{close} of the other {rest} candidates" if rest > 1 else "the other candidate"
-    return [
-        f"{text}: {verdict}.",
-        f"By this forecast, {others} may be as good as the first.",
-    ]
+    sentences = [f"{text}: {verdict}."]
+    rest, close = len(forecasts) - 1, sum(_within(run, first, item.forecast) for item in forecasts[1:])
+    if close:
+        others = f"{close} of the other {rest} candidates" if rest > 1 else "the other candidate"
+        sentences.append(f"By this forecast, {others} may be as good as the first.")
+    return sentences
 
 
 def lead_over_second(run: Run) -> float | None:

@@ -17,8 +17,7 @@ HEAD_NAMES = tuple(SEQ_CLS_HEAD_NAMES)  # peft finds the head, the last part of 
 
 def adaptable(model: nn.Module) -> list[str]:
     """The distinct last parts of the names of modules that LoRA can adapt, linear ones first, without the head's."""
-    linear, embeddings = (outside_head(model, *kinds) for kinds in ((nn.Linear, Conv1D), (nn.Embedding,)))
-    return list(dict.fromkeys([*_last_parts(linear), *_last_parts(embeddings)]))
+    return _last_parts([*outside_head(model, nn.Linear, Conv1D), *outside_head(model, nn.Embedding)])
 
 
 def outside_head(model: nn.Module, *kinds: type[nn.Module]) -> list[str]:
